@@ -1,0 +1,23 @@
+"""What time is it?"""
+
+from __future__ import annotations
+
+import datetime as dt
+
+
+def now() -> dt.datetime:
+    """Aware UTC, with microseconds. Tests move the time by replacing this function."""
+    return dt.datetime.now(dt.timezone.utc)
+
+
+def as_utc(value: dt.datetime | None) -> dt.datetime | None:
+    """The same moment, aware and in UTC.
+
+    SQLite and MariaDB give back naive datetimes, which are UTC because that is what was
+    stored; PostgreSQL gives them in the time zone of the connection.
+    """
+    if value is None:
+        return None
+    if value.tzinfo is None:
+        return value.replace(tzinfo=dt.timezone.utc)
+    return value.astimezone(dt.timezone.utc)

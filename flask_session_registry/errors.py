@@ -1,0 +1,22 @@
+"""What can go wrong for the developer of an app."""
+
+from __future__ import annotations
+
+
+class SessionRegistryError(Exception):
+    """Base of every error that this extension raises."""
+
+
+class ConfigurationError(SessionRegistryError):
+    """The app is put together in a way that the registry can't work with.
+
+    Raised at start-up where that can be seen, otherwise at the first request.
+    """
+
+
+class NotInstalledError(SessionRegistryError, RuntimeError):
+    """The registry was asked on an app on which 'init_app' was not called."""
+
+
+class UserError(SessionRegistryError, ValueError):
+    """What was given as a user is none: another class, or not saved yet."""

@@ -1,0 +1,265 @@
+"""The extension: its set-up, and the verbs of an app."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import typing as t
+import uuid
+from collections.abc import Callable
+
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from flask import Flask, current_app, has_request_context, session
+from flask_login import user_accessed
+from flask_sqlalchemy import SQLAlchemy
+
+from . import gate, revocation, session_ids, tracking
+from .cli import commands
+from .errors import ConfigurationError
+from .installation import Installation, get_installation, install, unwrap
+from .models import UserSessionMixin
+
+_View = t.TypeVar("_View", bound=Callable[..., t.Any])
+
+
+class SessionRegistry:
+    """Knows where each user is signed in, and ends it, for certain, when a password changes.
+
+    ::
+
+        sessions = SessionRegistry()
+
+        def create_app():
+            ...
+            db.init_app(app); login_manager.init_app(app); Session(app); Migrate(app, db)
+            sessions.init_app(app)
+
+    :param app: calls :meth:`init_app`.
+    :param db: the app's Flask-SQLAlchemy, if it can't be found in ``app.extensions``.
+    :param user_model: the class of those who sign in. By default the one mapped class that is a
+        Flask-Login user; its subclasses count as it.
+    :param session_model: a class of your own, built on :class:`UserSessionMixin`. By default the
+        table ``user_sessions`` is defined beside the table of the users.
+    """
+
+    def __init__(
+        self,
+        app: Flask | None = None,
+        db: SQLAlchemy | None = None,
+        *,
+        user_model: type[t.Any] | None = None,
+        session_model: type[t.Any] | None = None,
+    ) -> None:
+        self._db = db
+        self._user_model = user_model
+        self._session_model = session_model
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask, db: SQLAlchemy | None = None) -> None:
+        """Set the registry up on an app. One registry may serve several apps.
+
+        ``Session(app)`` comes before it. Flask-SQLAlchemy, Flask-Login, Flask-Migrate and the user
+        model may come before or after.
+
+        :raises ConfigurationError: a wrong setting, several user models, a table of that name, or
+            Flask-Session not set up yet. What can only be seen later is raised at the first
+            request.
+        """
+        if "session_registry" in app.extensions:
+            raise ConfigurationError(
+                "A 'SessionRegistry' is set up on this app already. Use that one."
+            )
+        installation = Installation(
+            app,
+            db or self._db,
+            self._user_model,
+            self._session_model,
+            on_complete=revocation.listen,
+        )
+        install(app, self, installation)
+        user_accessed.connect(gate.check, app)
+        tracking.connect(app)
+        app.before_request_funcs.setdefault(None, []).insert(
+            0, functools.partial(installation.check, app)
+        )
+        # The last of all, whatever is registered later: Flask goes through them in reverse.
+        app.after_request_funcs.setdefault(None, []).insert(
+            0, functools.partial(tracking.finish, app=app)
+        )
+        app.teardown_appcontext_funcs.insert(0, functools.partial(tracking.run_later, app=app))
+        app.cli.add_command(commands["revoke-sessions"])
+        if not installation.is_complete:
+            installation.complete_when_possible(app)
+
+    # -- where a user is signed in -------------------------------------------------------------
+
+    @property
+    def UserSession(self) -> type[t.Any]:
+        """The mapped class of user sessions, of the current app."""
+        return get_installation().records.model
+
+    @property
+    def current(self) -> UserSessionMixin | None:
+        """The user session of this request; ``None`` where nobody is signed in by a session.
+
+        In the request of a login it is ``None`` too: the row is written when the view is done.
+        """
+        installation = get_installation()
+        current = gate.current(installation)
+        if current is None:
+            return None
+        records = installation.records
+        return t.cast("UserSessionMixin | None", records.db.session.get(records.model, current.id))
+
+    @property
+    def rejected(self) -> str | None:
+        """Why the session of this request was refused, or ``None``.
+
+        ``"password_changed"``, ``"logged_out"``, ``"replaced"``, or the reason that a revocation
+        gave; ``"rotated"``: a session id from before a rotation; ``"inactive"``: the user is not
+        active; ``"unregistered"``: it never had a user session; ``"unknown"``: it has none now.
+        """
+        installation = get_installation()
+        gate.current(installation)
+        state = installation.known_state
+        return state.rejected if state else None
+
+    def active(self, user: t.Any) -> list[t.Any]:
+        """The user's active sessions, most recently seen first.
+
+        :raises UserError: ``user`` is no user, or not saved.
+        """
+        installation = get_installation()
+        user_id = installation.user_id_of(user)
+        return installation.records.active(
+            installation.session_of(user),
+            user_id,
+            since=installation.expired_before(unwrap(current_app)),
+        )
+
+    # -- ending it -----------------------------------------------------------------------------
+
+    def revoke_all(
+        self,
+        user: t.Any,
+        except_current: bool = False,
+        *,
+        reason: str = "revoked",
+        session: sa_orm.Session | sa_orm.scoped_session[t.Any] | None = None,
+    ) -> int:
+        """End all sessions of a user, when the transaction commits that this joins.
+
+        It does not commit. A rollback, of a savepoint too, takes it back.
+
+        :param except_current: spare the session of this request. Where there is none, or it is
+            another user's, all end.
+        :param reason: kept in the rows and sent with the signal; 1 to 64 characters.
+        :param session: whose transaction to join; by default that of the session ``user`` belongs
+            to, else ``db.session``.
+        :returns: how many it ended; what the same transaction ended before is not counted again.
+        :raises UserError: ``user`` is no user, or not saved.
+        :raises ValueError: a reason that does not fit.
+        """
+        installation = get_installation()
+        user_id = installation.user_id_of(user)
+        spare = gate.current(installation) if except_current else None
+        count, _ = revocation.revoke_users(
+            installation,
+            unwrap(current_app),
+            [user_id],
+            reason=reason,
+            session=_plain(session) or installation.session_of(user),
+            spare=spare.id if spare is not None and spare.user_id == user_id else None,
+        )
+        return count
+
+    def revoke(
+        self, user_session_or_id: t.Any, *, user: t.Any = None, reason: str = "revoked"
+    ) -> bool:
+        """End one session, when the transaction commits that this joins. It does not commit.
+
+        :param user_session_or_id: a user session, or its id as a UUID or as text.
+        :param user: whose it must be. Somebody else's is treated as an unknown one.
+        :returns: whether it ended; ``False`` if it is unknown, no UUID, or had ended already.
+        :raises UserError: ``user`` is no user, or not saved.
+        :raises ValueError: a reason that does not fit.
+        """
+        installation = get_installation()
+        revocation.check_reason(reason)
+        records = installation.records
+        owner = None if user is None else installation.user_id_of(user)
+        id = getattr(user_session_or_id, "id", user_session_or_id)
+        if not isinstance(id, uuid.UUID):
+            try:
+                id = uuid.UUID(id)
+            except (AttributeError, TypeError, ValueError):
+                return False
+        session = _session_of(user_session_or_id) or records.db.session()
+        return revocation.revoke_one(
+            installation, unwrap(current_app), id, user_id=owner, reason=reason, session=session
+        )
+
+    @t.overload
+    def revoke_on_password_change(self, view: _View) -> _View: ...
+
+    @t.overload
+    def revoke_on_password_change(
+        self, view: None = None, *, reason: str = ...
+    ) -> Callable[[_View], _View]: ...
+
+    def revoke_on_password_change(
+        self, view: _View | None = None, *, reason: str = revocation.PASSWORD_CHANGED
+    ) -> _View | Callable[[_View], _View]:
+        """Decorate the view that changes the password.
+
+        When a commit in it changes the signed-in user's password, the user's other sessions end in
+        that same commit; this one goes on under a new id. If the view raises, what it has not
+        committed is rolled back. Does for this view what ``REVOKE_ON_PASSWORD_CHANGE`` does
+        everywhere. OWASP ASVS 5.0, 7.4.3.
+
+        :param reason: kept in the rows and sent with the signal; 1 to 64 characters.
+        :raises ValueError: a reason that does not fit.
+        """
+        revocation.check_reason(reason)
+        if view is None:
+            return functools.partial(revocation.watching, reason=reason)
+        return revocation.watching(view, reason)
+
+    def same_credentials(self, user: t.Any) -> contextlib.AbstractContextManager[None]:
+        """Within it, a new password hash of this user is one of the *same* password.
+
+        For a rehash at login, or a new algorithm: nobody is signed out. The change is flushed at
+        the end of the block, if the block has not committed it.
+
+        :raises UserError: ``user`` is no user, or not saved.
+        """
+        return revocation.same_credentials(get_installation(), user)
+
+    def rotate(self) -> None:
+        """Give this request's session a new id; the old one is dead when the request has ended.
+
+        For a gain of privilege (OWASP ASVS 5.0, 7.2.4). Does nothing where nobody is signed in by
+        a session, nor in the request of a login, which rotates by itself.
+
+        :raises RuntimeError: there is no request.
+        """
+        installation = get_installation()
+        if not has_request_context():
+            raise RuntimeError("'rotate()' works on the session of a request, and there is none.")
+        current = gate.current(installation)
+        if current is not None and not current.is_rotating:
+            current.is_rotating = True
+            session_ids.change(current_app.session_interface, session)
+
+
+def _plain(
+    session: sa_orm.Session | sa_orm.scoped_session[t.Any] | None,
+) -> sa_orm.Session | None:
+    return session() if isinstance(session, sa_orm.scoped_session) else session
+
+
+def _session_of(row: t.Any) -> sa_orm.Session | None:
+    is_mapped = sa.inspect(row, raiseerr=False) is not None
+    return sa_orm.object_session(row) if is_mapped else None

@@ -1,0 +1,156 @@
+"""Is this request's session still good?
+
+Asked before Flask-Login looks at the session or at the "remember me" cookie, in each request that
+asks who the user is. When unsure: no.
+"""
+
+from __future__ import annotations
+
+import logging
+import typing as t
+import uuid
+
+import sqlalchemy as sa
+from flask import Flask, current_app, has_request_context, session
+from flask_login import current_user
+from werkzeug.exceptions import ServiceUnavailable
+
+from . import clock, remember, session_ids, signals
+from .credentials import fingerprint
+from .installation import Installation, find_installation
+from .state import MARKER, Current, RequestState, read_marker
+
+_log = logging.getLogger("flask_session_registry")
+
+
+def check(app: Flask) -> None:
+    """Let the session of this request pass, or turn the request into an anonymous one.
+
+    :raises ServiceUnavailable: the database can't be asked. The browser keeps its cookies.
+    """
+    installation = find_installation()
+    if installation is None:
+        return
+    claimed = session.get("_user_id")
+    if claimed is None and not remember.is_offered(app):
+        return
+    state = installation.state
+    carried = session.get(MARKER)
+    if claimed is not None and _is_known(state, carried):
+        return
+    try:
+        if claimed is not None:
+            reason, id = _check_session(installation, state, carried, claimed)
+        else:
+            reason, id = _check_remembered(installation, state, app)
+    except sa.exc.SQLAlchemyError:
+        _log.exception(
+            "The table of user sessions could not be read. Is the database up, and has"
+            " 'flask db upgrade' been run?"
+        )
+        installation.records.db.session.rollback()
+        state.is_unavailable = True
+        make_anonymous(app)
+        raise ServiceUnavailable(
+            "Your session could not be checked. Please try again in a moment."
+        ) from None
+    if reason is not None:
+        _refuse(app, state, reason, id)
+
+
+def current(installation: Installation) -> Current | None:
+    """The user session of this request, after asking for it if nobody has yet."""
+    if not has_request_context():
+        return None
+    current_user._get_current_object()
+    state = installation.known_state
+    return state.current if state else None
+
+
+def current_before_login(installation: Installation) -> Current | None:
+    """The user session of this request when Flask-Login has written another user over it."""
+    state = installation.state
+    if state.current is None and state.login is None:
+        _check_session(installation, state, session.get(MARKER), None)
+    return state.current
+
+
+def make_anonymous(app: Flask) -> None:
+    """Let the rest of this request see no session and no "remember me" cookie.
+
+    In memory: what the browser holds stays until an answer says otherwise.
+    """
+    session_ids.forget(app.session_interface, session)
+    remember.block(app)
+
+
+def _is_known(state: RequestState, carried: object) -> bool:
+    """Whether this very session was accepted, or opened, earlier in this request."""
+    known = (state.current, state.login)
+    return any(session is not None and session.marker == carried for session in known)
+
+
+_Verdict = tuple["str | None", "uuid.UUID | None"]
+
+
+def _check_session(
+    installation: Installation, state: RequestState, carried: object, claimed: str | None
+) -> _Verdict:
+    marker = read_marker(carried)
+    if marker is None:
+        return "unregistered" if carried is None else "unknown", None
+    return _check_row(installation, state, marker, claimed), marker[0]
+
+
+def _check_remembered(installation: Installation, state: RequestState, app: Flask) -> _Verdict:
+    companion = remember.companion(app)
+    claimed = remember.claimed_user(app)
+    if companion is None or claimed is None:
+        return "unknown", None
+    reason = _check_row(installation, state, (companion.id, companion.generation), claimed)
+    return reason, companion.id
+
+
+def _check_row(
+    installation: Installation,
+    state: RequestState,
+    marker: tuple[uuid.UUID, int],
+    claimed: str | None,
+) -> str | None:
+    """Compare what the browser carries with the row; why not, or ``None`` if it stands."""
+    id, generation = marker
+    row = installation.records.load(id)
+    if row is None:
+        return "unknown"
+    user, row_generation, revoked_at, credential, last_seen_at, store_id, *passwords = row
+    if revoked_at is not None:
+        return installation.records.reason(id) or "revoked"
+    if credential != fingerprint((*passwords,)):
+        return "password_changed"
+    if row_generation != generation:
+        return "rotated"
+    if claimed is not None and remember.id_of(current_app, user) != str(claimed):
+        return "unknown"
+    if not user.is_active:
+        state.inactive = id
+        return "inactive"
+    interval = installation.settings.touch_interval
+    state.current = Current(
+        id=id,
+        generation=generation,
+        user=user,
+        user_id=installation.user_id_of(user),
+        session_id=session_ids.session_id(session),
+        store_id=store_id,
+        is_touch_due=interval is not None
+        and clock.now() - t.cast("t.Any", clock.as_utc(last_seen_at)) >= interval,
+    )
+    return None
+
+
+def _refuse(app: Flask, state: RequestState, reason: str, id: uuid.UUID | None) -> None:
+    state.rejected = reason
+    # A late request with the id from before a rotation comes from a browser that is signed in.
+    state.forgets_remember = reason != "rotated" and remember.is_offered(app)
+    make_anonymous(app)
+    signals.send(signals.session_rejected, app, user_session_id=id, reason=reason)

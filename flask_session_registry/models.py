@@ -1,0 +1,174 @@
+"""What is kept of a signed-in browser: the row."""
+
+from __future__ import annotations
+
+import datetime as dt
+import typing as t
+import uuid
+
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.dialects import mysql
+
+from . import clock
+from .errors import ConfigurationError
+
+#: Where a 'db' keeps the table that was defined on it: a class on one base can be defined only
+#: once, however many apps are made.
+_DEFINED = "_flask_session_registry_model"
+
+# Plain types with variants, because a migration can't import a type of ours. MariaDB drops the
+# microseconds of a DATETIME unless told otherwise.
+_MOMENT = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+
+
+class UserSessionMixin:
+    """The columns of a user session. A class of your own adds ``user_id``::
+
+        class UserSession(UserSessionMixin, db.Model):
+            user_id = mapped_column(ForeignKey("user.id", ondelete="SET NULL"), index=True)
+
+    All times are aware UTC, on every database.
+    """
+
+    #: Public name of the user session: neither secret nor guessable.
+    id: sa_orm.Mapped[uuid.UUID] = sa_orm.mapped_column(sa.Uuid, primary_key=True)
+    #: How often the session id was rotated. A cookie of an earlier generation is dead.
+    generation: sa_orm.Mapped[int] = sa_orm.mapped_column(sa.Integer, nullable=False)
+    #: Key of the entry in the session store (a hash, see ``HASH_SESSION_IDS``); ``None`` for
+    #: signed cookies.
+    store_id: sa_orm.Mapped[t.Optional[str]] = sa_orm.mapped_column(sa.String(255))
+    #: IP address when last seen, or ``None`` where the server gave none that is one.
+    ip_address: sa_orm.Mapped[t.Optional[str]] = sa_orm.mapped_column(sa.String(45))
+    #: User agent when last seen: 512 characters at most, control characters taken out. It is
+    #: what a stranger sent: escape it.
+    user_agent: sa_orm.Mapped[t.Optional[str]] = sa_orm.mapped_column(sa.String(512))
+    created_at: sa_orm.Mapped[dt.datetime] = sa_orm.mapped_column(_MOMENT, nullable=False)
+    last_seen_at: sa_orm.Mapped[dt.datetime] = sa_orm.mapped_column(_MOMENT, nullable=False)
+    #: When the session id was last changed.
+    rotated_at: sa_orm.Mapped[t.Optional[dt.datetime]] = sa_orm.mapped_column(_MOMENT)
+    #: When the user last gave a password.
+    authenticated_at: sa_orm.Mapped[dt.datetime] = sa_orm.mapped_column(_MOMENT, nullable=False)
+    #: Until when a "remember me" cookie can renew the session; ``None``: there is none.
+    remember_until: sa_orm.Mapped[t.Optional[dt.datetime]] = sa_orm.mapped_column(_MOMENT)
+    #: SHA-256 of the stored password hash that the session was opened with, in hexadecimal.
+    fingerprint: sa_orm.Mapped[t.Optional[str]] = sa_orm.mapped_column(sa.String(64))
+    #: When the session ended; ``None``: it has not.
+    revoked_at: sa_orm.Mapped[t.Optional[dt.datetime]] = sa_orm.mapped_column(_MOMENT)
+    #: Why it ended: ``"password_changed"``, ``"logged_out"``, ``"replaced"``, or what
+    #: :meth:`SessionRegistry.revoke` was told.
+    revoked_reason: sa_orm.Mapped[t.Optional[str]] = sa_orm.mapped_column(sa.String(64))
+    #: Which revocation ended it. All sessions that one revocation ended carry the same value.
+    revocation: sa_orm.Mapped[t.Optional[uuid.UUID]] = sa_orm.mapped_column(sa.Uuid)
+    #: When the entry of the ended session was deleted from the session store.
+    purged_at: sa_orm.Mapped[t.Optional[dt.datetime]] = sa_orm.mapped_column(_MOMENT)
+
+    if t.TYPE_CHECKING:
+        user_id: t.Any
+
+
+def _make_times_aware(row: UserSessionMixin, *_: object) -> None:
+    values = vars(row)
+    for name, value in values.items():
+        if isinstance(value, dt.datetime):
+            values[name] = clock.as_utc(value)
+
+
+sa.event.listen(UserSessionMixin, "load", _make_times_aware, propagate=True)
+sa.event.listen(UserSessionMixin, "refresh", _make_times_aware, propagate=True)
+
+
+def is_user_class(cls: type) -> bool:
+    """Whether instances of this class are what Flask-Login calls a user."""
+    return all(
+        hasattr(cls, name) for name in ("is_authenticated", "is_active", "is_anonymous", "get_id")
+    )
+
+
+def topmost_user_class(cls: type[t.Any]) -> type[t.Any]:
+    """The mapped user class that this one inherits from, else itself."""
+    mapper = sa.inspect(cls)
+    while mapper.inherits is not None and is_user_class(mapper.inherits.class_):
+        mapper = mapper.inherits
+    return t.cast("type[t.Any]", mapper.class_)
+
+
+def find_user_model(db: SQLAlchemy) -> type[t.Any] | None:
+    """The one mapped class that is a Flask-Login user; ``None`` if there is none (yet).
+
+    :raises ConfigurationError: there are several.
+    """
+    found = {
+        topmost_user_class(mapper.class_)
+        for mapper in t.cast("t.Any", db.Model).registry.mappers
+        if is_user_class(mapper.class_)
+    }
+    if len(found) > 1:
+        names = ", ".join(sorted(f"'{cls.__name__}'" for cls in found))
+        raise ConfigurationError(
+            f"Several mapped classes are Flask-Login users: {names}. Say which one signs in:"
+            " 'SessionRegistry(user_model=…)'."
+        )
+    return found.pop() if found else None
+
+
+def key_of(user_model: type[t.Any]) -> sa_orm.QueryableAttribute[t.Any]:
+    """The attribute that holds the primary key of the users.
+
+    :raises ConfigurationError: the key has several columns.
+    """
+    mapper = sa.inspect(user_model)
+    if len(mapper.primary_key) != 1:
+        raise ConfigurationError(
+            f"The primary key of the user model '{user_model.__name__}' has"
+            f" {len(mapper.primary_key)} columns. The registry needs a key of one column."
+        )
+    return t.cast(
+        "sa_orm.QueryableAttribute[t.Any]",
+        getattr(user_model, mapper.get_property_by_column(mapper.primary_key[0]).key),
+    )
+
+
+def define_user_session(db: SQLAlchemy, user_model: type[t.Any]) -> type[t.Any]:
+    """Define the table ``user_sessions`` beside the table of the users.
+
+    Called again for the same ``db`` and user model, it returns the same class.
+
+    :raises ConfigurationError: the app has a table of that name, or the users' key has several
+        columns, or the table was defined for another user model.
+    """
+    defined: tuple[type[t.Any], type[t.Any]] | None = vars(db).get(_DEFINED)
+    if defined is not None:
+        if defined[0] is user_model:
+            return defined[1]
+        raise ConfigurationError(
+            f"The table 'user_sessions' of this 'db' belongs to the user model"
+            f" '{defined[0].__name__}', not to '{user_model.__name__}'. Pass a class of your own as"
+            " 'session_model' for one of them."
+        )
+    key_of(user_model)
+    users = t.cast("sa.Table", sa.inspect(user_model).local_table)
+    key = next(iter(users.primary_key))
+    name = "user_sessions" if users.schema is None else f"{users.schema}.user_sessions"
+    if name in users.metadata.tables:
+        raise ConfigurationError(
+            "There is a table 'user_sessions' already. Pass a class of your own, built on"
+            " 'UserSessionMixin', as 'session_model', with another '__tablename__'."
+        )
+    model = type(
+        "UserSession",
+        (UserSessionMixin, db.Model),
+        {
+            "__module__": __name__,
+            "__doc__": "One signed-in browser of one user.",
+            "__tablename__": "user_sessions",
+            "__table_args__": {"schema": users.schema},
+            "__bind_key__": users.metadata.info.get("bind_key"),
+            "user_id": sa_orm.mapped_column(
+                key.type, sa.ForeignKey(key, ondelete="SET NULL"), index=True
+            ),
+        },
+    )
+    setattr(db, _DEFINED, (user_model, model))
+    return model

@@ -1,0 +1,84 @@
+"""Under which id does a browser's session live?
+
+Flask-Session gives the browser a session id and keeps the entry under a store id. A signed cookie
+has neither: its session is in the browser alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import typing as t
+
+from flask.sessions import SecureCookieSessionInterface, SessionInterface, SessionMixin
+from flask_session.base import ServerSideSessionInterface
+
+# What Flask-Session itself hands out. Anything else that a cookie may say is no session id, and
+# must not reach a store as a key.
+_ISSUED = re.compile(r"[A-Za-z0-9_-]{1,180}")
+
+#: What Flask-Login and Flask itself keep in a session that a login has just been written to.
+_OF_THE_LOGIN = ("_user_id", "_fresh", "_id", "_remember", "_remember_seconds", "_permanent")
+
+
+def choose_store_ids(interface: SessionInterface, *, hashed: bool) -> None:
+    """Decide how this interface makes a store id of a session id.
+
+    Hashed, neither a dump of the store nor one of the registry contains a usable cookie.
+    """
+    if not isinstance(interface, ServerSideSessionInterface):
+        return
+    prefix: str = interface.key_prefix
+
+    def store_id_of(session_id: str) -> str:
+        if hashed or not _ISSUED.fullmatch(session_id):
+            raw = session_id.encode("utf-8", "surrogatepass")
+            return prefix + hashlib.sha256(raw).hexdigest()
+        return prefix + session_id
+
+    interface._get_store_id = store_id_of
+
+
+def is_signed_cookie(interface: SessionInterface) -> bool:
+    """Whether sessions are kept in the browser, and nothing in a store."""
+    return isinstance(interface, SecureCookieSessionInterface)
+
+
+def session_id(session: SessionMixin) -> str | None:
+    return getattr(session, "sid", None)
+
+
+def store_id(interface: SessionInterface, session_id: str | None) -> str | None:
+    """The key of the entry of a session id; ``None`` where there is no entry."""
+    if session_id is None or not isinstance(interface, ServerSideSessionInterface):
+        return None
+    return t.cast(str, interface._get_store_id(session_id))
+
+
+def change(interface: SessionInterface, session: SessionMixin) -> None:
+    """Give the session another id, in memory.
+
+    Flask-Session's own ``regenerate`` deletes the old entry at once, before anything is committed,
+    and with its SQLAlchemy store commits the app's transaction.
+    """
+    if isinstance(interface, ServerSideSessionInterface):
+        t.cast(t.Any, session).sid = interface._generate_sid(interface.sid_length)
+        session.modified = True
+
+
+def forget(interface: SessionInterface, session: SessionMixin) -> None:
+    """Empty the session under a new id, so that nothing is written unless somebody writes.
+
+    What the browser holds stays as it is: a late answer can't take away a cookie that another
+    answer has just given.
+    """
+    session.clear()
+    change(interface, session)
+    session.modified = False
+
+
+def keep_login_only(session: SessionMixin) -> None:
+    """Drop everything that somebody else left in the session before this login."""
+    kept = {key: session[key] for key in _OF_THE_LOGIN if key in session}
+    session.clear()
+    session.update(kept)

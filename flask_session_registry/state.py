@@ -1,0 +1,106 @@
+"""What is known of one request."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import typing as t
+import uuid
+
+from .transaction import Pending
+
+#: Where the marker stands in ``flask.session``.
+MARKER = "_user_session"
+
+
+def marker(id: uuid.UUID, generation: int) -> str:
+    """What a browser carries: which user session it is, in which generation."""
+    return f"{id.hex}.{generation}"
+
+
+def read_marker(value: object) -> tuple[uuid.UUID, int] | None:
+    """The id and the generation of a marker; ``None`` if it is none."""
+    if not isinstance(value, str):
+        return None
+    id, _, generation = value.partition(".")
+    try:
+        return uuid.UUID(hex=id), int(generation)
+    except ValueError:
+        return None
+
+
+@dataclasses.dataclass
+class Current:
+    """The user session that the check has accepted in this request."""
+
+    id: uuid.UUID
+    #: The generation that stands in the row, as far as this request knows.
+    generation: int
+    user: t.Any
+    user_id: t.Any
+    #: The session id when it was accepted; ``None`` for signed cookies.
+    session_id: str | None
+    #: The key of the entry that the row names.
+    store_id: str | None
+    #: Whether it is time to write when it was last seen.
+    is_touch_due: bool
+    #: Seconds on a clock that only goes forward.
+    checked_at: float = dataclasses.field(default_factory=time.monotonic)
+    #: Whether ``rotate()`` was called.
+    is_rotating: bool = False
+    #: Whether a "remember me" cookie brought it back under a new session id.
+    has_returned: bool = False
+    #: How often this request has given the row another fingerprint and generation, in
+    #: transactions that may not be committed yet.
+    recredited: int = 0
+    #: Whether one of those has been committed.
+    is_recredited: bool = False
+
+    @property
+    def marker(self) -> str:
+        return marker(self.id, self.generation)
+
+
+@dataclasses.dataclass
+class Login:
+    """A login of this request, which has no row yet."""
+
+    user: t.Any
+    #: The user session whose place it takes.
+    replaces: Current | None
+    #: The session id from before, which an attacker may have set.
+    session_id: str | None
+    id: uuid.UUID = dataclasses.field(default_factory=uuid.uuid4)
+
+    @property
+    def marker(self) -> str:
+        return marker(self.id, 0)
+
+
+@dataclasses.dataclass
+class RequestState:
+    """Everything that the registry remembers until the request ends."""
+
+    current: Current | None = None
+    login: Login | None = None
+    #: Why the session of this request was refused.
+    rejected: str | None = None
+    #: The database could not be asked: nothing may be written, no cookie touched.
+    is_unavailable: bool = False
+    #: The "remember me" cookie was refused, and its browser is to forget it.
+    forgets_remember: bool = False
+    #: The reason that a password change in this request gives; ``None``: see the setting.
+    watch_reason: str | None = None
+    #: Revocations of this request that wait for their commit.
+    pending: list[Pending] = dataclasses.field(default_factory=list)
+    #: Keys of entries that this request has left behind.
+    left_behind: list[str] = dataclasses.field(default_factory=list)
+    #: A user session whose user is no longer active, to be ended.
+    inactive: uuid.UUID | None = None
+    #: User sessions that this request has ended: their ids and keys.
+    ended: list[tuple[uuid.UUID, str | None]] = dataclasses.field(default_factory=list)
+
+    def leave_behind(self, store_id: str | None, *, but: str | None) -> None:
+        """Note the key of an entry that is to be deleted, unless it is the one in use."""
+        if store_id is not None and store_id != but and store_id not in self.left_behind:
+            self.left_behind.append(store_id)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import contextlib
+import sys
+import typing as t
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import servers
+from site_under_test import DATABASES, STORES, Browser, Site
+
+SiteFactory = Callable[..., Site]
+
+
+@pytest.fixture(scope="session")
+def databases() -> Iterator[Callable[[str], str | None]]:
+    """Addresses of databases for the whole run, one of each kind, made when first asked for."""
+    with contextlib.ExitStack() as stack:
+        made: dict[str, str | None] = {"sqlite": None}
+
+        def find(kind: str) -> str | None:
+            if kind not in made:
+                made[kind] = stack.enter_context(servers.scratch_database(kind))
+            return made[kind]
+
+        yield find
+
+
+@pytest.fixture
+def make_site(
+    tmp_path: Path, databases: Callable[[str], str | None]
+) -> Iterator[SiteFactory]:
+    """Make sites, each on an empty database and an empty session store."""
+    sites: list[Site] = []
+
+    def make(store: str = "files", database: str = "sqlite", **options: t.Any) -> Site:
+        folder = tmp_path / str(len(sites))
+        folder.mkdir()
+        site = Site(
+            folder,
+            store=store,
+            database=databases(database),
+            redis_url=servers.redis_url() if store == "redis" else None,
+            **options,
+        )
+        sites.append(site)
+        return site
+
+    yield make
+    for site in sites:
+        if site.app.config["SQLALCHEMY_DATABASE_URI"].startswith("sqlite") is False:
+            with site.context():
+                site.db.session.remove()
+                site.db.drop_all()
+        site.close()
+
+
+@pytest.fixture
+def site(make_site: SiteFactory) -> Site:
+    """A site on files and SQLite."""
+    return make_site()
+
+
+@pytest.fixture(params=STORES)
+def store_site(request: pytest.FixtureRequest, make_site: SiteFactory) -> Site:
+    """A site on each session store."""
+    return make_site(request.param)
+
+
+@pytest.fixture(params=DATABASES)
+def database_site(request: pytest.FixtureRequest, make_site: SiteFactory) -> Site:
+    """A site on each database."""
+    return make_site("files", request.param)
+
+
+@pytest.fixture
+def firefox(site: Site) -> Browser:
+    return site.browser("Firefox")
+
+
+@pytest.fixture
+def chrome(site: Site) -> Browser:
+    return site.browser("Chrome")
+
+
+@pytest.fixture(params=DATABASES)
+def database(request: pytest.FixtureRequest) -> str:
+    """The name of each kind of database."""
+    return str(request.param)

@@ -1,0 +1,190 @@
+"""Find the servers that the tests run on, or start them.
+
+By environment variable, else at their usual address, else from binaries on the machine on a free
+port. Where there is none, the test is skipped; in CI it fails.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import glob
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+import redis
+import sqlalchemy as sa
+
+REDIS = "redis://127.0.0.1:6379/0"
+POSTGRESQL = "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"
+MARIADB = "mysql+pymysql://root@127.0.0.1:3306/mysql"
+
+
+def _missing(name: str, variable: str) -> None:
+    sentence = f"No {name} here: set {variable}, start one, or install its server."
+    if os.environ.get("CI"):
+        pytest.fail(sentence)
+    pytest.skip(sentence)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _binary(*patterns: str) -> str | None:
+    for pattern in patterns:
+        found = shutil.which(pattern) or next(iter(sorted(glob.glob(pattern), reverse=True)), None)
+        if found:
+            return found
+    return None
+
+
+def _start(command: list[str], *, user: str | None = None) -> None:
+    # A database server refuses to run as root.
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        user=user if os.geteuid() == 0 else None,
+    )
+    atexit.register(process.terminate)
+
+
+def wait_for(works: Callable[[], bool], seconds: float = 30) -> bool:
+    """Ask again and again until it works; whether it did in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if works():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _redis_answers(url: str) -> bool:
+    with suppress(redis.RedisError), redis.Redis.from_url(url) as client:
+        return bool(client.ping())
+    return False
+
+
+def _database_answers(url: str) -> bool:
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    try:
+        with engine.connect():
+            return True
+    except sa.exc.SQLAlchemyError:
+        return False
+
+
+@functools.cache
+def _redis_url() -> str | None:
+    url = os.environ.get("TEST_REDIS_URL") or REDIS
+    if _redis_answers(url):
+        return url
+    server = _binary("redis-server", "valkey-server")
+    if "TEST_REDIS_URL" in os.environ or server is None:
+        return None
+    url = f"redis://127.0.0.1:{(port := free_port())}/0"
+    _start([server, "--port", str(port), "--save", "", "--appendonly", "no"])
+    return url if wait_for(lambda: _redis_answers(url)) else None
+
+
+@functools.cache
+def _postgresql_url() -> str | None:
+    url = os.environ.get("TEST_POSTGRESQL_URL") or POSTGRESQL
+    if _database_answers(url):
+        return url
+    initdb = _binary("initdb", "/usr/lib/postgresql/*/bin/initdb")
+    server = _binary("postgres", "/usr/lib/postgresql/*/bin/postgres")
+    if "TEST_POSTGRESQL_URL" in os.environ or initdb is None or server is None:
+        return None
+    folder = _folder("postgres")
+    subprocess.run(
+        [initdb, "-D", folder, "-U", "postgres", "-A", "trust"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        user="postgres" if os.geteuid() == 0 else None,
+    )
+    port = free_port()
+    _start([server, "-D", folder, "-p", str(port), "-k", folder, "-F"], user="postgres")
+    url = f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+    return url if wait_for(lambda: _database_answers(url)) else None
+
+
+@functools.cache
+def _mariadb_url() -> str | None:
+    url = os.environ.get("TEST_MARIADB_URL") or MARIADB
+    if _database_answers(url):
+        return url
+    install = _binary("mariadb-install-db")
+    server = _binary("mariadbd", "/usr/sbin/mariadbd")
+    if "TEST_MARIADB_URL" in os.environ or install is None or server is None:
+        return None
+    folder, port = _folder("mysql"), free_port()
+    subprocess.run(
+        [install, f"--datadir={folder}", "--auth-root-authentication-method=normal"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        user="mysql" if os.geteuid() == 0 else None,
+    )
+    _start(
+        [
+            server,
+            "--no-defaults",
+            f"--datadir={folder}",
+            f"--port={port}",
+            f"--socket={folder}/socket",
+            f"--pid-file={folder}/pid",
+        ],
+        user="mysql",
+    )
+    url = f"mysql+pymysql://root@127.0.0.1:{port}/mysql"
+    return url if wait_for(lambda: _database_answers(url)) else None
+
+
+def _folder(owner: str) -> str:
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    if os.geteuid() == 0:
+        shutil.chown(folder, owner)
+    return folder
+
+
+def redis_url() -> str:
+    """The address of a Redis server."""
+    url = _redis_url()
+    if url is None:
+        _missing("Redis", "TEST_REDIS_URL")
+    return str(url)
+
+
+@contextmanager
+def scratch_database(kind: str) -> Iterator[str]:
+    """An empty database on a server, dropped afterwards: its address."""
+    find, variable = {
+        "postgresql": (_postgresql_url, "TEST_POSTGRESQL_URL"),
+        "mariadb": (_mariadb_url, "TEST_MARIADB_URL"),
+    }[kind]
+    url = find()
+    if url is None:
+        _missing(kind, variable)
+    name = f"registry_{uuid.uuid4().hex[:12]}"
+    server = sa.create_engine(str(url), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with server.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    try:
+        yield sa.make_url(str(url)).set(database=name).render_as_string(hide_password=False)
+    finally:
+        force = " WITH (FORCE)" if kind == "postgresql" else ""
+        with server.connect() as connection:
+            connection.execute(sa.text(f"DROP DATABASE {name}{force}"))

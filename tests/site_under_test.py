@@ -1,0 +1,299 @@
+"""A small site with the registry, and browsers that visit it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import typing as t
+import uuid
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import redis
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from cachelib import FileSystemCache, SimpleCache
+from flask import Flask, Response, request, session
+from flask.sessions import SecureCookieSessionInterface
+from flask_login import (
+    LoginManager,
+    UserMixin,
+    current_user,
+    login_required,
+    login_user,
+    logout_user,
+)
+from flask_session import Session
+from flask_sqlalchemy import SQLAlchemy
+
+from flask_session_registry import SessionRegistry
+
+COOKIES = ("session", "remember_token", "remember_token_session")
+STORES = ("cookie", "redis", "files", "memory", "sqlalchemy")
+DATABASES = ("sqlite", "postgresql", "mariadb")
+
+
+def user_class(db: SQLAlchemy, **columns: t.Any) -> type[t.Any]:
+    """A plain user model, with further columns or attributes."""
+
+    class User(UserMixin, db.Model):  # type: ignore[misc, name-defined]
+        __tablename__ = "account"
+        id: sa_orm.Mapped[int] = sa_orm.mapped_column(primary_key=True)
+        name: sa_orm.Mapped[str] = sa_orm.mapped_column(sa.String(50), unique=True)
+        password_hash: sa_orm.Mapped[str] = sa_orm.mapped_column(sa.String(100))
+        note: sa_orm.Mapped[t.Optional[str]] = sa_orm.mapped_column(sa.String(100))  # noqa: UP045
+
+    for name, column in columns.items():
+        setattr(User, name, column)
+    return User
+
+
+class Site:
+    """An app with the registry on one session store and one database.
+
+    ``/login``, ``/logout``, ``/me``, ``/password`` and ``/cart`` are there; a test adds others.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        store: str = "files",
+        database: str | None = None,
+        redis_url: str | None = None,
+        model: Callable[[SQLAlchemy], type[t.Any]] = user_class,
+        users: tuple[str, ...] = ("ann", "bob"),
+        init: bool = True,
+        **config: t.Any,
+    ) -> None:
+        self.store = store
+        self.folder = folder
+        self.app = app = Flask(f"site_{uuid.uuid4().hex[:8]}")
+        self.prefix = f"s{uuid.uuid4().hex[:8]}:"
+        app.config.update(
+            SECRET_KEY="only for tests",
+            SQLALCHEMY_DATABASE_URI=database or f"sqlite:///{folder}/site.db",
+            SESSION_KEY_PREFIX=self.prefix,
+        )
+        if store == "redis":
+            self.redis = redis.Redis.from_url(str(redis_url))
+            app.config.update(SESSION_TYPE="redis", SESSION_REDIS=self.redis)
+        elif store == "files":
+            self.cache: t.Any = FileSystemCache(str(folder / "sessions"), threshold=0)
+            app.config.update(SESSION_TYPE="cachelib", SESSION_CACHELIB=self.cache)
+        elif store == "memory":
+            self.cache = SimpleCache(threshold=10**6)
+            app.config.update(SESSION_TYPE="cachelib", SESSION_CACHELIB=self.cache)
+        self.db = SQLAlchemy()
+        if store == "sqlalchemy":
+            app.config.update(SESSION_TYPE="sqlalchemy", SESSION_SQLALCHEMY=self.db)
+        app.config.update(config)
+        self.db.init_app(app)
+        self.login_manager = LoginManager(app)
+        self.User = model(self.db)
+        if store != "cookie":
+            Session(app)
+        self.sessions = SessionRegistry()
+        if init:
+            self.sessions.init_app(app)
+        self.login_manager.user_loader(self.load_user)
+        self._add_views()
+        if init:
+            with app.app_context():
+                self.db.create_all()
+                for name in users:
+                    self.db.session.add(self.User(name=name, password_hash=f"hash of {name}"))
+                self.db.session.commit()
+
+    def load_user(self, id: str) -> t.Any:
+        key = self.User.__table__.c.id.type.python_type
+        return self.db.session.get(self.User, key(id))
+
+    def user(self, name: str) -> t.Any:
+        """A user, in the app's session."""
+        return self.db.session.scalar(sa.select(self.User).filter_by(name=name))
+
+    def _add_views(self) -> None:
+        app, db = self.app, self.db
+
+        @app.post("/login")
+        def login() -> t.Any:
+            user = self.user(request.form["name"])
+            if user is None or user.password_hash != request.form["password"]:
+                return "wrong", 403
+            login_user(user, remember="remember" in request.form)
+            return "signed in"
+
+        @app.post("/logout")
+        def logout() -> str:
+            logout_user()
+            return "signed out"
+
+        @app.get("/me")
+        def me() -> dict[str, t.Any]:
+            name = current_user.name if current_user.is_authenticated else None
+            return {"name": name, "rejected": self.sessions.rejected}
+
+        @app.post("/password")
+        @login_required
+        def password() -> str:
+            current_user.password_hash = request.form["password"]
+            db.session.commit()
+            return "changed"
+
+        @app.route("/cart", methods=["GET", "POST"])
+        def cart() -> dict[str, t.Any]:
+            if request.method == "POST":
+                session["cart"] = request.form["item"]
+            return {"cart": session.get("cart")}
+
+    # -- visiting it ---------------------------------------------------------------------------
+
+    def browser(self, name: str = "Firefox", **cookies: str) -> Browser:
+        return Browser(self, name, cookies)
+
+    # -- looking behind it ---------------------------------------------------------------------
+
+    @contextmanager
+    def context(self) -> t.Iterator[None]:
+        with self.app.app_context():
+            yield
+
+    def rows(self, **by: t.Any) -> list[t.Any]:
+        """All rows, the oldest first."""
+        with self.context():
+            model = self.sessions.UserSession
+            found = self.db.session.scalars(
+                sa.select(model).filter_by(**by).order_by(model.created_at)
+            ).all()
+            self.db.session.expunge_all()
+            return list(found)
+
+    def active(self, name: str = "ann") -> int:
+        with self.context():
+            return len(self.sessions.active(self.user(name)))
+
+    def entries(self) -> dict[str, str]:
+        """All entries of the session store: key, and what is in it as text."""
+        if self.store == "redis":
+            keys = list(self.redis.scan_iter(f"{self.prefix}*"))
+            return {key.decode(): repr(self.redis.get(key)) for key in keys}
+        if self.store == "memory":
+            return {key: repr(self.cache.get(key)) for key in self.cache._cache}
+        if self.store == "files":
+            # The names are hashes of the keys.
+            files = [p for p in (self.folder / "sessions").iterdir() if "count" not in p.name]
+            counter = self.cache._get_filename(self.cache._fs_count_file)
+            return {p.name: repr(p.read_bytes()) for p in files if str(p) != counter}
+        if self.store == "sqlalchemy":
+            with self.context(), self.db.engine.connect() as connection:
+                rows = connection.execute(sa.text("SELECT session_id, data FROM sessions"))
+                return {row[0]: repr(row[1]) for row in rows}
+        return {}
+
+    def signed_in_entries(self) -> list[str]:
+        return [key for key, data in self.entries().items() if "_user_session" in data]
+
+    def count_statements(self) -> Statements:
+        return Statements(self)
+
+    def close(self) -> None:
+        with self.context():
+            for engine in self.db.engines.values():
+                engine.dispose()
+        if self.store == "redis":
+            for key in self.redis.scan_iter(f"{self.prefix}*"):
+                self.redis.delete(key)
+            self.redis.close()
+
+
+class Statements:
+    """The SQL statements of a ``with`` block."""
+
+    def __init__(self, site: Site) -> None:
+        with site.context():
+            self.engines = list(site.db.engines.values())
+        self.texts: list[str] = []
+
+    def _note(self, _: t.Any, __: t.Any, statement: str, *___: t.Any) -> None:
+        self.texts.append(statement)
+
+    def __enter__(self) -> Statements:
+        for engine in self.engines:
+            sa.event.listen(engine, "before_cursor_execute", self._note)
+        return self
+
+    def __exit__(self, *_: t.Any) -> None:
+        for engine in self.engines:
+            sa.event.remove(engine, "before_cursor_execute", self._note)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+class Browser:
+    """One browser with its own cookies."""
+
+    def __init__(self, site: Site, name: str, cookies: dict[str, str]) -> None:
+        self.site = site
+        self.name = name
+        self.client = site.app.test_client()
+        self.carry(cookies)
+
+    def get(self, path: str, **arguments: t.Any) -> t.Any:
+        return self.open("GET", path, **arguments)
+
+    def post(self, path: str, **form: t.Any) -> t.Any:
+        return self.open("POST", path, data=form)
+
+    def open(self, method: str, path: str, **arguments: t.Any) -> t.Any:
+        headers = {"User-Agent": self.name} | arguments.pop("headers", {})
+        return self.client.open(path, method=method, headers=headers, **arguments)
+
+    def login(self, name: str = "ann", password: str | None = None, **form: t.Any) -> Response:
+        with self.site.context():
+            user = self.site.user(name)
+            stored = user.password_hash if user else "nobody"
+        return t.cast(Response, self.post("/login", name=name, password=password or stored, **form))
+
+    @property
+    def name_shown(self) -> str | None:
+        """Who the site thinks this is."""
+        response = self.get("/me")
+        assert response.status_code == 200, response.text
+        return t.cast("str | None", response.json["name"])
+
+    @property
+    def is_signed_in(self) -> bool:
+        return self.name_shown is not None
+
+    @property
+    def rejected(self) -> str | None:
+        return t.cast("str | None", self.get("/me").json["rejected"])
+
+    @property
+    def cookies(self) -> dict[str, str]:
+        """What is in the cookie jar."""
+        found = ((name, self.client.get_cookie(name)) for name in COOKIES)
+        return {name: cookie.value for name, cookie in found if cookie is not None}
+
+    def carry(self, cookies: dict[str, str]) -> None:
+        for name, value in cookies.items():
+            self.client.set_cookie(name, value)
+
+    def lose(self, *names: str) -> None:
+        for name in names:
+            self.client.delete_cookie(name)
+
+    def copy(self, *names: str) -> Browser:
+        """Somebody else with a copy of the cookies."""
+        cookies = self.cookies
+        return Browser(self.site, "Copy", {n: cookies[n] for n in names or cookies})
+
+
+def days_ago(days: float) -> dt.datetime:
+    return dt.datetime.now(dt.timezone.utc) - dt.timedelta(days=days)
+
+
+def is_signed_cookie(site: Site) -> bool:
+    return isinstance(site.app.session_interface, SecureCookieSessionInterface)

@@ -1,0 +1,665 @@
+"""Changing the password ends every other session (SCENARIOS 1 to 15)."""
+
+from __future__ import annotations
+
+import logging
+import typing as t
+
+import pytest
+import sqlalchemy as sa
+from conftest import SiteFactory
+from flask import flash, get_flashed_messages, session
+from flask_login import current_user, login_required, login_user
+from site_under_test import DATABASES, Browser, Site
+
+from flask_session_registry import session_revoked
+
+
+def sign_in_three(site: Site) -> tuple[Browser, Browser, Browser]:
+    browsers = tuple(site.browser(name) for name in ("Firefox", "Chrome", "Phone"))
+    for browser in browsers:
+        assert browser.login("ann").status_code == 200
+    return t.cast("tuple[Browser, Browser, Browser]", browsers)
+
+
+@pytest.fixture
+def revoked(site: Site) -> t.Iterator[list[dict[str, t.Any]]]:
+    """What the signal has told."""
+    told: list[dict[str, t.Any]] = []
+
+    def receiver(app: t.Any, **arguments: t.Any) -> None:
+        told.append(arguments)
+
+    with session_revoked.connected_to(receiver, site.app):
+        yield told
+
+
+def check_main_scenario(site: Site) -> None:
+    firefox, chrome, phone = sign_in_three(site)
+    rows = site.rows()
+    assert [row.user_agent for row in rows] == ["Firefox", "Chrome", "Phone"]
+    assert {row.ip_address for row in rows} == {"127.0.0.1"}
+    assert all(row.created_at.utcoffset() is not None for row in rows)
+    assert site.active() == 3
+    copies = [browser.copy() for browser in (firefox, phone)]
+    assert chrome.post("/password", password="new").status_code == 200
+    assert chrome.is_signed_in
+    assert not any(browser.is_signed_in for browser in (firefox, phone, *copies))
+    assert site.active() == 1
+
+
+def test_other_browsers_are_signed_out_on_every_store(store_site: Site) -> None:
+    """1: Chrome changes the password and stays; Firefox and the phone are dead."""
+    check_main_scenario(store_site)
+
+
+def test_other_browsers_are_signed_out_on_every_database(database_site: Site) -> None:
+    """1, on every database."""
+    check_main_scenario(database_site)
+
+
+def test_own_session_goes_on_under_a_new_id(store_site: Site) -> None:
+    """2: a copy of Chrome's own cookies dies with the change, and its late request harms nothing."""
+    chrome = store_site.browser("Chrome")
+    chrome.login("ann", remember="1")
+    chrome.post("/cart", item="book")
+    before = chrome.cookies
+    thief = chrome.copy()
+    assert thief.is_signed_in
+    late = store_site.browser("Chrome", **before)
+    chrome.post("/password", password="new")
+    assert all(chrome.cookies[name] != before[name] for name in ("session", "remember_token_session"))
+    answer = late.get("/me")
+    assert answer.json["name"] is None
+    assert not answer.headers.getlist("Set-Cookie")
+    assert not thief.is_signed_in
+    assert not chrome.copy("remember_token").is_signed_in
+    assert chrome.is_signed_in
+    assert chrome.get("/cart").json == {"cart": "book"}
+
+
+def test_no_entry_of_a_revoked_session_is_left(store_site: Site) -> None:
+    """3: after the commit only Chrome's entry is in the store."""
+    _, chrome, _ = sign_in_three(store_site)
+    stored = 0 if store_site.store == "cookie" else 3
+    assert len(store_site.signed_in_entries()) == stored
+    chrome.post("/password", password="new")
+    assert len(store_site.signed_in_entries()) == min(stored, 1)
+    assert len(store_site.entries()) == min(stored, 1)
+    assert chrome.is_signed_in
+    purged = [row.purged_at for row in store_site.rows() if row.revoked_at]
+    assert all(moment is not None for moment in purged) is (store_site.store != "cookie")
+
+
+class NotChanged(Exception):
+    pass
+
+
+def change_and_raise(site: Site) -> None:
+    current_user.password_hash = "new"
+    site.db.session.flush()
+    raise NotChanged
+
+
+def change_and_roll_back(site: Site) -> None:
+    current_user.password_hash = "new"
+    site.db.session.flush()
+    site.db.session.rollback()
+
+
+def reject_the_form(site: Site) -> None:
+    return
+
+
+def change_in_outer_rollback(site: Site) -> None:
+    with site.db.session.begin_nested():
+        current_user.password_hash = "new"
+    site.db.session.rollback()
+
+
+def change_in_savepoint_rollback(site: Site) -> None:
+    current_user.note = "kept"
+    savepoint = site.db.session.begin_nested()
+    current_user.password_hash = "new"
+    site.db.session.flush()
+    savepoint.rollback()
+    site.db.session.commit()
+
+
+def change_and_abandon(site: Site) -> None:
+    current_user.password_hash = "new"
+    site.db.session.flush()
+    site.db.session.remove()
+    site.db.session.add(site.User(name="new one", password_hash="x"))
+    site.db.session.commit()
+
+
+def change_and_forget(site: Site) -> None:
+    current_user.password_hash = "new"
+    site.db.session.flush()
+
+
+WITHOUT_EFFECT = (
+    change_and_raise,
+    change_and_roll_back,
+    reject_the_form,
+    change_in_outer_rollback,
+    change_in_savepoint_rollback,
+    change_and_abandon,
+    change_and_forget,
+)
+
+
+@pytest.mark.parametrize("decorated", [False, True])
+@pytest.mark.parametrize("what", WITHOUT_EFFECT)
+@pytest.mark.parametrize("where", [("files", d) for d in DATABASES] + [("sqlalchemy", "sqlite")])
+def test_change_that_is_not_committed_revokes_nothing(
+    make_site: SiteFactory,
+    where: tuple[str, str],
+    what: t.Callable[[Site], None],
+    decorated: bool,
+) -> None:
+    """4, 5, 15: raised, rejected, rolled back (to a savepoint, too), abandoned or forgotten."""
+    site = make_site(*where)
+    site.app.config["PROPAGATE_EXCEPTIONS"] = False
+    if where[1] == "sqlite":
+        begin_savepoints_on_sqlite(site)
+
+    def view() -> str:
+        what(site)
+        return "done"
+
+    view = site.sessions.revoke_on_password_change(view) if decorated else view
+    site.app.post("/change")(login_required(view))
+    firefox, chrome, phone = sign_in_three(site)
+    entries = site.entries().keys()
+    old_id = chrome.cookies["session"]
+    chrome.post("/change")
+    assert site.entries().keys() == entries
+    assert chrome.cookies["session"] == old_id
+    assert all(browser.is_signed_in for browser in (firefox, chrome, phone))
+    with site.context():
+        assert site.user("ann").password_hash == "hash of ann"
+
+
+def begin_savepoints_on_sqlite(site: Site) -> None:
+    """SQLAlchemy's recipe: the driver would commit at the release of a savepoint otherwise."""
+    with site.context():
+        engine = site.db.engine
+
+    @sa.event.listens_for(engine, "connect")
+    def connect(connection: t.Any, _: t.Any) -> None:
+        connection.isolation_level = None
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: t.Any) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    engine.dispose()
+
+
+def test_commit_that_fails_revokes_nothing(make_site: SiteFactory) -> None:
+    """4: a deferred constraint makes the commit itself fail."""
+    site = make_site("files", "postgresql")
+    with site.context():
+        site.db.session.execute(
+            sa.text(
+                "ALTER TABLE account ADD COLUMN friend int REFERENCES account (id)"
+                " DEFERRABLE INITIALLY DEFERRED"
+            )
+        )
+        site.db.session.commit()
+
+    @site.app.post("/change")
+    @login_required
+    @site.sessions.revoke_on_password_change
+    def change() -> str:
+        current_user.password_hash = "new"
+        site.db.session.execute(sa.text("UPDATE account SET friend = 999"))
+        site.db.session.commit()
+        return "never"
+
+    site.app.config["PROPAGATE_EXCEPTIONS"] = False
+    firefox, chrome, _ = sign_in_three(site)
+    assert chrome.post("/change").status_code == 500
+    assert firefox.is_signed_in
+    assert chrome.is_signed_in
+    assert len(site.signed_in_entries()) == 3
+
+
+def test_forgotten_commit_warns(
+    site: Site, chrome: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    """15: a revocation that the view did not commit is rolled back, and a warning says so."""
+
+    @site.app.post("/forget")
+    def forget() -> str:
+        site.sessions.revoke_all(current_user)
+        return "done"
+
+    chrome.login()
+    with caplog.at_level(logging.WARNING, "flask_session_registry"):
+        chrome.post("/forget")
+    assert "was not committed by the end of the request 'forget'" in caplog.text
+    assert chrome.is_signed_in
+
+
+@pytest.mark.parametrize("order", ["stays signed out", "signed in before", "signed in after"])
+def test_reset_by_somebody_who_is_not_signed_in(
+    make_site: SiteFactory, database: str, order: str
+) -> None:
+    """6: a reset ends every session, except the one that the reset page itself opens."""
+    site = make_site("files", database)
+
+    @site.app.post("/reset")
+    def reset() -> str:
+        user = site.user("ann")
+        if order == "signed in before":
+            login_user(user)
+        user.password_hash = "new"
+        site.db.session.commit()
+        if order == "signed in after":
+            login_user(user)
+        return "reset"
+
+    browsers = sign_in_three(site)
+    safari = site.browser("Safari")
+    safari.post("/reset")
+    assert not any(browser.is_signed_in for browser in browsers)
+    assert safari.is_signed_in is (order != "stays signed out")
+    assert site.active() == (order != "stays signed out")
+
+
+def test_administrator_changes_the_password_of_another(
+    site: Site, firefox: Browser, chrome: Browser
+) -> None:
+    """7: all of that user's sessions end, the administrator's stays."""
+
+    @site.app.post("/admin")
+    @login_required
+    def admin() -> str:
+        site.user("ann").password_hash = "new"
+        site.db.session.commit()
+        return "changed"
+
+    firefox.login("ann")
+    chrome.login("bob")
+    id_before = chrome.cookies["session"]
+    chrome.post("/admin")
+    assert not firefox.is_signed_in
+    assert firefox.rejected is None or firefox.rejected == "password_changed"
+    assert chrome.name_shown == "bob"
+    assert chrome.cookies["session"] == id_before
+
+
+def test_change_without_a_request(store_site: Site) -> None:
+    """8: a shell, a command, a worker: all sessions end, and their entries go."""
+    browsers = sign_in_three(store_site)
+    with store_site.context():
+        store_site.user("ann").password_hash = "new"
+        store_site.db.session.commit()
+    assert not store_site.signed_in_entries()
+    assert not any(browser.is_signed_in for browser in browsers)
+
+
+def test_change_by_hand_in_sql(database_site: Site) -> None:
+    """9: an UPDATE that no code of the app sees ends all sessions, the current one included."""
+    browsers = sign_in_three(database_site)
+    with database_site.context():
+        database_site.db.session.execute(sa.text("UPDATE account SET password_hash = 'x'"))
+        database_site.db.session.commit()
+        assert database_site.sessions.active(database_site.user("ann")) == []
+    assert [browser.rejected for browser in browsers] == ["password_changed"] * 3
+
+
+def test_bulk_update_ends_all(site: Site, firefox: Browser) -> None:
+    """9: so does an ORM bulk update, which sends no event."""
+    firefox.login()
+    with site.context():
+        site.db.session.execute(sa.update(site.User).values(password_hash="x"))
+        site.db.session.commit()
+    assert not firefox.is_signed_in
+
+
+def test_edit_without_a_new_password_revokes_nothing(site: Site) -> None:
+    """10: another attribute, or the password set to what it is (expired or not)."""
+
+    @site.app.post("/edit")
+    @site.sessions.revoke_on_password_change
+    def edit() -> str:
+        user = site.user("ann")
+        user.note = "new note"
+        user.password_hash = str(user.password_hash)
+        site.db.session.commit()
+        user.password_hash = "hash of ann"
+        user.note = "newer note"
+        site.db.session.commit()
+        return "edited"
+
+    firefox, chrome, phone = sign_in_three(site)
+    cookies = chrome.cookies
+    chrome.post("/edit")
+    assert chrome.cookies == cookies
+    assert all(browser.is_signed_in for browser in (firefox, chrome, phone))
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_rehash_of_the_same_password(site: Site, firefox: Browser, inside: bool) -> None:
+    """11: a new hash of the same password signs nobody out, and the login itself stands."""
+
+    @site.app.post("/rehash")
+    def rehash() -> str:
+        user = site.user("ann")
+        with site.sessions.same_credentials(user):
+            user.password_hash = "better hash"
+            if inside:
+                site.db.session.commit()
+        site.db.session.commit()
+        login_user(user)
+        return "ok"
+
+    firefox.login()
+    chrome = site.browser("Chrome")
+    chrome.post("/rehash")
+    assert firefox.is_signed_in
+    assert chrome.is_signed_in
+    with site.context():
+        site.user("ann").password_hash = "another password"
+        site.db.session.commit()
+    assert not firefox.is_signed_in
+    assert not chrome.is_signed_in
+
+
+def test_rehash_revives_nothing(site: Site, firefox: Browser) -> None:
+    """A session that was dead by its fingerprint is not moved along by a rehash."""
+    firefox.login()
+    with site.context():
+        site.db.session.execute(sa.text("UPDATE account SET password_hash = 'by hand'"))
+        site.db.session.commit()
+        user = site.user("ann")
+        with site.sessions.same_credentials(user):
+            user.password_hash = "better hash"
+        site.db.session.commit()
+    assert not firefox.is_signed_in
+
+
+def test_rehash_that_fails_is_forgotten(site: Site, firefox: Browser) -> None:
+    """After an exception within the block, a change is a change again."""
+    firefox.login()
+    with site.context():
+        user = site.user("ann")
+        with pytest.raises(NotChanged), site.sessions.same_credentials(user):
+            raise NotChanged
+        user.password_hash = "new"
+        site.db.session.commit()
+    assert not firefox.is_signed_in
+
+
+def test_revoke_all_twice(site: Site, revoked: list[dict[str, t.Any]]) -> None:
+    """12: count and ids are exactly those ended; the second time there are none, and no signal."""
+    sign_in_three(site)
+    ids = {row.id for row in site.rows()}
+    with site.context():
+        user = site.user("ann")
+        assert site.sessions.revoke_all(user, reason="stolen") == 3
+        assert site.sessions.revoke_all(user) == 0
+        assert revoked == []
+        site.db.session.commit()
+        assert site.sessions.revoke_all(user) == 0
+        site.db.session.commit()
+        user_id = user.id
+    assert len(revoked) == 1
+    assert set(revoked[0]["ids"]) == ids
+    assert len(revoked[0]["ids"]) == 3
+    assert (revoked[0]["user_id"], revoked[0]["reason"]) == (user_id, "stolen")
+
+
+def test_signal_comes_with_the_change(site: Site, revoked: list[dict[str, t.Any]]) -> None:
+    """12: a password change tells of the others, not of the one that goes on."""
+    _, chrome, _ = sign_in_three(site)
+    mine = next(row.id for row in site.rows() if row.user_agent == "Chrome")
+    chrome.post("/password", password="new")
+    assert len(revoked) == 1
+    assert mine not in revoked[0]["ids"]
+    assert (len(revoked[0]["ids"]), revoked[0]["reason"]) == (2, "password_changed")
+
+
+def test_signal_names_only_what_a_savepoint_left(
+    site: Site, revoked: list[dict[str, t.Any]]
+) -> None:
+    """5, 12: what a savepoint took back is neither purged nor told."""
+    begin_savepoints_on_sqlite(site)
+    firefox = site.browser("Firefox")
+    firefox.login("ann")
+    chrome = site.browser("Chrome")
+    chrome.login("bob")
+    with site.context():
+        savepoint = site.db.session.begin_nested()
+        site.sessions.revoke_all(site.user("ann"))
+        savepoint.rollback()
+        site.sessions.revoke_all(site.user("bob"))
+        site.db.session.commit()
+    assert [len(told["ids"]) for told in revoked] == [1]
+    assert firefox.is_signed_in
+    assert not chrome.is_signed_in
+
+
+def test_receiver_that_fails_undoes_nothing(
+    site: Site, firefox: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An exception in a receiver is logged, and the commit goes through."""
+
+    def receiver(app: t.Any, **_: t.Any) -> None:
+        raise NotChanged
+
+    firefox.login()
+    with site.context(), session_revoked.connected_to(receiver, site.app):
+        site.sessions.revoke_all(site.user("ann"))
+        site.db.session.commit()
+        assert site.user("ann").name == "ann"
+    assert "'session-revoked' failed" in caplog.text
+    assert not firefox.is_signed_in
+
+
+def test_revoke_all_except_current_without_a_request(site: Site) -> None:
+    """13: where there is no current session, all end."""
+    browsers = sign_in_three(site)
+    with site.context():
+        assert site.sessions.revoke_all(site.user("ann"), except_current=True) == 3
+        site.db.session.commit()
+    assert not any(browser.is_signed_in for browser in browsers)
+
+
+def test_revoke_all_except_current(store_site: Site) -> None:
+    """The others end, this one goes on as it was; another user's current session spares none."""
+
+    @store_site.app.post("/others/<name>")
+    def others(name: str) -> str:
+        count = store_site.sessions.revoke_all(store_site.user(name), except_current=True)
+        store_site.db.session.commit()
+        return str(count)
+
+    firefox, chrome, phone = sign_in_three(store_site)
+    bob = store_site.browser("Bob")
+    bob.login("bob")
+    assert chrome.post("/others/ann").text == "2"
+    assert [b.is_signed_in for b in (firefox, chrome, phone, bob)] == [False, True, False, True]
+    assert chrome.post("/others/bob").text == "1"
+    assert not bob.is_signed_in
+
+
+@pytest.mark.parametrize("rollback", [False, True])
+def test_revoke_all_of_oneself(store_site: Site, rollback: bool) -> None:
+    """14: this browser is signed out too, and its entry is not written back; a flash still is."""
+    site = store_site
+
+    @site.app.post("/everywhere")
+    def everywhere() -> str:
+        site.sessions.revoke_all(current_user)
+        site.db.session.rollback() if rollback else site.db.session.commit()
+        session["cart"] = "for nobody" if rollback else "after"
+        flash("done")
+        return "done"
+
+    @site.app.get("/flashes")
+    def flashes() -> list[str]:
+        return get_flashed_messages()
+
+    firefox, chrome, _ = sign_in_three(site)
+    copy = chrome.copy()
+    chrome.post("/everywhere")
+    assert chrome.is_signed_in is rollback
+    assert firefox.is_signed_in is rollback
+    assert copy.is_signed_in is rollback
+    assert chrome.get("/flashes").json == ["done"]
+    if site.store != "cookie":
+        assert len(site.signed_in_entries()) == (3 if rollback else 0)
+
+
+def test_revoke_all_of_oneself_writes_nothing_by_itself(store_site: Site) -> None:
+    """14: if the view leaves nothing in the session, no entry is written at all."""
+    site = store_site
+
+    @site.app.post("/everywhere")
+    def everywhere() -> str:
+        site.sessions.revoke_all(current_user)
+        site.db.session.commit()
+        return "done"
+
+    chrome = site.browser("Chrome")
+    chrome.login(remember="1")
+    chrome.post("/everywhere")
+    assert not site.entries()
+    assert "remember_token" not in chrome.cookies
+    assert not chrome.is_signed_in
+
+
+def test_revoke_on_another_session(site: Site, firefox: Browser) -> None:
+    """'session' names whose transaction to join."""
+    firefox.login()
+    with site.context():
+        other = site.db.session.session_factory()
+        user = site.user("ann")
+        assert site.sessions.revoke_all(user, session=other) == 1
+        site.db.session.commit()
+        assert firefox.is_signed_in
+        other.commit()
+        other.close()
+    assert not firefox.is_signed_in
+
+
+def test_revoke_joins_the_session_of_the_user(site: Site, firefox: Browser) -> None:
+    """By default it is the session that the user belongs to."""
+    firefox.login()
+    with site.context():
+        with site.db.session.session_factory() as other:
+            user = other.scalar(sa.select(site.User).filter_by(name="ann"))
+            assert site.sessions.revoke_all(user) == 1
+            other.commit()
+    assert not firefox.is_signed_in
+
+
+def test_commit_outside_of_an_app_context(site: Site, firefox: Browser) -> None:
+    """A worker may commit when the context is gone: the entries are purged all the same."""
+    firefox.login()
+    with site.context():
+        engine = site.db.engine
+        other = site.db.session.session_factory(bind=engine)
+        site.sessions.revoke_all(other.get(site.User, 1), session=other)
+    other.commit()
+    other.close()
+    assert not site.signed_in_entries()
+    assert not firefox.is_signed_in
+
+
+def test_two_changes_in_one_transaction(site: Site) -> None:
+    """The current session follows every one of them."""
+
+    @site.app.post("/twice")
+    @login_required
+    def twice() -> str:
+        for value in ("new", "newer"):
+            current_user.password_hash = value
+            site.db.session.flush()
+        site.db.session.commit()
+        current_user.password_hash = "newest"
+        site.db.session.commit()
+        return "changed"
+
+    firefox, chrome, _ = sign_in_three(site)
+    chrome.post("/twice")
+    assert chrome.is_signed_in
+    assert not firefox.is_signed_in
+
+
+def test_watch_switched_off(make_site: SiteFactory) -> None:
+    """Without watch or decorator, a change ends all sessions by their fingerprint."""
+    site = make_site(SESSION_REGISTRY_REVOKE_ON_PASSWORD_CHANGE=False)
+    browsers = sign_in_three(site)
+    browsers[1].post("/password", password="new")
+    assert not any(browser.is_signed_in for browser in browsers)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"reason": "chosen"}])
+def test_decorator_is_the_watch_of_its_view(
+    make_site: SiteFactory, arguments: dict[str, str]
+) -> None:
+    """With the setting off, the decorated view keeps its own session, and ends the others."""
+    site = make_site(SESSION_REGISTRY_REVOKE_ON_PASSWORD_CHANGE=False)
+    decorate: t.Any = site.sessions.revoke_on_password_change
+
+    @site.app.post("/change")
+    @decorate(**arguments)
+    def change() -> str:
+        site.user("ann").password_hash = "new"
+        site.db.session.commit()
+        return "changed"
+
+    firefox, chrome, phone = sign_in_three(site)
+    chrome.post("/change")
+    assert [b.is_signed_in for b in (firefox, chrome, phone)] == [False, True, False]
+    reasons = {row.revoked_reason for row in site.rows()} - {None}
+    assert reasons == {arguments.get("reason", "password_changed")}
+
+
+def test_no_password_attribute(make_site: SiteFactory) -> None:
+    """With PASSWORD_ATTRIBUTE = None nothing is watched or compared."""
+    site = make_site(SESSION_REGISTRY_PASSWORD_ATTRIBUTE=None)
+    firefox, chrome, _ = sign_in_three(site)
+    chrome.post("/password", password="new")
+    assert firefox.is_signed_in
+    assert site.rows()[0].fingerprint is None
+
+
+def test_several_password_attributes(make_site: SiteFactory) -> None:
+    """A change of any member of the tuple is a change."""
+    site = make_site(SESSION_REGISTRY_PASSWORD_ATTRIBUTE=("password_hash", "note"))
+
+    @site.app.post("/factor")
+    @login_required
+    def factor() -> str:
+        current_user.note = "TOTP secret"
+        site.db.session.commit()
+        return "changed"
+
+    firefox, chrome, _ = sign_in_three(site)
+    chrome.post("/factor")
+    assert chrome.is_signed_in
+    assert not firefox.is_signed_in
+
+
+def test_password_that_starts_as_none(make_site: SiteFactory) -> None:
+    """A user without a password, who gets one."""
+    site = make_site(SESSION_REGISTRY_PASSWORD_ATTRIBUTE="note")
+
+    @site.app.post("/set")
+    @login_required
+    def set_() -> str:
+        current_user.note = "first"
+        site.db.session.commit()
+        return "set"
+
+    firefox, chrome, _ = sign_in_three(site)
+    chrome.post("/set")
+    assert chrome.is_signed_in
+    assert not firefox.is_signed_in
