@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import typing as t
 
 import click
@@ -98,7 +99,7 @@ def _revoke(records: Records, user_ids: list[t.Any] | None, reason: str) -> None
     with click.progressbar(
         length=records.count(user_ids),
         label="Ending sessions",
-        file=click.get_text_stream("stderr"),
+        file=sys.stderr,
     ) as bar:
         for batch in _batches(records, user_ids):
             count, revocation = revoke_users(

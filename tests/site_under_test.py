@@ -106,15 +106,15 @@ class Site:
                 self.db.session.commit()
 
     def load_user(self, id: str) -> t.Any:
-        key = self.User.__table__.c.id.type.python_type
-        return self.db.session.get(self.User, key(id))
+        convert = sa.inspect(self.User).primary_key[0].type.python_type
+        return self.db.session.get(self.User, convert(id))
 
     def user(self, name: str) -> t.Any:
         """A user, in the app's session."""
         return self.db.session.scalar(sa.select(self.User).filter_by(name=name))
 
     def _add_views(self) -> None:
-        app, db = self.app, self.db
+        app = self.app
 
         @app.post("/login")
         def login() -> t.Any:
@@ -138,7 +138,7 @@ class Site:
         @login_required
         def password() -> str:
             current_user.password_hash = request.form["password"]
-            db.session.commit()
+            self.db.session.commit()
             return "changed"
 
         @app.route("/cart", methods=["GET", "POST"])

@@ -1,0 +1,386 @@
+"""Servers that are down, and apps that do odd things (SCENARIOS 16, 36 to 38, 41)."""
+
+from __future__ import annotations
+
+import logging
+import typing as t
+
+import pytest
+import sqlalchemy as sa
+from conftest import SiteFactory
+from flask import flash, render_template_string, session
+from flask_login import current_user, login_user
+from site_under_test import Browser, Site
+
+from flask_session_registry import SessionRegistryError, entries, purge_failed
+
+BLOCKED = "the database is down"
+
+
+class Broken:
+    """Let statements that contain a text fail, as if the database were down."""
+
+    def __init__(self, site: Site, text: str) -> None:
+        with site.context():
+            self.engine = site.db.engine
+        self.text = text
+
+    def _fail(self, _: t.Any, __: t.Any, statement: str, *___: t.Any) -> None:
+        if self.text in statement:
+            raise sa.exc.OperationalError(statement, {}, Exception(BLOCKED))
+
+    def __enter__(self) -> None:
+        sa.event.listen(self.engine, "before_cursor_execute", self._fail)
+
+    def __exit__(self, *_: t.Any) -> None:
+        sa.event.remove(self.engine, "before_cursor_execute", self._fail)
+
+
+@pytest.mark.parametrize("carries", ["session", "remember_token"])
+def test_database_down_at_the_check(store_site: Site, carries: str) -> None:
+    """37: 503, cookies untouched, signed in again when it is back."""
+    firefox = store_site.browser("Firefox")
+    firefox.login(remember="1")
+    if carries == "remember_token":
+        firefox.lose("session")
+    before = firefox.cookies
+    with Broken(store_site, "user_sessions"):
+        response = firefox.get("/me")
+        assert response.status_code == 503
+    assert firefox.cookies == before
+    assert firefox.is_signed_in
+
+
+def test_database_down_and_an_error_page(site: Site, firefox: Browser) -> None:
+    """37: an error page that asks for the user, and flashes, is shown to nobody in particular."""
+
+    @site.app.errorhandler(503)
+    def unavailable(error: t.Any) -> t.Any:
+        flash("please wait")
+        return render_template_string("{{ current_user.is_authenticated }}"), 503
+
+    firefox.login()
+    before = firefox.cookies
+    with Broken(site, "user_sessions"):
+        response = firefox.get("/me")
+    assert (response.status_code, response.text) == (503, "False")
+    assert firefox.cookies == before
+    assert firefox.is_signed_in
+
+
+def test_missing_table_says_what_to_do(
+    site: Site, firefox: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    """37: without its table the log says which command is missing."""
+    firefox.login()
+    with site.context():
+        site.db.session.execute(sa.text("DROP TABLE user_sessions"))
+        site.db.session.commit()
+    assert firefox.get("/me").status_code == 503
+    assert "flask db upgrade" in caplog.text
+
+
+@pytest.mark.parametrize("over", ["nothing", "cart", "session"])
+def test_database_down_at_the_login(store_site: Site, over: str) -> None:
+    """38: the login does not stand, and says so; what was there before is still there."""
+    firefox = store_site.browser("Firefox")
+    if over == "cart":
+        firefox.post("/cart", item="book")
+    if over == "session":
+        firefox.login("bob")
+    before = firefox.cookies
+    with Broken(store_site, "INSERT INTO user_sessions"):
+        response = firefox.login("ann", remember="1")
+    assert response.status_code == 503
+    assert firefox.cookies == before
+    assert firefox.name_shown == ("bob" if over == "session" else None)
+    assert firefox.get("/cart").json == {"cart": "book" if over == "cart" else None}
+    assert store_site.active("ann") == 0
+    assert firefox.login("ann").status_code == 200
+    assert firefox.name_shown == "ann"
+
+
+def test_database_down_before_the_login(site: Site, firefox: Browser) -> None:
+    """38: the same if the session that the login replaces can't be looked up."""
+    firefox.login("ann")
+    with Broken(site, "user_sessions"):
+        response = firefox.login("bob")
+        assert response.status_code == 503
+    assert firefox.name_shown == "ann"
+
+
+def test_login_error_page(site: Site, firefox: Browser) -> None:
+    """38: the error page of a login that does not stand greets nobody."""
+
+    @site.app.errorhandler(503)
+    def unavailable(error: t.Any) -> t.Any:
+        session["written"] = "by the error page"
+        return render_template_string("{{ current_user.is_authenticated }}"), 503
+
+    with Broken(site, "INSERT INTO user_sessions"):
+        response = firefox.login("ann")
+    assert (response.status_code, response.text) == (503, "False")
+    assert firefox.cookies == {}
+
+
+def test_database_down_at_the_logout(site: Site, firefox: Browser) -> None:
+    """The session can't be ended: that is said, and the browser keeps it, to try again."""
+    firefox.login()
+    with Broken(site, "UPDATE user_sessions"):
+        response = firefox.post("/logout")
+        assert response.status_code == 503
+    assert firefox.is_signed_in
+
+
+def test_database_down_at_a_rotation(site: Site, firefox: Browser) -> None:
+    """The same for a rotation."""
+
+    @site.app.post("/sudo")
+    def sudo() -> str:
+        site.sessions.rotate()
+        return "ok"
+
+    firefox.login()
+    with Broken(site, "UPDATE user_sessions"):
+        response = firefox.post("/sudo")
+        assert response.status_code == 503
+    assert firefox.is_signed_in
+    assert site.rows()[0].generation == 0
+
+
+def test_housekeeping_that_fails(
+    site: Site, firefox: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was put off until after the answer never shows: it is logged."""
+    firefox.login()
+    with site.context():
+        site.db.session.execute(
+            sa.update(site.sessions.UserSession).values(
+                last_seen_at=sa.func.datetime("2020-01-01")
+            )
+        )
+        site.db.session.commit()
+    with Broken(site, "UPDATE user_sessions"):
+        assert firefox.is_signed_in
+    assert "Housekeeping after a request failed" in caplog.text
+    assert BLOCKED in caplog.text
+
+
+@pytest.mark.parametrize("store", ["redis", "files", "memory", "sqlalchemy"])
+def test_store_that_fails_at_the_purge(
+    make_site: SiteFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    store: str,
+) -> None:
+    """36: the others are dead, the entries stay pending, the request succeeds."""
+    site = make_site(store)
+    told: list[dict[str, t.Any]] = []
+
+    def receiver(app: t.Any, **arguments: t.Any) -> None:
+        told.append(arguments)
+
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    firefox.login()
+    chrome.login()
+
+    def fail(*_: t.Any) -> None:
+        raise OSError("no store")
+
+    monkeypatch.setattr(entries, "delete", fail)
+    with purge_failed.connected_to(receiver, site.app):
+        assert chrome.post("/password", password="new").status_code == 200
+    assert not firefox.is_signed_in
+    assert chrome.is_signed_in
+    ended = [row for row in site.rows() if row.revoked_at]
+    assert [row.purged_at for row in ended] == [None]
+    assert told[0]["ids"] == (ended[0].id,)
+    assert isinstance(told[0]["error"], OSError)
+    assert "could not be deleted (OSError)" in caplog.text
+    assert not any(value in caplog.text for value in firefox.cookies.values())
+
+
+def test_follow_up_that_fails(
+    site: Site, firefox: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    """36: if the database fails right after the commit, the commit stands, and it is logged."""
+    firefox.login()
+    with site.context():
+        site.sessions.revoke_all(site.user("ann"))
+        with Broken(site, "SELECT user_sessions"):
+            site.db.session.commit()
+        assert site.user("ann").name == "ann"
+    assert "What had to follow a committed revocation failed" in caplog.text
+    assert not firefox.is_signed_in
+
+
+def test_pool_of_one_connection(make_site: SiteFactory, database: str) -> None:
+    """41: with pool_size=1 and max_overflow=0 everything still works."""
+    options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 3}
+    if database == "sqlite":
+        options["poolclass"] = sa.QueuePool  # type: ignore[assignment]
+    site = make_site("sqlalchemy", database, SQLALCHEMY_ENGINE_OPTIONS=options)
+
+    @site.app.post("/sudo")
+    def sudo() -> str:
+        assert current_user.name == "ann"
+        site.sessions.rotate()
+        return "ok"
+
+    @site.app.post("/everywhere")
+    def everywhere() -> str:
+        site.sessions.revoke_all(current_user)
+        site.db.session.commit()
+        return "done"
+
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    for browser in (firefox, chrome):
+        assert browser.login(remember="1").status_code == 200
+    assert chrome.post("/sudo").status_code == 200
+    assert chrome.post("/password", password="new").status_code == 200
+    assert chrome.is_signed_in
+    assert not firefox.is_signed_in
+    chrome.lose("session")
+    assert chrome.is_signed_in
+    assert firefox.login().status_code == 200
+    assert firefox.post("/everywhere").status_code == 200
+    assert not chrome.is_signed_in
+    assert chrome.login().status_code == 200
+    assert chrome.post("/logout").status_code == 200
+    assert not chrome.is_signed_in
+
+
+def test_database_in_memory(make_site: SiteFactory) -> None:
+    """41: with 'sqlite://' there is one connection for everybody, and it still works."""
+    site = make_site(SQLALCHEMY_DATABASE_URI="sqlite://")
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    firefox.login()
+    chrome.login()
+    chrome.post("/password", password="new")
+    assert chrome.is_signed_in
+    assert not firefox.is_signed_in
+
+
+def test_login_of_a_user_who_is_never_committed(
+    site: Site, firefox: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    """38: a sign-up that forgets to commit signs in nobody, and the log says why."""
+
+    @site.app.post("/sign-up")
+    def sign_up() -> str:
+        user = site.User(name="eve", password_hash="x")
+        site.db.session.add(user)
+        site.db.session.flush()
+        login_user(user)
+        return "welcome"
+
+    assert firefox.post("/sign-up").status_code == 503
+    assert "Commit before the request ends" in caplog.text
+    assert not firefox.is_signed_in
+    assert site.rows() == []
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_login_in_the_sign_up(site: Site, firefox: Browser, when: str) -> None:
+    """A user who is new in this request, signed in before or after the commit."""
+
+    @site.app.post("/sign-up")
+    def sign_up() -> str:
+        user = site.User(name="eve", password_hash="x")
+        site.db.session.add(user)
+        if when == "after":
+            site.db.session.commit()
+        login_user(user, remember=False) if when == "after" else site.db.session.flush()
+        if when == "before":
+            login_user(user)
+            site.db.session.commit()
+        return "welcome"
+
+    assert firefox.post("/sign-up").status_code == 200
+    assert firefox.name_shown == "eve"
+
+
+def test_login_of_something_else(site: Site, firefox: Browser) -> None:
+    """A programmer's mistake: an error that says so, and nobody is signed in."""
+
+    class Robot:
+        is_active = True
+
+        def get_id(self) -> str:
+            return "1"
+
+    @site.app.post("/robot")
+    def robot() -> str:
+        login_user(Robot())
+        return "beep"
+
+    site.app.config["PROPAGATE_EXCEPTIONS"] = True
+    with pytest.raises(SessionRegistryError, match="was given a 'Robot'"):
+        firefox.post("/robot")
+    site.app.config["PROPAGATE_EXCEPTIONS"] = False
+    assert firefox.post("/robot").status_code == 500
+    assert not firefox.is_signed_in
+
+
+def test_inactive_user_is_refused(make_site: SiteFactory) -> None:
+    """A user who is no longer active is refused, and the row ends."""
+    site = make_site()
+    site.User.is_active = property(lambda self: self.note != "inactive")
+    firefox = site.browser("Firefox")
+    firefox.login()
+    with site.context():
+        site.user("ann").note = "inactive"
+        site.db.session.commit()
+    assert firefox.rejected == "inactive"
+    assert site.rows()[0].revoked_reason == "inactive"
+    with site.context():
+        site.user("ann").note = None
+        site.db.session.commit()
+    assert not firefox.is_signed_in
+
+
+def test_deleted_user(database_site: Site) -> None:
+    """A user who is deleted is signed out, without an error; the row stays for the purge."""
+    firefox = database_site.browser("Firefox")
+    firefox.login("ann", remember="1")
+    with database_site.context():
+        database_site.db.session.delete(database_site.user("ann"))
+        database_site.db.session.commit()
+    assert firefox.rejected == "unknown"
+    firefox.lose("session")
+    assert not firefox.is_signed_in
+    assert len(database_site.rows()) == 1
+
+
+def test_saving_the_session_fails(
+    make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of the request runs a second time then, and registers nothing twice."""
+    site = make_site("redis")
+    site.app.config["PROPAGATE_EXCEPTIONS"] = False
+    interface = t.cast(t.Any, site.app.session_interface)
+    save, failures = interface.save_session, [1]
+
+    def fail_once(*arguments: t.Any) -> None:
+        if failures:
+            failures.pop()
+            raise OSError("no store")
+        save(*arguments)
+
+    monkeypatch.setattr(interface, "save_session", fail_once)
+    firefox = site.browser("Firefox")
+    assert firefox.login().status_code == 500
+    assert len(site.rows()) == 1
+
+
+def test_log_level_of_rejections(
+    site: Site, firefox: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A visitor with a stale cookie is normal: nothing is logged about it."""
+    firefox.login()
+    with site.context():
+        site.sessions.revoke_all(site.user("ann"))
+        site.db.session.commit()
+    with caplog.at_level(logging.INFO, "flask_session_registry"):
+        assert not firefox.is_signed_in
+    assert not [r for r in caplog.records if r.name == "flask_session_registry"]

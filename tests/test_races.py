@@ -1,0 +1,300 @@
+"""Two things at once (SCENARIOS 27 to 29, 32, 33, 42)."""
+
+from __future__ import annotations
+
+import threading
+import typing as t
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+from conftest import SiteFactory
+from flask import request, session
+from flask_login import current_user, login_required, login_user
+from site_under_test import STORES, Browser, Site
+
+from flask_session_registry import tracking
+
+
+class Held:
+    """A view that waits in the middle until it is let go."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.may_go_on = threading.Event()
+        self.pool = ThreadPoolExecutor(1)
+
+    def wait(self) -> None:
+        self.reached.set()
+        assert self.may_go_on.wait(30)
+
+    def start(self, visit: t.Callable[[], t.Any]) -> Future[t.Any]:
+        """Begin the visit, and return when it is in the middle."""
+        future = self.pool.submit(visit)
+        assert self.reached.wait(30)
+        return future
+
+    def finish(self, future: Future[t.Any]) -> t.Any:
+        self.may_go_on.set()
+        return future.result(30)
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    held = Held()
+    yield held
+    held.may_go_on.set()
+    held.pool.shutdown()
+
+
+def add_slow_view(site: Site, held: Held) -> None:
+    @site.app.post("/slow")
+    @login_required
+    def slow() -> str:
+        name = str(current_user.name)
+        site.db.session.rollback()
+        held.wait()
+        if "write" in request.form:
+            session["cart"] = "late"
+        return name
+
+
+@pytest.mark.parametrize("writes", [{}, {"write": "1"}])
+def test_request_in_flight(store_site: Site, held: Held, writes: dict[str, str]) -> None:
+    """27: Firefox's answer may still come, and Firefox is dead afterwards."""
+    add_slow_view(store_site, held)
+    firefox, chrome = store_site.browser("Firefox"), store_site.browser("Chrome")
+    firefox.login(remember="1")
+    chrome.login()
+    copy = firefox.copy()
+    answer = held.start(lambda: firefox.post("/slow", **writes))
+    chrome.post("/password", password="new")
+    assert held.finish(answer).text == "ann"
+    assert not firefox.is_signed_in
+    assert not copy.is_signed_in
+    assert chrome.is_signed_in
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite", "postgresql", "mariadb"])
+@pytest.mark.parametrize("writes", [{}, {"write": "1"}])
+@pytest.mark.parametrize("open_transaction", [False, True])
+def test_own_request_that_answers_late(
+    make_site: SiteFactory,
+    held: Held,
+    monkeypatch: pytest.MonkeyPatch,
+    writes: dict[str, str],
+    database_kind: str,
+    open_transaction: bool,
+) -> None:
+    """33: Chrome's own late answer neither writes its session nor gives it a dead cookie.
+
+    Without the second look, the late answer leaves Chrome with the id from before the change.
+    """
+    monkeypatch.setattr(tracking, "LATE", 0)
+    site = make_site("files", database_kind)
+
+    @site.app.post("/slow")
+    @login_required
+    def slow() -> str:
+        name = str(current_user.name)
+        if not open_transaction:
+            site.db.session.rollback()
+        held.wait()
+        if "write" in request.form:
+            session["cart"] = "late"
+        return name
+
+    chrome = site.browser("Chrome")
+    chrome.login()
+    late = chrome.copy()
+    answer = held.start(lambda: late.post("/slow", **writes))
+    chrome.post("/password", password="new")
+    response = held.finish(answer)
+    assert response.text == "ann"
+    assert not response.headers.getlist("Set-Cookie")
+    assert len(site.entries()) == 1
+    assert chrome.is_signed_in
+    assert chrome.get("/cart").json == {"cart": None}
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_own_request_that_answers_late_on_every_store(
+    make_site: SiteFactory, held: Held, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    """33, on every store."""
+    monkeypatch.setattr(tracking, "LATE", 0)
+    site = make_site(store)
+    add_slow_view(site, held)
+    chrome = site.browser("Chrome")
+    chrome.login()
+    late = chrome.copy()
+    answer = held.start(lambda: late.post("/slow", write="1"))
+    chrome.post("/password", password="new")
+    assert not held.finish(answer).headers.getlist("Set-Cookie")
+    assert chrome.is_signed_in
+
+
+def test_late_request_that_is_still_good(
+    make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch, database: str
+) -> None:
+    """A slow request over which nothing has happened writes its session as always."""
+    monkeypatch.setattr(tracking, "LATE", 0)
+    site = make_site("files", database)
+
+    @site.app.post("/broken")
+    @login_required
+    def broken() -> str:
+        # The app's transaction has failed, and the second look must not trip over it.
+        with pytest.raises(Exception, match="nowhere"):
+            site.db.session.execute(site.db.text("SELECT * FROM nowhere"))
+        session["cart"] = "book"
+        return "ok"
+
+    chrome = site.browser("Chrome")
+    chrome.login()
+    chrome.post("/broken")
+    assert chrome.get("/me").json["name"] == "ann"
+    with chrome.client.session_transaction() as stored:
+        assert stored["cart"] == "book"
+
+
+@pytest.mark.parametrize("where", ["before login_user", "after login_user"])
+@pytest.mark.parametrize("commits", [False, True])
+def test_login_that_races_the_change(
+    make_site: SiteFactory, database: str, held: Held, where: str, commits: bool
+) -> None:
+    """28: a login that has checked the *old* password is dead at its first request.
+
+    The same when the login view commits in between, whereby the user is loaded anew: with the
+    fingerprint taken from the instance then, Firefox would stay signed in.
+    """
+    site = make_site("files", database)
+
+    @site.app.post("/slow-login")
+    def slow_login() -> str:
+        user = site.user("ann")
+        assert user.password_hash == "hash of ann"
+        if not commits:
+            site.db.session.rollback()
+            user = site.user("ann")
+            site.db.session.commit()
+        if where == "before login_user":
+            held.wait()
+        if commits:
+            user.note = "last login"
+            site.db.session.commit()
+        login_user(user)
+        if where == "after login_user":
+            site.db.session.commit()
+            held.wait()
+        return "signed in"
+
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    chrome.login()
+    answer = held.start(lambda: firefox.post("/slow-login"))
+    chrome.post("/password", password="new")
+    assert held.finish(answer).status_code == 200
+    assert chrome.is_signed_in
+    assert not firefox.is_signed_in
+    assert site.active() == 1
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql", "mariadb"])
+def test_two_devices_change_the_password(make_site: SiteFactory, database_kind: str) -> None:
+    """29: at the same moment, again and again: at most one is left, and nothing deadlocks."""
+    site = make_site("files", database_kind)
+    with ThreadPoolExecutor(6) as pool:
+        for turn in range(10):
+            browsers = [site.browser(f"Browser {n}") for n in range(6)]
+            for browser in browsers:
+                assert browser.login().status_code == 200
+
+            def change(numbered: tuple[int, Browser], turn: int = turn) -> int:
+                number, browser = numbered
+                if number % 2:
+                    return int(browser.login("ann", "never mind").status_code)
+                return int(browser.post("/password", password=f"{turn}.{number}").status_code)
+
+            answers = list(pool.map(change, enumerate(browsers)))
+            assert set(answers) <= {200, 302, 401, 403}
+            assert sum(browser.is_signed_in for browser in browsers) <= 1
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql", "mariadb"])
+def test_logins_and_changes_hammered(make_site: SiteFactory, database_kind: str) -> None:
+    """29: logins and password changes of one user at once: no deadlock, no 500."""
+    site = make_site("files", database_kind)
+
+    @site.app.post("/either")
+    def either() -> str:
+        user = site.user("ann")
+        login_user(user)
+        if "change" in request.form:
+            user.password_hash = request.form["change"]
+            site.db.session.commit()
+        return "ok"
+
+    def visit(number: int) -> int:
+        browser = site.browser("Browser")
+        form = {"change": f"hash {number}"} if number % 3 == 0 else {}
+        return int(browser.post("/either", **form).status_code)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(visit, range(60))) == {200}
+
+
+def test_old_id_in_flight_while_it_rotates(store_site: Site, held: Held) -> None:
+    """32: whatever the old id writes back, it stays dead, and the new one lives."""
+    add_slow_view(store_site, held)
+
+    @store_site.app.post("/sudo")
+    def sudo() -> str:
+        store_site.sessions.rotate()
+        return "ok"
+
+    firefox = store_site.browser("Firefox")
+    firefox.login()
+    old = firefox.copy()
+    answer = held.start(lambda: old.post("/slow", write="1"))
+    firefox.post("/sudo")
+    held.finish(answer)
+    assert not old.is_signed_in
+    assert firefox.is_signed_in
+
+
+def test_ended_while_it_rotates(store_site: Site, held: Held) -> None:
+    """32: a session that ended while it was under way is not rotated back to life."""
+
+    @store_site.app.post("/sudo")
+    def sudo() -> str:
+        store_site.sessions.rotate()
+        store_site.db.session.rollback()
+        held.wait()
+        return "ok"
+
+    firefox, chrome = store_site.browser("Firefox"), store_site.browser("Chrome")
+    firefox.login()
+    chrome.login()
+    answer = held.start(lambda: firefox.post("/sudo"))
+    chrome.post("/password", password="new")
+    assert not held.finish(answer).headers.getlist("Set-Cookie")
+    assert not firefox.is_signed_in
+    assert store_site.active() == 1
+
+
+def test_login_view_that_forgets_to_commit(make_site: SiteFactory, database: str) -> None:
+    """42: the view has flushed: the answer comes, and the row is there."""
+    site = make_site("files", database)
+
+    @site.app.post("/flushing-login")
+    def flushing_login() -> str:
+        user = site.user("ann")
+        user.note = "flushed, not committed"
+        site.db.session.flush()
+        login_user(user)
+        return "signed in"
+
+    firefox = site.browser("Firefox")
+    assert firefox.post("/flushing-login").status_code == 200
+    assert firefox.is_signed_in
+    assert site.active() == 1

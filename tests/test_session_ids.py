@@ -1,0 +1,449 @@
+"""Sessions, their ids and what a cookie can do (SCENARIOS 17 to 23, 25)."""
+
+from __future__ import annotations
+
+import typing as t
+import uuid
+
+import pytest
+import sqlalchemy as sa
+from conftest import SiteFactory
+from flask import session
+from flask_login import current_user, login_user, logout_user
+from site_under_test import Browser, Site, days_ago, is_signed_cookie
+
+from flask_session_registry import session_rejected, session_registered
+from flask_session_registry.state import MARKER
+
+
+def anonymous_session(browser: Browser) -> None:
+    browser.post("/cart", item="book")
+
+
+def test_id_from_before_the_login_is_dead(store_site: Site) -> None:
+    """17: an id that an attacker has set beforehand is worth nothing after the login."""
+    firefox = store_site.browser("Firefox")
+    anonymous_session(firefox)
+    attacker = firefox.copy()
+    firefox.login()
+    assert firefox.is_signed_in
+    assert firefox.get("/cart").json == {"cart": "book"}
+    assert not attacker.is_signed_in
+    if store_site.store != "cookie":
+        assert attacker.get("/cart").json == {"cart": None}
+        assert len(store_site.entries()) == 1
+
+
+def test_signing_in_again_replaces_the_session(store_site: Site) -> None:
+    """18: still one active session, with its data; the old one is dead."""
+    firefox = store_site.browser("Firefox")
+    firefox.login()
+    firefox.post("/cart", item="book")
+    copy = firefox.copy()
+    firefox.login()
+    assert store_site.active() == 1
+    assert [row.revoked_reason for row in store_site.rows()] == ["replaced", None]
+    assert firefox.get("/cart").json == {"cart": "book"}
+    assert not copy.is_signed_in
+    assert len(store_site.signed_in_entries()) == (store_site.store != "cookie")
+
+
+def test_another_user_signs_in_over_it(store_site: Site) -> None:
+    """18: the first one's session is over, and nothing of its data is left."""
+    firefox = store_site.browser("Firefox")
+    firefox.login("ann", remember="1")
+    firefox.post("/cart", item="secret")
+    copy = firefox.copy()
+    firefox.login("bob")
+    assert firefox.name_shown == "bob"
+    assert firefox.get("/cart").json == {"cart": None}
+    assert store_site.active("ann") == 0
+    assert not copy.is_signed_in
+    assert "remember_token" not in firefox.cookies
+
+
+@pytest.mark.parametrize("asks_first", [True, False])
+def test_switching_users_in_one_request(site: Site, firefox: Browser, asks_first: bool) -> None:
+    """18: sign out, sign in, sign in again: the last one counts, and one row comes of it."""
+
+    @site.app.post("/switch")
+    def switch() -> str:
+        if asks_first:
+            logout_user()
+        session["note"] = "ann's"
+        login_user(site.user("ann"))
+        login_user(site.user("bob"))
+        return "switched"
+
+    firefox.login("ann")
+    firefox.post("/switch")
+    assert firefox.name_shown == "bob"
+    assert [row.revoked_reason for row in site.rows()] == ["replaced", None]
+    with firefox.client.session_transaction() as stored:
+        assert "note" not in stored
+
+
+def test_login_over_a_dead_session_keeps_none_of_its_data(site: Site, firefox: Browser) -> None:
+    """18: what belongs to a session that was revoked is nobody's."""
+    firefox.login("ann")
+    firefox.post("/cart", item="secret")
+    with site.context():
+        site.db.session.execute(sa.text("UPDATE account SET password_hash = 'by hand'"))
+        site.db.session.commit()
+    firefox.login("bob")
+    assert firefox.name_shown == "bob"
+    assert firefox.get("/cart").json == {"cart": None}
+
+
+def test_logout_kills_copies(store_site: Site) -> None:
+    """19: a copy of the cookie is dead, also after a new login; data that stay are anonymous."""
+    firefox = store_site.browser("Firefox")
+    firefox.login()
+    firefox.post("/cart", item="book")
+    copy = firefox.copy()
+    firefox.post("/logout")
+    assert not firefox.is_signed_in
+    assert firefox.get("/cart").json == {"cart": "book"}
+    assert not copy.is_signed_in
+    firefox.login()
+    assert firefox.is_signed_in
+    assert not copy.is_signed_in
+    assert [row.revoked_reason for row in store_site.rows()] == ["logged_out", None]
+    assert len(store_site.signed_in_entries()) == (store_site.store != "cookie")
+
+
+def test_logout_of_an_empty_session_takes_the_cookie(store_site: Site) -> None:
+    """19: where nothing else is in the session, cookie and entry go, as without the registry."""
+    firefox = store_site.browser("Firefox")
+    firefox.login()
+    firefox.post("/logout")
+    assert "session" not in firefox.cookies
+    assert not store_site.entries()
+
+
+def test_session_that_is_cleared_is_over(site: Site, firefox: Browser) -> None:
+    """19: a view that clears the session, rather than signing out, ends it too."""
+
+    @site.app.post("/clear")
+    def clear() -> str:
+        assert current_user.is_authenticated
+        session.clear()
+        return "cleared"
+
+    firefox.login()
+    copy = firefox.copy()
+    firefox.post("/clear")
+    assert not copy.is_signed_in
+    assert site.active() == 0
+
+
+def forge(browser: Browser, **values: t.Any) -> None:
+    with browser.client.session_transaction() as stored:
+        for key, value in values.items():
+            if value is None:
+                stored.pop(key)
+            else:
+                stored[key] = value
+
+
+MARKERS = {
+    "no marker": None,
+    "unknown": f"{uuid.uuid4().hex}.0",
+    "no text": 17,
+    "no uuid": "xyz.0",
+    "no generation": uuid.uuid4().hex,
+    "long": "a" * 5000,
+}
+
+
+@pytest.mark.parametrize("marker", MARKERS.values(), ids=list(MARKERS))
+def test_session_without_a_row(store_site: Site, marker: t.Any) -> None:
+    """20: signed out, without a traceback, and without a row."""
+    firefox = store_site.browser("Firefox")
+    firefox.login()
+    forge(firefox, **{MARKER: marker})
+    assert firefox.rejected == ("unregistered" if marker is None else "unknown")
+    assert len(store_site.rows()) == 1
+
+
+def test_marker_of_somebody_else(store_site: Site) -> None:
+    """20: the row must be that of the user whom the session names."""
+    firefox, chrome = store_site.browser("Firefox"), store_site.browser("Chrome")
+    firefox.login("ann")
+    chrome.login("bob")
+    with chrome.client.session_transaction() as stored:
+        bobs = stored[MARKER]
+    forge(firefox, **{MARKER: bobs})
+    assert not firefox.is_signed_in
+    assert chrome.name_shown == "bob"
+
+
+def test_ended_row(store_site: Site) -> None:
+    """20: an ended row is no session, even if its entry has been written back."""
+    firefox = store_site.browser("Firefox")
+    firefox.login()
+    with firefox.client.session_transaction() as stored:
+        data = dict(stored)
+    with store_site.context():
+        (row,) = store_site.sessions.active(store_site.user("ann"))
+        assert store_site.sessions.revoke(row, reason="by an administrator")
+        store_site.db.session.commit()
+    forge(firefox, **data)
+    assert firefox.rejected == "by an administrator"
+
+
+def test_rejection_is_told_once_a_request(site: Site, firefox: Browser) -> None:
+    """'session_rejected' tells which user session, and why."""
+    told: list[tuple[t.Any, str]] = []
+
+    def receiver(app: t.Any, user_session_id: t.Any, reason: str) -> None:
+        told.append((user_session_id, reason))
+
+    firefox.login()
+    (row,) = site.rows()
+    with site.context():
+        site.db.session.execute(sa.text("UPDATE account SET password_hash = 'by hand'"))
+        site.db.session.commit()
+    with session_rejected.connected_to(receiver, site.app):
+        firefox.get("/me")
+    assert told == [(row.id, "password_changed")]
+
+
+def test_login_is_told(site: Site, firefox: Browser) -> None:
+    """'session_registered' tells of the row, which is there by then."""
+    told: list[dict[str, t.Any]] = []
+
+    def receiver(app: t.Any, **arguments: t.Any) -> None:
+        told.append(arguments)
+
+    with session_registered.connected_to(receiver, site.app):
+        firefox.login()
+    (row,) = site.rows()
+    assert told == [{"user_session_id": row.id, "user_id": row.user_id}]
+
+
+MALFORMED = {
+    "empty": "",
+    "NUL": "a\0b",
+    "a megabyte": "x" * 1_000_000,
+    "not UTF-8": "\udcff\udcfe",
+    "prefix": "session:abc",
+    "path": "../../../../etc/passwd",
+    "quotes": "';DROP TABLE account;--",
+    "non-ASCII": "é" * 40,
+}
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+@pytest.mark.parametrize("value", MALFORMED.values(), ids=list(MALFORMED))
+@pytest.mark.parametrize("name", ["session", "remember_token", "remember_token_session"])
+@pytest.mark.parametrize("store", ["cookie", "redis", "files", "memory", "sqlalchemy"])
+def test_malformed_cookies(
+    make_site: SiteFactory, store: str, name: str, value: str, hashed: bool
+) -> None:
+    """21: anonymous, no error, no row."""
+    site = make_site(store, SESSION_REGISTRY_HASH_SESSION_IDS=hashed)
+    firefox = site.browser("Firefox")
+    raw = f"{name}={value}".encode("utf-8", "surrogateescape").decode("latin-1")
+    others = "; remember_token=1|abc" if name == "remember_token_session" else ""
+    response = site.app.test_client(use_cookies=False).get(
+        "/me", environ_overrides={"HTTP_COOKIE": raw + others}
+    )
+    assert response.status_code == 200
+    assert response.json["name"] is None
+    assert site.rows() == []
+    assert not firefox.is_signed_in
+
+
+@pytest.mark.parametrize("store", ["redis", "sqlalchemy"])
+def test_dump_contains_no_cookie(make_site: SiteFactory, store: str) -> None:
+    """22: no string in the table or in the store works as a cookie."""
+    site = make_site(store)
+    firefox = site.browser("Firefox")
+    firefox.login(remember="1")
+    dump = [str(value) for row in site.rows() for value in vars(row).values()]
+    for key, data in site.entries().items():
+        dump += [key, key.removeprefix(site.prefix), data]
+    cookies = firefox.cookies
+    assert not any(value in text for value in cookies.values() for text in dump)
+    for text in dump:
+        if text.isprintable() and text.isascii():
+            assert not site.browser("Thief", session=text.replace(";", "")).is_signed_in
+    assert firefox.is_signed_in
+
+
+def test_ids_without_hashing(make_site: SiteFactory) -> None:
+    """HASH_SESSION_IDS = False: the store's keys are what Flask-Session makes of the ids."""
+    site = make_site("redis", SESSION_REGISTRY_HASH_SESSION_IDS=False)
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    firefox.login()
+    chrome.login()
+    assert site.prefix + firefox.cookies["session"] in site.entries()
+    chrome.post("/password", password="new")
+    assert list(site.entries()) == [site.prefix + chrome.cookies["session"]]
+
+
+def test_visitors_and_failed_logins_make_no_rows(store_site: Site) -> None:
+    """23: only a login makes a row."""
+    firefox = store_site.browser("Firefox")
+    anonymous_session(firefox)
+    assert firefox.login("ann", "wrong").status_code == 403
+    assert firefox.login("nobody").status_code == 403
+    assert firefox.get("/nowhere").status_code == 404
+    assert not firefox.is_signed_in
+    assert store_site.rows() == []
+
+
+def test_login_that_the_view_takes_back(site: Site, firefox: Browser) -> None:
+    """23: signed in and out again in one request: no row."""
+
+    @site.app.post("/in-and-out")
+    def in_and_out() -> str:
+        login_user(site.user("ann"))
+        logout_user()
+        return "out"
+
+    firefox.post("/in-and-out")
+    assert not firefox.is_signed_in
+    assert site.rows() == []
+
+
+def test_users_of_a_request_loader(site: Site, firefox: Browser) -> None:
+    """23: a user who comes with an API token has no session: neither checked nor registered."""
+
+    @site.login_manager.request_loader
+    def by_token(request: t.Any) -> t.Any:
+        return site.user("ann") if request.headers.get("X-Token") == "ann" else None
+
+    headers = {"X-Token": "ann"}
+    assert firefox.get("/me", headers=headers).json == {"name": "ann", "rejected": None}
+    assert site.rows() == []
+    firefox.login("bob")
+    with site.context():
+        site.sessions.revoke_all(site.user("bob"))
+        site.db.session.commit()
+    assert firefox.get("/me", headers=headers).json["name"] == "ann"
+
+
+@pytest.mark.parametrize("store", ["cookie", "redis"])
+def test_secret_key_rotated(make_site: SiteFactory, store: str) -> None:
+    """25: with the old key as a fallback everybody stays; without it, signed out, no errors."""
+    site = make_site(store)
+    firefox = site.browser("Firefox")
+    firefox.login(remember="1")
+    site.app.config.update(SECRET_KEY="another", SECRET_KEY_FALLBACKS=["only for tests"])
+    assert firefox.is_signed_in
+    site.app.config["SECRET_KEY_FALLBACKS"] = []
+    lost = firefox.copy("remember_token", "remember_token_session")
+    assert not lost.is_signed_in
+    assert firefox.is_signed_in is not is_signed_cookie(site)
+
+
+def test_rotate(store_site: Site) -> None:
+    """'rotate()': a new id in this browser, the old one dead, the data and the row the same."""
+
+    @store_site.app.post("/sudo")
+    def sudo() -> str:
+        store_site.sessions.rotate()
+        store_site.sessions.rotate()
+        return "ok"
+
+    firefox = store_site.browser("Firefox")
+    firefox.login(remember="1")
+    firefox.post("/cart", item="book")
+    copy = firefox.copy()
+    firefox.post("/sudo")
+    assert firefox.get("/cart").json == {"cart": "book"}
+    assert firefox.is_signed_in
+    assert len(store_site.signed_in_entries()) == (store_site.store != "cookie")
+    assert firefox.copy("remember_token", "remember_token_session").is_signed_in
+    assert not copy.is_signed_in
+    assert store_site.active() == 1
+
+
+def test_rotate_of_nobody(site: Site, firefox: Browser) -> None:
+    """Where nobody is signed in there is nothing to rotate; without a request it is an error."""
+
+    @site.app.post("/sudo")
+    def sudo() -> str:
+        site.sessions.rotate()
+        return "ok"
+
+    assert firefox.post("/sudo").status_code == 200
+    assert "session" not in firefox.cookies
+    with site.context(), pytest.raises(RuntimeError, match="there is none"):
+        site.sessions.rotate()
+
+
+def test_id_that_the_app_changes(make_site: SiteFactory) -> None:
+    """Flask-Session's own 'regenerate' counts as a rotation: a late answer revives nothing."""
+    site = make_site("redis")
+
+    @site.app.post("/regenerate")
+    def regenerate() -> str:
+        assert current_user.is_authenticated
+        site.app.session_interface.regenerate(session)  # type: ignore[attr-defined]
+        return "ok"
+
+    firefox = site.browser("Firefox")
+    firefox.login()
+    ((key, data),) = ((key, site.redis.get(key)) for key in site.entries())
+    copy = firefox.copy()
+    firefox.post("/regenerate")
+    site.redis.set(key, data)  # type: ignore[arg-type]
+    assert not copy.is_signed_in
+    assert firefox.is_signed_in
+    assert site.rows()[0].generation == 1
+
+
+def test_current(site: Site, firefox: Browser) -> None:
+    """'current' is the row of this request, and None where nobody is signed in by a session."""
+
+    @site.app.get("/current")
+    def current() -> dict[str, t.Any]:
+        row = site.sessions.current
+        return {"agent": row and row.user_agent}
+
+    assert firefox.get("/current").json == {"agent": None}
+    firefox.login()
+    assert firefox.get("/current").json == {"agent": "Firefox"}
+    with site.context():
+        assert site.sessions.current is None
+        assert site.sessions.rejected is None
+
+
+def test_active_is_ordered_by_last_sight(site: Site) -> None:
+    """'active' gives the most recently seen first, without what has expired."""
+    for name in ("Firefox", "Chrome", "Phone"):
+        site.browser(name).login()
+    site.browser("Remembered").login(remember="1")
+    with site.context():
+        model = site.sessions.UserSession
+        for days, name in ((10, "Firefox"), (1, "Chrome"), (32, "Phone"), (40, "Remembered")):
+            site.db.session.execute(
+                sa.update(model).where(model.user_agent == name).values(last_seen_at=days_ago(days))
+            )
+        site.db.session.commit()
+        rows = site.sessions.active(site.user("ann"))
+    assert [row.user_agent for row in rows] == ["Chrome", "Firefox", "Remembered"]
+
+
+def test_last_sight_is_written_once_an_interval(
+    database_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TOUCH_INTERVAL: the sight is written after five minutes, with address and agent."""
+    site = database_site
+    browser = site.browser("Old version")
+    browser.login()
+    with site.context():
+        model = site.sessions.UserSession
+        site.db.session.execute(sa.update(model).values(last_seen_at=days_ago(1)))
+        site.db.session.commit()
+    browser.name = "New version"
+    browser.get("/me")
+    (row,) = site.rows()
+    assert row.user_agent == "New version"
+    assert row.last_seen_at > days_ago(0.1)
+    browser.name = "Newer version"
+    browser.get("/me")
+    assert site.rows()[0].user_agent == "New version"

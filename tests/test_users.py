@@ -1,0 +1,340 @@
+"""User models of every kind (SCENARIO 26)."""
+
+from __future__ import annotations
+
+import typing as t
+import uuid
+
+import pytest
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from conftest import SiteFactory
+from flask_login import UserMixin
+from flask_sqlalchemy import SQLAlchemy
+from site_under_test import Site
+
+from flask_session_registry import ConfigurationError, SessionRegistry, UserSessionMixin
+
+
+def columns(**more: t.Any) -> dict[str, t.Any]:
+    return {
+        "__tablename__": "account",
+        "name": sa_orm.mapped_column(sa.String(50), unique=True),
+        "password_hash": sa_orm.mapped_column(sa.String(100)),
+        "note": sa_orm.mapped_column(sa.String(100), nullable=True),
+        **more,
+    }
+
+
+def make_class(db: SQLAlchemy, **more: t.Any) -> type[t.Any]:
+    return type("User", (UserMixin, db.Model), columns(**more))
+
+
+def uuid_keys(db: SQLAlchemy) -> type[t.Any]:
+    return make_class(db, id=sa_orm.mapped_column(sa.Uuid, primary_key=True, default=uuid.uuid4))
+
+
+def string_keys(db: SQLAlchemy) -> type[t.Any]:
+    key = sa_orm.mapped_column(
+        sa.String(40), primary_key=True, default=lambda: f"u-{uuid.uuid4()}"
+    )
+    return make_class(db, id=key)
+
+
+def renamed_keys(db: SQLAlchemy) -> type[t.Any]:
+    return make_class(
+        db,
+        number=sa_orm.mapped_column("account_no", sa.Integer, primary_key=True),
+        get_id=lambda self: str(self.number),
+    )
+
+
+def changing_ids(db: SQLAlchemy) -> type[t.Any]:
+    """'get_id()' is another column, and changes with the password."""
+
+    def renew(target: t.Any, value: str, *_: t.Any) -> None:
+        target.uniquifier = uuid.uuid4().hex
+
+    model = make_class(
+        db,
+        id=sa_orm.mapped_column(sa.Integer, primary_key=True),
+        uniquifier=sa_orm.mapped_column(sa.String(40), default=lambda: uuid.uuid4().hex),
+        get_id=lambda self: self.uniquifier,
+    )
+    sa.event.listen(model.password_hash, "set", renew)  # type: ignore[attr-defined]
+    return model
+
+
+def joined_inheritance(db: SQLAlchemy) -> type[t.Any]:
+    base = make_class(
+        db,
+        id=sa_orm.mapped_column(sa.Integer, primary_key=True),
+        kind=sa_orm.mapped_column(sa.String(10)),
+        __mapper_args__={"polymorphic_on": "kind", "polymorphic_identity": "user"},
+    )
+    return type(
+        "Admin",
+        (base,),
+        {
+            "__tablename__": "admin",
+            "id": sa_orm.mapped_column(sa.ForeignKey(base.id), primary_key=True),  # type: ignore[attr-defined]
+            "level": sa_orm.mapped_column(sa.Integer, default=1),
+            "__mapper_args__": {"polymorphic_identity": "admin"},
+        },
+    )
+
+
+def tag_class(db: SQLAlchemy) -> type[t.Any]:
+    return type(
+        "Tag",
+        (db.Model,),
+        {
+            "__tablename__": "tag",
+            "id": sa_orm.mapped_column(sa.Integer, primary_key=True),
+            "user_id": sa_orm.mapped_column(sa.ForeignKey("account.id")),
+        },
+    )
+
+
+def eager_relationship(db: SQLAlchemy) -> type[t.Any]:
+    """A relationship that is always loaded by a join makes several rows of one user."""
+    return make_class(
+        db,
+        id=sa_orm.mapped_column(sa.Integer, primary_key=True),
+        tags=sa_orm.relationship(tag_class(db), lazy="joined"),
+    )
+
+
+def other_schema(db: SQLAlchemy) -> type[t.Any]:
+    return make_class(
+        db,
+        id=sa_orm.mapped_column(sa.Integer, primary_key=True),
+        __table_args__={"schema": "people"},
+    )
+
+
+MODELS = [
+    uuid_keys,
+    string_keys,
+    renamed_keys,
+    changing_ids,
+    joined_inheritance,
+    eager_relationship,
+]
+
+
+def check_site(site: Site) -> None:
+    """Two browsers, remembered; one changes the password; the other ends, with its cookies."""
+    if not hasattr(site.User, "uniquifier"):
+        loader = site.load_user
+    else:
+
+        def loader(id: str) -> t.Any:
+            return site.db.session.scalar(sa.select(site.User).filter_by(uniquifier=id))
+
+    site.login_manager.user_loader(loader)
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    firefox.login(remember="1")
+    chrome.login(remember="1")
+    assert firefox.is_signed_in
+    assert chrome.is_signed_in
+    firefox.lose("session")
+    assert firefox.is_signed_in
+    with site.context():
+        key = sa.inspect(site.user("ann")).identity[0]
+        assert {row.user_id for row in site.sessions.active(site.user("ann"))} == {key}
+    chrome.post("/password", password="new")
+    assert chrome.is_signed_in
+    chrome.lose("session")
+    assert chrome.is_signed_in
+    firefox_lost = firefox.copy("remember_token", "remember_token_session")
+    assert not firefox.is_signed_in
+    assert not firefox_lost.is_signed_in
+    with site.context():
+        assert site.sessions.revoke_all(site.user("ann")) == 1
+        site.db.session.commit()
+    assert not chrome.is_signed_in
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_kinds_of_models(make_site: SiteFactory, database: str, model: t.Any) -> None:
+    """26: integer, UUID and string keys; an id that is not the key; inheritance."""
+    check_site(make_site("files", database, model=model))
+
+
+def test_eager_relationship_is_loaded_whole(make_site: SiteFactory) -> None:
+    """26: the user that the check has loaded is complete."""
+    site = make_site(model=eager_relationship)
+    tag = site.User.tags.property.mapper.class_
+
+    @site.app.get("/tags")
+    def tags() -> dict[str, int]:
+        from flask_login import current_user
+
+        return {"tags": len(current_user.tags)}
+
+    firefox = site.browser("Firefox")
+    firefox.login()
+    with site.context():
+        site.user("ann").tags = [tag(), tag(), tag()]
+        site.db.session.commit()
+    assert firefox.get("/tags").json == {"tags": 3}
+
+
+def test_schema(make_site: SiteFactory, databases: t.Any) -> None:
+    """26: the table stands in the schema of the users."""
+    engine = sa.create_engine(databases("postgresql"))
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE SCHEMA people"))
+    site = make_site("files", "postgresql", model=other_schema)
+    assert site.sessions is not None
+    with site.context():
+        assert site.sessions.UserSession.__table__.schema == "people"
+    check_site(site)
+    with site.context():
+        site.db.session.remove()
+        site.db.drop_all()
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP SCHEMA people CASCADE"))
+    engine.dispose()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mariadb"])
+def test_bind(make_site: SiteFactory, databases: t.Any, tmp_path: t.Any, kind: str) -> None:
+    """26: the table stands in the database of the users, beside an app's own other one."""
+
+    def model(db: SQLAlchemy) -> type[t.Any]:
+        return make_class(
+            db,
+            id=sa_orm.mapped_column(sa.Integer, primary_key=True),
+            __bind_key__="people",
+        )
+
+    people = databases(kind) or f"sqlite:///{tmp_path}/people.db"
+    site = make_site(model=model, SQLALCHEMY_BINDS={"people": people})
+    with site.context():
+        assert site.sessions.UserSession.__table__.metadata is site.db.metadatas["people"]
+    check_site(site)
+    with site.context():
+        site.db.session.remove()
+        site.db.drop_all()
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_imported_after_init_app(make_site: SiteFactory, given: bool) -> None:
+    """26: the table is defined at the moment that the user model is."""
+    site = make_site(init=False)
+    db = SQLAlchemy()
+    site.app.extensions.pop("sqlalchemy")
+    if given:
+        site.sessions = SessionRegistry(db=db)
+    else:
+        db.init_app(site.app)
+        site.db = db
+    site.sessions.init_app(site.app)
+    assert not db.metadata.tables
+    site.User = make_class(db, id=sa_orm.mapped_column(sa.Integer, primary_key=True))
+    assert set(db.metadata.tables) == {"account", "user_sessions"}
+    if given:
+        db.init_app(site.app)
+        site.db = db
+    with site.context():
+        site.db.create_all()
+        site.db.session.add(site.User(name="ann", password_hash="x"))
+        site.db.session.commit()
+    check_site(site)
+
+
+def test_imported_in_an_app_context(make_site: SiteFactory) -> None:
+    """26, 57: Flask-SQLAlchemy after us, and the models within the first app context."""
+    site = make_site(init=False)
+    site.app.extensions.pop("sqlalchemy")
+    site.sessions.init_app(site.app)
+    site.db = SQLAlchemy()
+    site.db.init_app(site.app)
+    with site.context():
+        site.User = make_class(site.db, id=sa_orm.mapped_column(sa.Integer, primary_key=True))
+        site.db.create_all()
+        site.db.session.add(site.User(name="ann", password_hash="x"))
+        site.db.session.commit()
+    check_site(site)
+
+
+def test_imported_before_and_set_up_after(make_site: SiteFactory) -> None:
+    """26, 57: the model is there, and Flask-SQLAlchemy is set up on the app after us."""
+    site = make_site(init=False)
+    site.app.extensions.pop("sqlalchemy")
+    site.db = SQLAlchemy()
+    site.User = make_class(site.db, id=sa_orm.mapped_column(sa.Integer, primary_key=True))
+    site.sessions.init_app(site.app)
+    assert "user_sessions" not in site.db.metadata.tables
+    site.db.init_app(site.app)
+    with site.context():
+        site.db.create_all()
+        site.db.session.add(site.User(name="ann", password_hash="x"))
+        site.db.session.commit()
+    check_site(site)
+
+
+def test_relationship_to_a_model_that_is_imported_later(make_site: SiteFactory) -> None:
+    """26: defining the table does not configure mappers that are not complete yet."""
+    site = make_site(init=False)
+    site.sessions = SessionRegistry()
+    db = site.db = SQLAlchemy()
+    site.app.extensions.pop("sqlalchemy")
+    db.init_app(site.app)
+    site.User = make_class(
+        db,
+        id=sa_orm.mapped_column(sa.Integer, primary_key=True),
+        tags=sa_orm.relationship("Tag"),
+    )
+    site.sessions.init_app(site.app)
+    tag = tag_class(db)
+    with site.context():
+        db.create_all()
+        db.session.add(site.User(name="ann", password_hash="x"))
+        db.session.commit()
+    check_site(site)
+    assert tag.__name__ == "Tag"
+
+
+def test_session_model_of_ones_own(make_site: SiteFactory) -> None:
+    """'session_model': another table, with further columns and another name of the key."""
+    site = make_site(init=False)
+    db = site.db
+
+    class Visit(UserSessionMixin, db.Model):  # type: ignore[misc, name-defined]
+        __tablename__ = "visits"
+        user_id: sa_orm.Mapped[int] = sa_orm.mapped_column(
+            "who", sa.ForeignKey("account.id", ondelete="SET NULL"), index=True
+        )
+        city: sa_orm.Mapped[str] = sa_orm.mapped_column(sa.String(50), server_default="nowhere")
+
+    site.sessions = SessionRegistry(user_model=site.User, session_model=Visit)
+    site.sessions.init_app(site.app)
+    with site.context():
+        db.create_all()
+        assert "user_sessions" not in db.metadata.tables
+        db.session.add(site.User(name="ann", password_hash="x"))
+        db.session.commit()
+        assert site.sessions.UserSession is Visit
+    check_site(site)
+    assert site.rows()[0].city == "nowhere"
+
+
+def test_session_model_without_user_id(make_site: SiteFactory) -> None:
+    """A class that forgets 'user_id' is refused at start-up."""
+    site = make_site(init=False)
+
+    class Visit(UserSessionMixin, site.db.Model):  # type: ignore[misc, name-defined]
+        __tablename__ = "visits"
+
+    with pytest.raises(ConfigurationError, match="has no 'user_id'"):
+        SessionRegistry(site.app, session_model=Visit)
+
+
+@pytest.mark.parametrize("session_model", [int, "UserSession"])
+def test_session_model_that_is_none(make_site: SiteFactory, session_model: t.Any) -> None:
+    site = make_site(init=False)
+    with pytest.raises(ConfigurationError, match="Build it on 'UserSessionMixin'"):
+        SessionRegistry(site.app, session_model=session_model)
