@@ -103,12 +103,10 @@ class Settings:
     touch_interval: dt.timedelta | None
 
     def __init__(self, config: Mapping[str, t.Any]) -> None:
-        known = [PREFIX + setting.name for setting in SETTINGS]
-        for name in config:
-            if name.startswith(PREFIX) and name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(known)}."
-                raise ConfigurationError(f"There is no setting '{name}'. {hint}")
+        known = {PREFIX + setting.name for setting in SETTINGS}
+        for name in sorted(key for key in config if key.startswith(PREFIX)):
+            if name not in known:
+                raise ConfigurationError(f"There is no setting '{name}'. {_proposal(name)}")
         for setting in SETTINGS:
             name = PREFIX + setting.name
             value = config.get(name, setting.default)
@@ -119,3 +117,11 @@ class Settings:
                     f"The setting '{name}' is {value!r}. It must be {expected}."
                 ) from None
         self.password_attribute_is_set = PREFIX + "PASSWORD_ATTRIBUTE" in config
+
+
+def _proposal(name: str) -> str:
+    names = [setting.name for setting in SETTINGS]
+    near = difflib.get_close_matches(name.removeprefix(PREFIX), names, n=1)
+    if near:
+        return f"Did you mean '{PREFIX}{near[0]}'?"
+    return f"There are: {', '.join(PREFIX + known for known in names)}."

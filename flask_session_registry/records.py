@@ -123,13 +123,27 @@ class Records:
         return t.cast(int, self.db.session.scalar(statement))
 
     def find_users(self, attribute: str, value: str) -> list[t.Any]:
-        """The keys of the users with this value; empty if it can't be a value of the column."""
+        """The keys of the users with this value; empty if it can't be a value of the column.
+
+        :raises TypeError: the column holds neither text nor whole numbers nor UUIDs.
+        """
         column = getattr(self.credentials.user_model, attribute)
         try:
-            converted = column.type.python_type(value)
-        except (NotImplementedError, TypeError, ValueError):
+            kind = column.type.python_type
+        except NotImplementedError:
+            kind = None
+        if kind not in (str, int, uuid.UUID):
+            raise TypeError(attribute)
+        statement = sa.select(self.user_key).where(
+            column == sa.bindparam("value", type_=column.type)
+        )
+        try:
+            return list(self.db.session.scalars(statement, {"value": kind(value)}))
+        except (OverflowError, ValueError):
             return []
-        return list(self.db.session.scalars(sa.select(self.user_key).where(column == converted)))
+        except sa.exc.DataError:
+            self.db.session.rollback()
+            return []
 
     def lock_users(self, execute: Execute, user_ids: Sequence[t.Any]) -> list[t.Any]:
         """Lock the rows of users, and say which of them exist.

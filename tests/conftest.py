@@ -1,17 +1,36 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import sys
 import typing as t
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import servers
 from site_under_test import DATABASES, STORES, Browser, Site
+
+
+@pytest.fixture(autouse=True)
+def no_connection_is_left() -> Iterator[None]:
+    """Close what a test has opened on SQLite: each makes engines of its own."""
+    opened: list[sqlite3.Connection] = []
+
+    def note(connection: t.Any, _: t.Any) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            opened.append(connection)
+
+    sa.event.listen(sa.Pool, "connect", note)
+    yield
+    sa.event.remove(sa.Pool, "connect", note)
+    for connection in opened:
+        connection.close()
+
 
 SiteFactory = Callable[..., Site]
 
@@ -31,9 +50,7 @@ def databases() -> Iterator[Callable[[str], str | None]]:
 
 
 @pytest.fixture
-def make_site(
-    tmp_path: Path, databases: Callable[[str], str | None]
-) -> Iterator[SiteFactory]:
+def make_site(tmp_path: Path, databases: Callable[[str], str | None]) -> Iterator[SiteFactory]:
     """Make sites, each on an empty database and an empty session store."""
     sites: list[Site] = []
 

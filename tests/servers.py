@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import glob
 import os
 import shutil
 import socket
@@ -18,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import redis
@@ -42,8 +42,9 @@ def free_port() -> int:
 
 
 def _binary(*patterns: str) -> str | None:
+    """The first of these programs that is there: names, or patterns of absolute paths."""
     for pattern in patterns:
-        found = shutil.which(pattern) or next(iter(sorted(glob.glob(pattern), reverse=True)), None)
+        found = shutil.which(pattern) or max(map(str, Path("/").glob(pattern[1:])), default=None)
         if found:
             return found
     return None

@@ -155,9 +155,7 @@ def test_housekeeping_that_fails(
     firefox.login()
     with site.context():
         site.db.session.execute(
-            sa.update(site.sessions.UserSession).values(
-                last_seen_at=sa.func.datetime("2020-01-01")
-            )
+            sa.update(site.sessions.UserSession).values(last_seen_at=sa.func.datetime("2020-01-01"))
         )
         site.db.session.commit()
     with Broken(site, "UPDATE user_sessions"):
@@ -352,9 +350,7 @@ def test_deleted_user(database_site: Site) -> None:
     assert len(database_site.rows()) == 1
 
 
-def test_saving_the_session_fails(
-    make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_saving_the_session_fails(make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of the request runs a second time then, and registers nothing twice."""
     site = make_site("redis")
     site.app.config["PROPAGATE_EXCEPTIONS"] = False

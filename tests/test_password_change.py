@@ -59,7 +59,7 @@ def test_other_browsers_are_signed_out_on_every_database(database_site: Site) ->
 
 
 def test_own_session_goes_on_under_a_new_id(store_site: Site) -> None:
-    """2: a copy of Chrome's own cookies dies with the change, and its late request harms nothing."""
+    """2: a copy of Chrome's own cookies dies with the change, and its late request does no harm."""
     chrome = store_site.browser("Chrome")
     chrome.login("ann", remember="1")
     chrome.post("/cart", item="book")
@@ -68,7 +68,9 @@ def test_own_session_goes_on_under_a_new_id(store_site: Site) -> None:
     assert thief.is_signed_in
     late = store_site.browser("Chrome", **before)
     chrome.post("/password", password="new")
-    assert all(chrome.cookies[name] != before[name] for name in ("session", "remember_token_session"))
+    assert all(
+        chrome.cookies[name] != before[name] for name in ("session", "remember_token_session")
+    )
     answer = late.get("/me")
     assert answer.json["name"] is None
     assert not answer.headers.getlist("Set-Cookie")
@@ -91,14 +93,14 @@ def test_no_entry_of_a_revoked_session_is_left(store_site: Site) -> None:
     assert all(moment is not None for moment in purged) is (store_site.store != "cookie")
 
 
-class NotChanged(Exception):
+class NotChangedError(Exception):
     pass
 
 
 def change_and_raise(site: Site) -> None:
     current_user.password_hash = "new"
     site.db.session.flush()
-    raise NotChanged
+    raise NotChangedError
 
 
 def change_and_roll_back(site: Site) -> None:
@@ -387,8 +389,8 @@ def test_rehash_that_fails_is_forgotten(site: Site, firefox: Browser) -> None:
     firefox.login()
     with site.context():
         user = site.user("ann")
-        with pytest.raises(NotChanged), site.sessions.same_credentials(user):
-            raise NotChanged
+        with pytest.raises(NotChangedError), site.sessions.same_credentials(user):
+            raise NotChangedError
         user.password_hash = "new"
         site.db.session.commit()
     assert not firefox.is_signed_in
@@ -449,7 +451,7 @@ def test_receiver_that_fails_undoes_nothing(
     """An exception in a receiver is logged, and the commit goes through."""
 
     def receiver(app: t.Any, **_: t.Any) -> None:
-        raise NotChanged
+        raise NotChangedError
 
     firefox.login()
     with site.context(), session_revoked.connected_to(receiver, site.app):
@@ -550,11 +552,10 @@ def test_revoke_on_another_session(site: Site, firefox: Browser) -> None:
 def test_revoke_joins_the_session_of_the_user(site: Site, firefox: Browser) -> None:
     """By default it is the session that the user belongs to."""
     firefox.login()
-    with site.context():
-        with site.db.session.session_factory() as other:
-            user = other.scalar(sa.select(site.User).filter_by(name="ann"))
-            assert site.sessions.revoke_all(user) == 1
-            other.commit()
+    with site.context(), site.db.session.session_factory() as other:
+        user = other.scalar(sa.select(site.User).filter_by(name="ann"))
+        assert site.sessions.revoke_all(user) == 1
+        other.commit()
     assert not firefox.is_signed_in
 
 

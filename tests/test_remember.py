@@ -64,7 +64,7 @@ def test_password_change_kills_only_the_others(store_site: Site) -> None:
         browser.lose("session")
     assert not firefox.is_signed_in
     assert not copy.is_signed_in
-    assert not PAIR[0] in firefox.cookies
+    assert PAIR[0] not in firefox.cookies
     assert chrome.is_signed_in
 
 
@@ -130,8 +130,9 @@ def test_without_its_companion(site: Site, firefox: Browser, what: str) -> None:
 def test_forged_remember_cookie(site: Site, firefox: Browser, token: str) -> None:
     """46: a good companion beside a forged cookie of Flask-Login's: refused, no error."""
     firefox.login(remember="1")
-    header = f"remember_token={token}; remember_token_session=" + (
-        firefox.cookies["remember_token_session"]
+    header = (
+        f"remember_token={token}; remember_token_session="
+        + (firefox.cookies["remember_token_session"])
     )
     anonymous = site.app.test_client(use_cookies=False)
     response = anonymous.get("/me", environ_overrides={"HTTP_COOKIE": header})

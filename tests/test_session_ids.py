@@ -12,7 +12,7 @@ from flask import session
 from flask_login import current_user, login_user, logout_user
 from site_under_test import Browser, Site, days_ago, is_signed_cookie
 
-from flask_session_registry import session_rejected, session_registered
+from flask_session_registry import session_registered, session_rejected
 from flask_session_registry.state import MARKER
 
 

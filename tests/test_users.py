@@ -35,9 +35,7 @@ def uuid_keys(db: SQLAlchemy) -> type[t.Any]:
 
 
 def string_keys(db: SQLAlchemy) -> type[t.Any]:
-    key = sa_orm.mapped_column(
-        sa.String(40), primary_key=True, default=lambda: f"u-{uuid.uuid4()}"
-    )
+    key = sa_orm.mapped_column(sa.String(40), primary_key=True, default=lambda: f"u-{uuid.uuid4()}")
     return make_class(db, id=key)
 
 

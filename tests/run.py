@@ -1,0 +1,111 @@
+"""Run the whole test suite, with everything it needs: ``python3 tests/run.py``.
+
+Needs nothing but a Python of at least 3.10. Makes virtual environments in ``.tests`` and runs
+
+1. the checks (ruff, mypy) and the suite on the newest Python here with the newest SQLAlchemy,
+   from the checkout, with branch coverage, which must be complete;
+2. the suite on the oldest Python here with SQLAlchemy 2.0, against the built wheel.
+
+Whatever follows the command is passed on to pytest, and the coverage is not checked then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+HOME = ROOT / ".tests"
+
+
+def pythons() -> list[str]:
+    """The oldest and the newest Python here, of those that are new enough."""
+    folders = [Path(folder) for folder in os.get_exec_path()]
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    folders += sorted(pyenv.glob("versions/*/bin"))
+    found = {sys.version_info[:2]: sys.executable}
+    for folder in folders:
+        for path in folder.glob("python3.*"):
+            if match := re.fullmatch(r"python3\.(\d+)", path.name):
+                version = (3, int(match[1]))
+                if version >= (3, 10) and version not in found and is_usable(path, version):
+                    found[version] = str(path)
+    print("Found Python", ", ".join(f"{major}.{minor}" for major, minor in sorted(found)))
+    return [found[min(found)], found[max(found)]]
+
+
+def is_usable(path: Path, version: tuple[int, int]) -> bool:
+    """Whether it runs, and can make virtual environments."""
+    code = "import ensurepip, sys, venv; print(sys.version_info[:2])"
+    answer = subprocess.run([path, "-c", code], capture_output=True, text=True, check=False)
+    return answer.stdout.strip() == str(version)
+
+
+def environment(name: str, python: str, *packages: str) -> Path:
+    """A virtual environment with these packages: its folder of programs.
+
+    Kept from one run to the next, as long as what is to be installed stays the same.
+    """
+    folder = HOME / name
+    programs = folder / "bin"
+    wanted = "\n".join([python, *packages, (ROOT / "pyproject.toml").read_text()])
+    stamp = folder / "stamp"
+    digest = hashlib.sha256(wanted.encode()).hexdigest()
+    if not stamp.exists() or stamp.read_text() != digest:
+        print(f"Preparing {name} …", flush=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        run([python, "-m", "venv", str(folder)])
+        pip(programs, "install", *packages)
+        stamp.write_text(digest)
+    return programs
+
+
+def pip(programs: Path, *arguments: str) -> None:
+    run([str(programs / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments])
+
+
+def run(command: list[str], **variables: str) -> None:
+    """Run a command in the root of the repository, and stop if it fails."""
+    print("$", " ".join(part.removeprefix(f"{ROOT}/") for part in command), flush=True)
+    code = subprocess.run(command, cwd=ROOT, env=os.environ | variables, check=False).returncode
+    if code:
+        sys.exit(code)
+
+
+def wheel(programs: Path) -> str:
+    """Build the wheel anew."""
+    folder = HOME / "dist"
+    shutil.rmtree(folder, ignore_errors=True)
+    pip(programs, "wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT))
+    shutil.rmtree(ROOT / "build", ignore_errors=True)
+    return str(next(folder.glob("*.whl")))
+
+
+def main(arguments: list[str]) -> None:
+    oldest, newest = pythons()
+    suite = ["-n", str(os.cpu_count() or 1), "-q", *arguments]
+
+    programs = environment("newest", newest, "-e", f"{ROOT}[tests,checks]", "SQLAlchemy>=2.1")
+    run([str(programs / "ruff"), "check"])
+    run([str(programs / "ruff"), "format", "--check"])
+    run([str(programs / "mypy")])
+    if arguments:
+        run([str(programs / "pytest"), *suite])
+    else:
+        coverage = ["--cov=flask_session_registry", "--cov-report=term", "--cov-fail-under=100"]
+        run([str(programs / "pytest"), *suite, *coverage])
+
+    built = wheel(programs)
+    programs = environment("oldest", oldest, f"{built}[tests]", "SQLAlchemy<2.1")
+    pip(programs, "install", "--force-reinstall", "--no-deps", built)
+    run([str(programs / "pytest"), *suite], TEST_WHEEL="1")
+    print("All tests have passed, on the checkout and on the wheel.")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

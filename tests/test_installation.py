@@ -1,0 +1,386 @@
+"""Setting it up, rightly and wrongly (SCENARIOS 56 to 58)."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import typing as t
+import weakref
+
+import pytest
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from cachelib import SimpleCache
+from conftest import SiteFactory
+from flask import Flask
+from flask_login import LoginManager, UserMixin
+from flask_migrate import Migrate, check, downgrade, init, migrate, upgrade
+from flask_session import Session
+from flask_sqlalchemy import SQLAlchemy
+from site_under_test import Site, user_class
+
+from flask_session_registry import ConfigurationError, NotInstalledError, SessionRegistry
+
+
+@pytest.fixture
+def app() -> Flask:
+    app = Flask("installed")
+    app.config.update(SECRET_KEY="x", SQLALCHEMY_DATABASE_URI="sqlite://")
+    return app
+
+
+def first_request(app: Flask) -> str:
+    """The error that the first request raises."""
+    app.config["PROPAGATE_EXCEPTIONS"] = True
+    with pytest.raises(ConfigurationError) as error:
+        app.test_client().get("/")
+    return str(error.value)
+
+
+# -- 56: migrations ------------------------------------------------------------------------------
+
+
+def run_migration(site: Site, folder: str) -> None:
+    Migrate(site.app, site.db, directory=folder)
+    with site.context():
+        site.db.session.remove()
+        site.db.drop_all()
+        init(folder)
+        migrate(folder)
+        upgrade(folder)
+
+
+@pytest.mark.filterwarnings("ignore:'get_engine' is deprecated")
+def test_migration(make_site: SiteFactory, database: str, tmp_path: t.Any) -> None:
+    """56: 'flask db migrate' sees the table, 'upgrade' makes it, 'check' finds nothing to do."""
+    site = make_site("cookie", database)
+    folder = str(tmp_path / "migrations")
+    run_migration(site, folder)
+    script = next((tmp_path / "migrations" / "versions").glob("*.py")).read_text()
+    assert "'user_sessions'" in script
+    assert "flask_session_registry" not in script
+    with site.context():
+        columns = {
+            column["name"] for column in sa.inspect(site.db.engine).get_columns("user_sessions")
+        }
+        assert columns == {c.name for c in site.sessions.UserSession.__table__.columns}
+        # As in another process; raises if there is something to do.
+        Migrate(site.app, site.db, directory=folder)
+        check(folder)
+        site.db.session.add(site.User(name="ann", password_hash="x"))
+        site.db.session.commit()
+    firefox = site.browser()
+    firefox.login()
+    assert firefox.is_signed_in
+    row = site.rows()[0]
+    assert row.created_at.microsecond or row.last_seen_at.microsecond
+    with site.context():
+        site.db.session.remove()
+        if database != "mariadb":  # Alembic drops an index there that a foreign key needs.
+            downgrade(folder)
+        site.db.session.execute(sa.text("DROP TABLE alembic_version"))
+        site.db.session.commit()
+
+
+def test_indexes_leave_out_what_a_revocation_writes(site: Site) -> None:
+    """56: one index, on the user alone."""
+    with site.context():
+        (index,) = site.sessions.UserSession.__table__.indexes
+        assert [column.name for column in index.columns] == ["user_id"]
+
+
+# -- 57: several apps, any order -----------------------------------------------------------------
+
+
+def test_two_apps_in_one_process(make_site: SiteFactory) -> None:
+    """57: each with its own users and sessions; a signal of one is none of the other."""
+    one, other = make_site(), make_site()
+    firefox, chrome = one.browser(), other.browser()
+    firefox.login("ann")
+    chrome.login("ann")
+    with one.context():
+        one.sessions.revoke_all(one.user("ann"))
+        one.db.session.commit()
+    assert not firefox.is_signed_in
+    assert chrome.is_signed_in
+
+
+def test_two_apps_on_one_db(tmp_path: t.Any) -> None:
+    """57: the factory called twice with one 'db' and one registry: one table, two databases."""
+    db, sessions, login_manager = SQLAlchemy(), SessionRegistry(), LoginManager()
+    model = user_class(db)
+
+    def create_app(name: str) -> Flask:
+        app = Flask(name)
+        app.config.update(SECRET_KEY="x", SQLALCHEMY_DATABASE_URI=f"sqlite:///{tmp_path}/{name}")
+        db.init_app(app)
+        login_manager.init_app(app)
+        sessions.init_app(app)
+        with app.app_context():
+            db.create_all()
+            db.session.add(model(name="ann", password_hash="x"))
+            db.session.commit()
+        return app
+
+    apps = create_app("one"), create_app("two")
+    for app in apps:
+        with app.app_context():
+            assert sessions.active(db.session.scalar(sa.select(model))) == []
+            assert app.extensions["session_registry"] is sessions
+
+
+def test_app_is_not_kept(tmp_path: t.Any) -> None:
+    """57: an app that nobody holds any more is collected, with what the registry kept of it."""
+    db, sessions = SQLAlchemy(), SessionRegistry()
+    user_class(db)
+    app = Flask("short-lived")
+    app.config.update(SECRET_KEY="x", SQLALCHEMY_DATABASE_URI=f"sqlite:///{tmp_path}/x.db")
+    db.init_app(app)
+    LoginManager(app)
+    sessions.init_app(app)
+    assert app.test_client().get("/").status_code == 404
+    with app.app_context():
+        db.engine.dispose()
+    gone = weakref.ref(app)
+    del app
+    gc.collect()
+    assert gone() is None
+
+
+def test_registry_that_nobody_keeps(make_site: SiteFactory) -> None:
+    """57: 'SessionRegistry(app)' is enough; its receivers live as long as the app."""
+    site = make_site(init=False)
+    SessionRegistry(site.app)
+    gc.collect()
+    site.sessions = site.app.extensions["session_registry"]
+    with site.context():
+        site.db.create_all()
+        site.db.session.add(site.User(name="ann", password_hash="x"))
+        site.db.session.commit()
+    firefox = site.browser()
+    firefox.login()
+    assert firefox.is_signed_in
+    assert len(site.rows()) == 1
+
+
+def test_before_the_other_extensions(app: Flask) -> None:
+    """57: Flask-SQLAlchemy, Flask-Login and the user model may all come after it."""
+    sessions = SessionRegistry(app)
+    db = SQLAlchemy(app)
+    model = user_class(db)
+    LoginManager(app).user_loader(lambda key: db.session.get(model, int(key)))
+    with app.app_context():
+        assert "user_sessions" in db.metadata.tables
+        assert sessions.UserSession.__tablename__ == "user_sessions"
+    assert app.test_client().get("/").status_code == 404
+
+
+# -- 58: set up wrongly --------------------------------------------------------------------------
+
+
+WRONG = {
+    "SESSION_REGISTRY_PASSWORD_ATTRIBUTE": [5, (), ("a", 5), "", [""], b"x"],
+    "SESSION_REGISTRY_REVOKE_ON_PASSWORD_CHANGE": ["yes", 1, None],
+    "SESSION_REGISTRY_HASH_SESSION_IDS": ["no", 0, None],
+    "SESSION_REGISTRY_TOUCH_INTERVAL": [0, -1, "5 min", True, float("inf"), float("nan"), 1e300],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values]
+)
+def test_wrong_setting(app: Flask, name: str, value: t.Any) -> None:
+    """58: stopped at start-up, by name, with what it may be."""
+    app.config[name] = value
+    with pytest.raises(ConfigurationError, match=rf"'{name}' is .* It must be"):
+        SessionRegistry(app)
+
+
+def test_setting_that_does_not_exist(app: Flask) -> None:
+    """58: a slip of the pen must not switch a promise off."""
+    app.config["SESSION_REGISTRY_HASH_SESSION_ID"] = True
+    with pytest.raises(ConfigurationError, match="mean 'SESSION_REGISTRY_HASH_SESSION_IDS'"):
+        SessionRegistry(app)
+    del app.config["SESSION_REGISTRY_HASH_SESSION_ID"]
+    app.config["SESSION_REGISTRY_XYZZY"] = True
+    with pytest.raises(ConfigurationError, match="There are: SESSION_REGISTRY_PASSWORD_ATTR"):
+        SessionRegistry(app)
+
+
+@pytest.mark.parametrize("value", [None, 60, 0.5])
+def test_touch_interval(make_site: SiteFactory, value: t.Any) -> None:
+    """58: seconds, a timedelta, or None."""
+    site = make_site(SESSION_REGISTRY_TOUCH_INTERVAL=value)
+    firefox = site.browser()
+    firefox.login()
+    with site.context():
+        site.db.session.execute(
+            sa.text("UPDATE user_sessions SET last_seen_at = '2020-01-01 00:00:00.000000'")
+        )
+        site.db.session.commit()
+    firefox.get("/me")
+    assert (site.rows()[0].last_seen_at.year == 2020) is (value is None)
+
+
+def test_no_password_attribute_found(app: Flask) -> None:
+    """58: a user model whose password can't be found."""
+    db = SQLAlchemy(app)
+    model = type(
+        "User",
+        (UserMixin, db.Model),
+        {"__tablename__": "u", "id": sa_orm.mapped_column(sa.Integer, primary_key=True)},
+    )
+    with pytest.raises(ConfigurationError, match="maps no column 'password_hash', 'password'"):
+        SessionRegistry(app)
+    app.config["SESSION_REGISTRY_PASSWORD_ATTRIBUTE"] = "secret"
+    with pytest.raises(ConfigurationError, match="maps no column 'secret'"):
+        SessionRegistry(app, user_model=model)
+
+
+def test_no_user_model(app: Flask) -> None:
+    """58: none by the first request."""
+    SQLAlchemy(app)
+    LoginManager(app)
+    SessionRegistry(app)
+    assert "No mapped class is a Flask-Login user" in first_request(app)
+
+
+def test_several_user_models(app: Flask) -> None:
+    """58: at start-up where they are there; else when the second is imported, or used."""
+    db = SQLAlchemy(app)
+    LoginManager(app)
+
+    def make(name: str) -> type[t.Any]:
+        return type(
+            name,
+            (UserMixin, db.Model),
+            {
+                "__tablename__": name,
+                "id": sa_orm.mapped_column(sa.Integer, primary_key=True),
+                "password": sa_orm.mapped_column(sa.String(50)),
+            },
+        )
+
+    one = make("User")
+    SessionRegistry(app)
+    other = make("Customer")
+    assert "'Customer', 'User'" in first_request(app)
+    later = Flask("later")
+    later.config.update(app.config)
+    db.init_app(later)
+    with pytest.raises(ConfigurationError, match="Say which one signs in"):
+        SessionRegistry(later)
+    SessionRegistry(later, user_model=one)
+    another = Flask("another")
+    another.config.update(app.config)
+    db.init_app(another)
+    with pytest.raises(ConfigurationError, match="belongs to the user model 'User'"):
+        SessionRegistry(another, user_model=other)
+
+
+@pytest.mark.parametrize("user_model", [int, "User", object()])
+def test_user_model_that_is_none(app: Flask, user_model: t.Any) -> None:
+    """58: not a class, or not one of Flask-Login's users."""
+    SQLAlchemy(app)
+    with pytest.raises(ConfigurationError, match="no class of Flask-Login users"):
+        SessionRegistry(app, user_model=user_model)
+
+
+def test_user_model_that_is_not_mapped(app: Flask) -> None:
+    """58: it is waited for until the first request, and then told."""
+    SQLAlchemy(app)
+    LoginManager(app)
+    SessionRegistry(app, user_model=type("User", (UserMixin,), {}))
+    assert "No mapped class is a Flask-Login user" in first_request(app)
+
+
+def test_key_of_two_columns(app: Flask) -> None:
+    """58: a composite key is refused in a sentence."""
+    db = SQLAlchemy(app)
+    model = type(
+        "User",
+        (UserMixin, db.Model),
+        {
+            "__tablename__": "u",
+            "a": sa_orm.mapped_column(sa.Integer, primary_key=True),
+            "b": sa_orm.mapped_column(sa.Integer, primary_key=True),
+            "password": sa_orm.mapped_column(sa.String(50)),
+        },
+    )
+    with pytest.raises(ConfigurationError, match="has 2 columns"):
+        SessionRegistry(app, user_model=model)
+
+
+def test_table_of_that_name(app: Flask) -> None:
+    """58: an app with a 'user_sessions' of its own."""
+    db = SQLAlchemy(app)
+    user = user_class(db)
+    mine = type(
+        "Mine",
+        (db.Model,),
+        {
+            "__tablename__": "user_sessions",
+            "id": sa_orm.mapped_column(sa.Integer, primary_key=True),
+        },
+    )
+    with pytest.raises(ConfigurationError, match="There is a table 'user_sessions' already"):
+        SessionRegistry(app)
+    assert user is not mine
+
+
+def test_no_flask_sqlalchemy(app: Flask) -> None:
+    """58: not set up by the first request."""
+    LoginManager(app)
+    SessionRegistry(app)
+    assert "Flask-SQLAlchemy is not set up on this app" in first_request(app)
+
+
+def test_no_flask_login(app: Flask) -> None:
+    """58: not set up by the first request."""
+    db = SQLAlchemy(app)
+    model = user_class(db)
+    SessionRegistry(app)
+    assert "Flask-Login is not set up on this app" in first_request(app)
+    assert model.__name__ == "User"
+
+
+def test_set_up_twice(app: Flask) -> None:
+    """58: two registries on one app."""
+    SessionRegistry(app)
+    with pytest.raises(ConfigurationError, match="set up on this app already"):
+        SessionRegistry(app)
+
+
+def test_not_set_up(app: Flask) -> None:
+    """58: a verb on an app without the registry."""
+    with app.app_context(), pytest.raises(NotInstalledError, match="Call 'init_app\\(app\\)'"):
+        _ = SessionRegistry().current
+
+
+def test_flask_session_after_it(app: Flask) -> None:
+    """58: at start-up where it can be seen, else at the first request."""
+    app.config.update(SESSION_TYPE="cachelib", SESSION_CACHELIB=SimpleCache())
+    with pytest.raises(ConfigurationError, match="Move 'Session\\(app\\)' before"):
+        SessionRegistry(app)
+    del app.config["SESSION_TYPE"]
+    db = SQLAlchemy(app)
+    model = user_class(db)
+    LoginManager(app)
+    SessionRegistry(app)
+    app.config["SESSION_TYPE"] = "cachelib"
+    Session(app)
+    assert "Move 'Session(app)' before its 'init_app'" in first_request(app)
+    assert model.__name__ == "User"
+
+
+def test_import_needs_only_the_five(tmp_path: t.Any) -> None:
+    """The core imports none of the client libraries of stores."""
+    code = (
+        "import sys, flask_session_registry;"
+        "print(sorted({'redis', 'pymemcache', 'pymongo', 'boto3', 'psycopg'} & set(sys.modules)))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert answer.stdout.strip() == "[]"

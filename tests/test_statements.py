@@ -1,0 +1,152 @@
+"""What the registry costs in SQL."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from conftest import SiteFactory
+from flask_login import current_user, login_required
+from site_under_test import Browser, Site
+from test_users import make_class
+
+
+@pytest.fixture
+def counted(make_site: SiteFactory, database: str) -> Site:
+    return make_site("cookie", database)
+
+
+def test_request_that_asks_for_the_user(counted: Site) -> None:
+    """Exactly as many statements as without the registry: the one that loads the user."""
+    firefox = counted.browser()
+    firefox.login()
+    with counted.count_statements() as statements:
+        assert firefox.is_signed_in
+    assert len(statements) == 1
+
+
+def test_request_that_does_not_ask(counted: Site) -> None:
+    """None, and no row is touched, however long ago it was last seen."""
+    firefox = counted.browser()
+    firefox.login()
+    with counted.context():
+        long_ago = sa.text("UPDATE user_sessions SET last_seen_at = '2020-01-01'")
+        counted.db.session.execute(long_ago)
+        counted.db.session.commit()
+    with counted.count_statements() as statements:
+        firefox.get("/cart")
+        firefox.post("/cart", item="book")
+    assert len(statements) == 0
+
+
+def test_anonymous_request(counted: Site) -> None:
+    """None."""
+    with counted.count_statements() as statements:
+        assert not counted.browser().is_signed_in
+    assert len(statements) == 0
+
+
+def test_user_loader_that_asks_otherwise(make_site: SiteFactory) -> None:
+    """A loader that does not ask for the primary key costs the one statement that it runs."""
+    site = make_site("cookie")
+
+    @site.login_manager.user_loader
+    def load(id: str) -> t.Any:
+        return site.db.session.scalar(sa.select(site.User).filter_by(id=int(id)))
+
+    firefox = site.browser()
+    firefox.login()
+    with site.count_statements() as statements:
+        assert firefox.is_signed_in
+    assert len(statements) == 2
+
+
+@pytest.mark.parametrize("sessions", [1, 7])
+def test_statements_of_a_revocation(counted: Site, sessions: int) -> None:
+    """The lock on the user's row and one UPDATE, whatever the number of sessions."""
+    for _ in range(sessions):
+        counted.browser().login()
+    with counted.context():
+        user = counted.user("ann")
+        with counted.count_statements() as statements:
+            counted.sessions.revoke_all(user)
+        assert [text.split()[0] for text in statements.texts] == ["SELECT", "UPDATE"]
+        assert "FOR" in statements.texts[0] or counted.db.engine.name == "sqlite"
+        counted.db.session.commit()
+
+
+@pytest.mark.parametrize("sessions", [1, 7])
+def test_statements_of_a_password_change(counted: Site, sessions: int) -> None:
+    """The user's own UPDATE holds the lock; then one for the current row, one for the others."""
+    seen: list[str] = []
+
+    @counted.app.post("/change")
+    @login_required
+    def change() -> str:
+        current_user.password_hash = "new"
+        with counted.count_statements() as statements:
+            counted.db.session.flush()
+        seen.extend(statements.texts)
+        counted.db.session.commit()
+        return "changed"
+
+    browsers = [counted.browser() for _ in range(sessions)]
+    for browser in browsers:
+        browser.login()
+    browsers[0].post("/change")
+    assert [text.split()[:2] for text in seen] == [
+        ["UPDATE", "account"],
+        ["UPDATE", "user_sessions"],
+        ["UPDATE", "user_sessions"],
+    ]
+    assert [browser.is_signed_in for browser in browsers] == [True] + [False] * (sessions - 1)
+
+
+def test_profile_edit_costs_nothing(counted: Site) -> None:
+    """An UPDATE of the user without a new password runs no statement of ours."""
+    with counted.context():
+        counted.user("ann").note = "new"
+        with counted.count_statements() as statements:
+            counted.db.session.flush()
+        assert len(statements) == 1
+        counted.db.session.commit()
+        user = counted.user("ann")
+        counted.db.session.expire(user, ["password_hash"])
+        user.note = "newer"
+        with counted.count_statements() as statements:
+            counted.db.session.flush()
+        assert [text.split()[0] for text in statements.texts] == ["UPDATE"]
+
+
+def test_deferred_password(make_site: SiteFactory) -> None:
+    """A password column that is loaded on demand is compared all the same."""
+    site = make_site(
+        model=lambda db: make_class(
+            db,
+            id=sa_orm.mapped_column(sa.Integer, primary_key=True),
+            password_hash=sa_orm.mapped_column(sa.String(100), deferred=True),
+        )
+    )
+    firefox, chrome = site.browser(), site.browser()
+    firefox.login()
+    chrome.login()
+    assert firefox.is_signed_in
+    chrome.post("/password", password="new")
+    assert chrome.is_signed_in
+    assert not firefox.is_signed_in
+
+
+def test_pending_changes_are_not_flushed_by_the_check(site: Site, firefox: Browser) -> None:
+    """The check never flushes what the app has not finished."""
+
+    @site.app.get("/half-done")
+    def half_done() -> str:
+        site.db.session.add(site.User(name=None, password_hash=None))
+        name = str(current_user.name)
+        site.db.session.rollback()
+        return name
+
+    firefox.login()
+    assert firefox.get("/half-done").text == "ann"
