@@ -4,6 +4,7 @@ from .errors import ConfigurationError, NotInstalledError, SessionRegistryError,
 from .extension import SessionRegistry
 from .models import UserSessionMixin
 from .signals import purge_failed, session_registered, session_rejected, session_revoked
+from .version import __version__
 
 __all__ = [
     "ConfigurationError",
@@ -12,6 +13,7 @@ __all__ = [
     "SessionRegistryError",
     "UserError",
     "UserSessionMixin",
+    "__version__",
     "purge_failed",
     "session_registered",
     "session_rejected",

@@ -83,7 +83,8 @@ def _find(records: Records, users: tuple[str, ...], by: str | None) -> list[t.An
             matches = records.find_users(by or records.user_key.key, user)
         except TypeError:
             raise click.ClickException(
-                f"Users can't be named by '{by}': it holds neither text nor whole numbers nor UUIDs."
+                f"Users can't be named by '{by}', which holds neither text nor whole numbers nor"
+                " UUIDs."
             ) from None
         found += matches
         if not matches:

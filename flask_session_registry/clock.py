@@ -10,14 +10,12 @@ def now() -> dt.datetime:
     return dt.datetime.now(dt.timezone.utc)
 
 
-def as_utc(value: dt.datetime | None) -> dt.datetime | None:
+def as_utc(value: dt.datetime) -> dt.datetime:
     """The same moment, aware and in UTC.
 
     SQLite and MariaDB give back naive datetimes, which are UTC because that is what was
     stored; PostgreSQL gives them in the time zone of the connection.
     """
-    if value is None:
-        return None
     if value.tzinfo is None:
         return value.replace(tzinfo=dt.timezone.utc)
     return value.astimezone(dt.timezone.utc)

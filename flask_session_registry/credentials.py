@@ -135,8 +135,6 @@ class Credentials:
             (history.deleted or (None,))[0] if history.has_changes() else value
             for history, value in zip(histories, after, strict=True)
         )
-        if before == after:
-            return None
         sa.inspect(user, raiseerr=True).info[self._seen] = after
         return before, after
 

@@ -7,7 +7,6 @@ asks who the user is. When unsure: no.
 from __future__ import annotations
 
 import logging
-import typing as t
 import uuid
 
 import sqlalchemy as sa
@@ -17,7 +16,7 @@ from werkzeug.exceptions import ServiceUnavailable
 
 from . import clock, remember, session_ids, signals
 from .credentials import fingerprint
-from .installation import Installation, find_installation
+from .installation import Installation, get_installation
 from .state import MARKER, Current, RequestState, read_marker
 
 _log = logging.getLogger("flask_session_registry")
@@ -28,9 +27,7 @@ def check(app: Flask) -> None:
 
     :raises ServiceUnavailable: the database can't be asked. The browser keeps its cookies.
     """
-    installation = find_installation()
-    if installation is None:
-        return
+    installation = get_installation()
     claimed = session.get("_user_id")
     if claimed is None and not remember.is_offered(app):
         return
@@ -56,6 +53,9 @@ def check(app: Flask) -> None:
         ) from None
     if reason is not None:
         _refuse(app, state, reason, id)
+    elif claimed is not None and remember.is_of_another(app, str(claimed)):
+        # Flask-Login would turn to it if the app's user loader finds nobody for the session.
+        remember.block(app)
 
 
 def current(installation: Installation) -> Current | None:
@@ -142,8 +142,7 @@ def _check_row(
         user_id=installation.user_id_of(user),
         session_id=session_ids.session_id(session),
         store_id=store_id,
-        is_touch_due=interval is not None
-        and clock.now() - t.cast("t.Any", clock.as_utc(last_seen_at)) >= interval,
+        is_touch_due=interval is not None and clock.now() - clock.as_utc(last_seen_at) >= interval,
     )
     return None
 

@@ -95,10 +95,9 @@ class Records:
             return self.db.session.scalar(statement)
 
     def owner(self, execute: Execute, id: uuid.UUID) -> list[t.Any]:
-        """Whose session this is, in a list; empty if it has ended or there is none."""
+        """Whose session this is, in a list; empty if there is none."""
         model = self.model
-        rows = execute(sa.select(model.user_id).where(model.id == id, model.revoked_at.is_(None)))
-        return list(rows.scalars())
+        return list(execute(sa.select(model.user_id).where(model.id == id)).scalars())
 
     def holders(self, after: t.Any, limit: int) -> list[t.Any]:
         """The users who have sessions that have not ended, in the order of their keys."""
@@ -128,10 +127,9 @@ class Records:
         :raises TypeError: the column holds neither text nor whole numbers nor UUIDs.
         """
         column = getattr(self.credentials.user_model, attribute)
-        try:
+        kind = None
+        with contextlib.suppress(NotImplementedError):
             kind = column.type.python_type
-        except NotImplementedError:
-            kind = None
         if kind not in (str, int, uuid.UUID):
             raise TypeError(attribute)
         statement = sa.select(self.user_key).where(

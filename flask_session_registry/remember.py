@@ -61,6 +61,12 @@ def is_offered(app: Flask) -> bool:
     return cookie_name(app) in request.cookies
 
 
+def is_of_another(app: Flask, user: str) -> bool:
+    """Whether the browser has sent a "remember me" cookie that names somebody else."""
+    cookie = request.cookies.get(cookie_name(app))
+    return cookie is not None and cookie.rpartition("|")[0] != user
+
+
 def claimed_user(app: Flask) -> str | None:
     """The user that Flask-Login's cookie names; ``None`` if it is forged."""
     try:

@@ -10,7 +10,7 @@ import hashlib
 import re
 import typing as t
 
-from flask.sessions import SecureCookieSessionInterface, SessionInterface, SessionMixin
+from flask.sessions import SessionInterface, SessionMixin
 from flask_session.base import ServerSideSessionInterface
 
 # What Flask-Session itself hands out. Anything else that a cookie may say is no session id, and
@@ -37,11 +37,6 @@ def choose_store_ids(interface: SessionInterface, *, hashed: bool) -> None:
         return prefix + session_id
 
     interface._get_store_id = store_id_of
-
-
-def is_signed_cookie(interface: SessionInterface) -> bool:
-    """Whether sessions are kept in the browser, and nothing in a store."""
-    return isinstance(interface, SecureCookieSessionInterface)
 
 
 def session_id(session: SessionMixin) -> str | None:

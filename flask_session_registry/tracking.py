@@ -110,12 +110,11 @@ def _is_same_user(one: t.Any, other: t.Any) -> bool:
 
 def _returned(app: Flask, **_: t.Any) -> None:
     """A "remember me" cookie has brought a session back: it goes on under a new id."""
-    installation = find_installation()
-    current = installation.state.current if installation else None
-    if current is not None:
-        current.has_returned = True
-        session_ids.change(app.session_interface, session)
-        session[MARKER] = current.marker
+    # Without one, the check would have hidden the cookie.
+    current = t.cast(Current, get_installation().state.current)
+    current.has_returned = True
+    session_ids.change(app.session_interface, session)
+    session[MARKER] = current.marker
 
 
 # -- at the end of the request -----------------------------------------------------------------

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 import sys
 import typing as t
@@ -33,6 +34,12 @@ def no_connection_is_left() -> Iterator[None]:
 
 
 SiteFactory = Callable[..., Site]
+
+
+@pytest.fixture(autouse=True)
+def logger_is_enabled() -> None:
+    """Flask-Migrate's logging configuration disables those that exist."""
+    logging.getLogger("flask_session_registry").disabled = False
 
 
 @pytest.fixture(scope="session")

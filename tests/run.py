@@ -66,7 +66,16 @@ def environment(name: str, python: str, *packages: str) -> Path:
 
 
 def pip(programs: Path, *arguments: str) -> None:
-    run([str(programs / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments])
+    run(
+        [
+            str(programs / "python"),
+            "-m",
+            "pip",
+            "--quiet",
+            "--disable-pip-version-check",
+            *arguments,
+        ]
+    )
 
 
 def run(command: list[str], **variables: str) -> None:

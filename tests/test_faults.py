@@ -260,9 +260,11 @@ def test_database_in_memory(make_site: SiteFactory) -> None:
 
 
 def test_login_of_a_user_who_is_never_committed(
-    site: Site, firefox: Browser, caplog: pytest.LogCaptureFixture
+    database_site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     """38: a sign-up that forgets to commit signs in nobody, and the log says why."""
+    site = database_site
+    firefox = site.browser()
 
     @site.app.post("/sign-up")
     def sign_up() -> str:

@@ -7,12 +7,13 @@ import typing as t
 
 import pytest
 import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
 from conftest import SiteFactory
 from flask import flash, get_flashed_messages, session
 from flask_login import current_user, login_required, login_user
 from site_under_test import DATABASES, Browser, Site
 
-from flask_session_registry import session_revoked
+from flask_session_registry import records, session_revoked
 
 
 def sign_in_three(site: Site) -> tuple[Browser, Browser, Browser]:
@@ -663,3 +664,102 @@ def test_password_that_starts_as_none(make_site: SiteFactory) -> None:
     chrome.post("/set")
     assert chrome.is_signed_in
     assert not firefox.is_signed_in
+
+
+def test_session_cleared_before_the_commit(store_site: Site) -> None:
+    """What the view has taken out of the session is not put back by the commit."""
+
+    @store_site.app.post("/leave")
+    @login_required
+    def leave() -> str:
+        current_user.password_hash = "new"
+        store_site.db.session.flush()
+        session.clear()
+        store_site.db.session.commit()
+        return "left"
+
+    chrome = store_site.browser("Chrome")
+    chrome.login()
+    copy = chrome.copy()
+    chrome.post("/leave")
+    assert not chrome.is_signed_in
+    assert not copy.is_signed_in
+    assert store_site.active() == 0
+
+
+def test_session_cleared_before_everything_is_revoked(store_site: Site) -> None:
+    """The same, when the current session is among those that end."""
+
+    @store_site.app.post("/leave")
+    @login_required
+    def leave() -> str:
+        store_site.sessions.revoke_all(current_user)
+        session.clear()
+        store_site.db.session.commit()
+        return "left"
+
+    chrome = store_site.browser("Chrome")
+    chrome.login()
+    copy = chrome.copy()
+    chrome.post("/leave")
+    assert not chrome.is_signed_in
+    assert not copy.is_signed_in
+
+
+def test_user_deleted_right_after_the_change(site: Site, chrome: Browser) -> None:
+    """A view that changes the password, and then deletes the account."""
+
+    @site.app.post("/delete")
+    @login_required
+    def delete() -> str:
+        user = site.user("ann")
+        user.password_hash = "new"
+        site.db.session.commit()
+        site.db.session.delete(user)
+        site.db.session.commit()
+        return "deleted"
+
+    chrome.login()
+    assert chrome.post("/delete").status_code == 200
+    assert not chrome.is_signed_in
+
+
+def test_large_revocation_goes_in_batches(
+    site: Site, revoked: list[dict[str, t.Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """12: the signal is sent once for each batch, and names each session once."""
+    monkeypatch.setattr(records, "BATCH", 2)
+    sign_in_three(site)
+    site.browser("Bob").login("bob")
+    with site.context():
+        site.sessions.revoke_all(site.user("ann"))
+        site.db.session.commit()
+    assert [len(told["ids"]) for told in revoked] == [2, 1]
+    told_ids = {id for told in revoked for id in told["ids"]}
+    assert told_ids == {row.id for row in site.rows() if row.user_id == 1}
+    assert len(site.signed_in_entries()) == 1
+
+
+def test_change_in_the_context_of_another_app(make_site: SiteFactory) -> None:
+    """A user of one app, changed within the context of another: the fingerprint ends them all."""
+    one = make_site()
+    other = make_site()
+    firefox = one.browser()
+    firefox.login()
+    with one.context():
+        engine = one.db.engine
+    with other.context(), one.db.session.session_factory(bind=engine) as plain:
+        plain.scalars(sa.select(one.User)).first().password_hash = "new"
+        plain.commit()
+    assert not firefox.is_signed_in
+
+
+def test_change_outside_of_any_app(site: Site, firefox: Browser) -> None:
+    """A script with a plain SQLAlchemy session: the fingerprint ends them all."""
+    firefox.login()
+    with site.context():
+        engine = site.db.engine
+    with sa_orm.Session(engine) as plain:
+        plain.scalars(sa.select(site.User)).first().password_hash = "new"
+        plain.commit()
+    assert firefox.rejected == "password_changed"

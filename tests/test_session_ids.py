@@ -8,7 +8,7 @@ import uuid
 import pytest
 import sqlalchemy as sa
 from conftest import SiteFactory
-from flask import session
+from flask import Response, g, request, session
 from flask_login import current_user, login_user, logout_user
 from site_under_test import Browser, Site, days_ago, is_signed_cookie
 
@@ -447,3 +447,52 @@ def test_last_sight_is_written_once_an_interval(
     browser.name = "Newer version"
     browser.get("/me")
     assert site.rows()[0].user_agent == "New version"
+
+
+def test_asking_again_in_one_request(site: Site, firefox: Browser) -> None:
+    """A session that was accepted, or opened, in this request is not refused later in it."""
+
+    @site.app.route("/again", methods=["GET", "POST"])
+    def again() -> list[bool]:
+        if request.method == "POST":
+            login_user(site.user("ann"))
+        answers = []
+        for _ in range(2):
+            answers.append(bool(current_user.is_authenticated))
+            g.pop("_login_user")
+        return answers
+
+    assert firefox.post("/again").json == [True, True]
+    assert firefox.get("/again").json == [True, True]
+    assert firefox.is_signed_in
+
+
+def test_user_loader_that_refuses(site: Site, firefox: Browser) -> None:
+    """A remember cookie of another user does not step in for a user whom the app refuses."""
+    chrome = site.browser("Chrome")
+    chrome.login("bob", remember="1")
+    firefox.login("ann")
+    firefox.carry({"remember_token": chrome.cookies["remember_token"]})
+    load = site.load_user
+
+    @site.login_manager.user_loader
+    def load_all_but_ann(id: str) -> t.Any:
+        user = load(id)
+        return None if user.name == "ann" else user
+
+    assert not firefox.is_signed_in
+    assert chrome.name_shown == "bob"
+
+
+def test_other_cookies_of_an_answer(site: Site, firefox: Browser) -> None:
+    """A cookie that the app sets is none of ours."""
+
+    @site.app.get("/theme")
+    def theme() -> Response:
+        response = Response(current_user.name)
+        response.set_cookie("theme", "dark")
+        return response
+
+    firefox.login()
+    assert "theme=dark" in firefox.get("/theme").headers["Set-Cookie"]
+    assert firefox.is_signed_in

@@ -1,0 +1,29 @@
+"""The fingerprint of a credential."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from flask_session_registry import SessionRegistryError
+from flask_session_registry.credentials import fingerprint
+
+
+def test_fingerprint_is_sha256() -> None:
+    """Of the stored password hash, as text or as bytes."""
+    expected = hashlib.sha256(b"scrypt:secret").hexdigest()
+    assert fingerprint(("scrypt:secret",)) == fingerprint((b"scrypt:secret",)) == expected
+
+
+def test_fingerprints_differ() -> None:
+    """None, nothing, numbers and every split of the same text are told apart."""
+    values = [(None,), ("",), (0,), (1.5,), ("ab", ""), ("a", "b"), ("", "ab"), ("ab", None)]
+    assert len({fingerprint(value) for value in values}) == len(values)
+    assert fingerprint(()) is None
+
+
+def test_value_that_has_no_stable_text() -> None:
+    """An object whose text may differ from one process to the next is refused."""
+    with pytest.raises(SessionRegistryError, match="holds a 'object', of which no fingerprint"):
+        fingerprint((object(),))
