@@ -66,16 +66,9 @@ def environment(name: str, python: str, *packages: str) -> Path:
 
 
 def pip(programs: Path, *arguments: str) -> None:
-    run(
-        [
-            str(programs / "python"),
-            "-m",
-            "pip",
-            "--quiet",
-            "--disable-pip-version-check",
-            *arguments,
-        ]
-    )
+    """Run pip in a virtual environment."""
+    quietly = ["-m", "pip", "--quiet", "--disable-pip-version-check"]
+    run([str(programs / "python"), *quietly, *arguments])
 
 
 def run(command: list[str], **variables: str) -> None:

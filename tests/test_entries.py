@@ -56,8 +56,7 @@ def test_one_round_trip(make_site: SiteFactory) -> None:
     assert before > 0
 
 
-@pytest.mark.filterwarnings("ignore:.*FileSystemSessionInterface.*:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:.*'filesystem'.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_another_store_of_flask_session(make_site: SiteFactory, tmp_path: Path) -> None:
     """Any other of Flask-Session's is asked once for each entry, by its own method."""
     site = make_site("cookie", init=False)

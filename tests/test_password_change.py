@@ -748,7 +748,7 @@ def test_change_in_the_context_of_another_app(make_site: SiteFactory) -> None:
     firefox.login()
     with one.context():
         engine = one.db.engine
-    with other.context(), one.db.session.session_factory(bind=engine) as plain:
+    with other.context(), sa_orm.Session(engine) as plain:
         plain.scalars(sa.select(one.User)).first().password_hash = "new"
         plain.commit()
     assert not firefox.is_signed_in

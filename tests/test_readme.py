@@ -1,0 +1,223 @@
+"""Every example of the README is run (SCENARIO 60)."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+import types
+import typing as t
+import venv
+from pathlib import Path
+
+import docutils.core
+import docutils.nodes
+import pytest
+import sqlalchemy as sa
+
+from flask_session_registry.config import PREFIX, SETTINGS
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.rst").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    found = re.findall(
+        rf"^\.\. code-block:: {language}\n\n((?:(?: {{4}}.*)?\n)+)", README, flags=re.MULTILINE
+    )
+    return [textwrap.dedent(block).strip() + "\n" for block in found]
+
+
+def commands() -> list[str]:
+    return [line[2:] for block in blocks("console") for line in block.splitlines()]
+
+
+def test_is_well_formed() -> None:
+    """docutils finds nothing to complain about."""
+    document = docutils.core.publish_doctree(
+        README.replace("code-block::", "code::"),
+        settings_overrides={"halt_level": 2, "syntax_highlight": "none"},
+    )
+    titles = [str(node.astext()) for node in document.findall(docutils.nodes.title)]
+    assert "What is promised" in titles
+
+
+def test_every_setting_is_explained() -> None:
+    """The README names the settings that there are, and no other."""
+    named = set(re.findall(rf"``({PREFIX}[A-Z_]+)``", README))
+    assert named == {PREFIX + setting.name for setting in SETTINGS}
+    assert all(setting.meaning for setting in SETTINGS)
+
+
+def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The three-line start, and everything that is shown afterwards, on one app."""
+    monkeypatch.setenv("FLASK_SQLALCHEMY_DATABASE_URI", f"sqlite:///{tmp_path}/app.db")
+    module = types.ModuleType("readme_app")
+    monkeypatch.setitem(sys.modules, "readme_app", module)
+    names = vars(module)
+    for block in blocks("python"):
+        exec(compile(block, "README.rst", "exec"), names)
+    app, db, user_class = names["create_app"](), names["db"], names["User"]
+    with app.app_context():
+        db.create_all()
+        user = user_class(email="ann@example.com")
+        user.set_password("old")
+        db.session.add(user)
+        db.session.commit()
+
+    def find() -> t.Any:
+        return db.session.scalar(sa.select(user_class))
+
+    @app.route("/do/<name>", methods=["POST"])
+    def do(name: str) -> t.Any:
+        arguments = {"rehash": lambda: (find(), "new"), "lock_out": lambda: (find(),)}
+        rows = names["sessions"].active(find())
+        arguments["end_one"] = lambda: (str(rows[-1].id),)
+        return {"answer": names[name](*arguments.get(name, tuple)())}
+
+    firefox, chrome, phone = (app.test_client() for _ in range(3))
+    form = {"email": "ann@example.com", "password": "old", "remember": "yes"}
+    for client in (firefox, chrome, phone):
+        assert client.post("/sign-in", data=form).text == "Signed in."
+    assert chrome.post("/sign-in", data=form | {"password": "x"}).status_code == 403
+    devices = chrome.post("/do/where_you_are_signed_in").json["answer"]
+    assert [device["this one"] for device in devices].count(True) == 1
+    assert chrome.post("/account/password", data={"old": "x", "new": "y"}).status_code == 403
+    chrome.post("/account/password", data={"old": "old", "new": "new"})
+    answers = [client.get("/").text for client in (firefox, chrome, phone)]
+    assert answers == ["Nobody", "ann@example.com", "Nobody"]
+    chrome.post("/do/rehash")
+    assert chrome.get("/").text == "ann@example.com"
+    firefox.post("/sign-in", data=form | {"password": "new"})
+    chrome.post("/do/end_the_others")
+    assert [client.get("/").text for client in (firefox, chrome)] == ["Nobody", "ann@example.com"]
+    assert chrome.post("/do/lock_out").json == {"answer": 1}
+    assert chrome.get("/").text == "Nobody"
+    chrome.post("/sign-in", data=form | {"password": "new"})
+    assert chrome.post("/do/end_one").json == {"answer": True}
+    assert chrome.get("/").text == "Nobody"
+    with app.app_context():
+        names["test_index"](app, find())
+        assert names["make_session_model"](db).__tablename__ == "devices"
+        db.engine.dispose()
+
+
+def run(command: str, folder: Path, programs: Path | None = None) -> str:
+    """Run a command of the README in a folder with the README's app."""
+    words = shlex.split(command)
+    path = str(programs or Path(sys.executable).parent) + os.pathsep + os.environ["PATH"]
+    answer = subprocess.run(
+        words,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PATH": path},
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout + answer.stderr
+
+
+def seed(folder: Path, programs: Path) -> None:
+    code = (
+        "from app import create_app, db, User\n"
+        "app = create_app()\n"
+        "with app.app_context():\n"
+        "    for id, name in ((1, 'ann'), (17, 'bob'), (42, 'eve')):\n"
+        "        user = User(id=id, email=f'{name}@example.com')\n"
+        "        user.set_password('old')\n"
+        "        db.session.add(user)\n"
+        "    db.session.commit()\n"
+        "clients = [app.test_client() for _ in range(4)]\n"
+        "for client, name in zip(clients, ('ann', 'ann', 'bob', 'eve')):\n"
+        "    form = {'email': f'{name}@example.com', 'password': 'old'}\n"
+        "    assert client.post('/sign-in', data=form).status_code == 200\n"
+        "new = {'old': 'old', 'new': 'new'}\n"
+        "assert clients[0].post('/account/password', data=new).status_code == 200\n"
+        "print([client.get('/').text for client in clients])\n"
+    )
+    answer = subprocess.run(
+        [str(programs / "python"), "-c", code],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.stdout.strip() == (
+        "['ann@example.com', 'Nobody', 'bob@example.com', 'eve@example.com']"
+    ), answer.stderr
+
+
+def check_commands(folder: Path, programs: Path) -> None:
+    (folder / "app.py").write_text(blocks("python")[0])
+    flask = [command for command in commands() if command.startswith("flask --app app")]
+    migrations = [command for command in flask if " db " in command]
+    revocations = [command for command in flask if "revoke-sessions" in command]
+    assert len(migrations) + len(revocations) == len(flask) == 7
+    for command in migrations:
+        run(command, folder, programs)
+    seed(folder, programs)
+    answers = [run(command, folder, programs) for command in revocations]
+    assert "1 session ended" in answers[0]
+    assert "2 sessions ended" in answers[1]
+    assert "0 sessions ended" in answers[2]
+    assert "0 sessions would end" in answers[3]
+
+
+def test_flask_commands(tmp_path: Path) -> None:
+    """The migration and the command line, on the app of the three-line start."""
+    check_commands(tmp_path, Path(sys.executable).parent)
+
+
+def test_wheel_with_nothing_else(tmp_path: Path) -> None:
+    """60: the built wheel, installed with nothing else, runs the quick start."""
+    pip = ["-m", "pip", "--quiet", "--disable-pip-version-check"]
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "setup.cfg", "README.rst", "LICENSE"):
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    package = source / "flask_session_registry"
+    package.mkdir()
+    for path in (ROOT / "flask_session_registry").iterdir():
+        if path.is_file():
+            (package / path.name).write_bytes(path.read_bytes())
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=True)
+    python = str(environment / "bin" / "python")
+    subprocess.run(
+        [python, *pip, "wheel", "--no-deps", "-w", str(tmp_path), str(source)], check=True
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([python, *pip, "install", str(wheel)], check=True)
+    listed = subprocess.run(
+        [python, "-c", "import flask_session_registry as r; print(r.__file__)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert str(environment) in listed.stdout
+    assert (Path(listed.stdout.strip()).parent / "py.typed").exists()
+    folder = tmp_path / "app"
+    folder.mkdir()
+    check_commands(folder, environment / "bin")
+
+
+def test_set_up_commands_are_there() -> None:
+    """The two commands that do all set-up name programs of the repository."""
+    files = [command.split()[1] for command in commands() if command.startswith("python3 ")]
+    assert files == ["examples/accounts/run.py", "tests/run.py"]
+    assert all((ROOT / file).is_file() for file in files)
+
+
+def test_tested_package_is_the_wheel() -> None:
+    """When the wheel is to be tested, it is not the checkout that is imported."""
+    import flask_session_registry
+
+    is_checkout = ROOT in Path(flask_session_registry.__file__).parents and (
+        ".tests" not in Path(flask_session_registry.__file__).parts
+    )
+    assert is_checkout is ("TEST_WHEEL" not in os.environ)
