@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime as dt
 import functools
 import gc
 import io
@@ -42,12 +43,18 @@ Config = dict[str, t.Any]
 _Function = t.TypeVar("_Function", bound=Callable[..., t.Any])
 
 NAME = b"Ada Lovelace"
+USER_AGENT = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
 NOBODY = b"nobody"
 WITHOUT, AGAIN, WITH, BY_HAND = VARIANTS = ("without", "without, again", "with", "by hand")
 #: How many statements a variant may run in a request, compared with ``WITHOUT``.
 MORE_STATEMENTS = {WITHOUT: 0, AGAIN: 0, WITH: 0, BY_HAND: 1}
 #: Requests before anything is measured: caches of statements, connections.
 WARM_UP = 200
+#: How many users there are, all with a session: a database plans a query on a table of one row
+#: faster than on one that it has statistics of.
+USERS = 2000
+#: Which of them is signed in.
+USER_ID = 1000
 
 
 class UnavailableError(Exception):
@@ -161,10 +168,9 @@ def build(name: str, config: Config) -> Variant:
 
     @app.post("/login")
     def login() -> str:
-        user = db.session.scalars(sa.select(User)).one()
-        login_user(user)
+        login_user(db.session.get(User, USER_ID))
         if name == BY_HAND:
-            sign_in = SignIn(id=uuid.uuid4(), user_id=user.id, is_revoked=False)
+            sign_in = SignIn(id=uuid.uuid4(), user_id=USER_ID, is_revoked=False)
             db.session.add(sign_in)
             db.session.commit()
             session["sign_in"] = sign_in.id.hex
@@ -173,26 +179,66 @@ def build(name: str, config: Config) -> Variant:
     @app.post("/revoke")
     def revoke() -> str:
         if registry is not None:
-            registry.revoke_all(db.session.scalars(sa.select(User)).one())
-        db.session.execute(sa.update(SignIn).values(is_revoked=True))
+            registry.revoke_all(db.session.get(User, USER_ID))
+        db.session.execute(
+            sa.update(SignIn).where(SignIn.user_id == USER_ID).values(is_revoked=True)
+        )
         db.session.commit()
         return ""
 
     with app.app_context():
         db.create_all()
-        if db.session.scalar(sa.select(User)) is None:
-            password_hash = generate_password_hash("benchmark")
-            db.session.add(
-                User(name=NAME.decode(), email="ada@example.org", password_hash=password_hash)
-            )
-            db.session.commit()
+        if db.session.get(User, USER_ID) is None:
+            db.session.execute(sa.insert(User), _users())
+        if registry is not None:
+            db.session.execute(sa.insert(registry.UserSession), _user_sessions())
+        if name == BY_HAND:
+            db.session.execute(sa.insert(SignIn), _sign_ins())
+        for table in db.metadata.tables:
+            db.session.execute(sa.text(f"ANALYZE {table}"))
+        db.session.commit()
     return Variant(name, app, db, login_manager, _sign_in(app))
+
+
+def _users() -> list[dict[str, t.Any]]:
+    password_hash = generate_password_hash("benchmark")
+    return [
+        {
+            "id": id,
+            "email": f"user-{id}@example.org",
+            "name": NAME.decode(),
+            "password_hash": password_hash,
+        }
+        for id in range(1, USERS + 1)
+    ]
+
+
+def _user_sessions() -> list[dict[str, t.Any]]:
+    now = dt.datetime.now(dt.timezone.utc)
+    return [
+        {
+            "id": uuid.uuid4(),
+            "generation": 0,
+            "user_id": id,
+            "ip_address": f"198.51.100.{id % 256}",
+            "user_agent": USER_AGENT,
+            "created_at": now,
+            "last_seen_at": now,
+            "authenticated_at": now,
+            "fingerprint": uuid.uuid4().hex * 2,
+        }
+        for id in range(1, USERS + 1)
+    ]
+
+
+def _sign_ins() -> list[dict[str, t.Any]]:
+    return [{"id": uuid.uuid4(), "user_id": id, "is_revoked": False} for id in range(1, USERS + 1)]
 
 
 def _sign_in(app: Flask) -> dict[str, t.Any]:
     """Sign in; the environ of the requests that follow."""
     # The same browser in all of them: Flask-Login compares address and user agent.
-    headers = {"User-Agent": "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Firefox/140.0"}
+    headers = {"User-Agent": USER_AGENT}
     overrides = {"REMOTE_ADDR": "192.0.2.1"}
     client = app.test_client()
     client.post("/login", headers=headers, environ_overrides=overrides)
@@ -492,10 +538,10 @@ def _echo_line(title: str, values: Sequence[float]) -> None:
 
 
 @click.command(help=__doc__)
-@click.option("--rounds", default=60, show_default=True, type=click.IntRange(min=1))
+@click.option("--rounds", default=200, show_default=True, type=click.IntRange(min=1))
 @click.option(
     "--requests",
-    default=300,
+    default=60,
     show_default=True,
     type=click.IntRange(min=2),
     help="Of each app in each round.",

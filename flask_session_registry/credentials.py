@@ -6,6 +6,7 @@ reversed: it tells nothing that the password hash beside it in the database does
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import typing as t
 
@@ -101,8 +102,8 @@ class Credentials:
 
     def _on_load(self, state: sa_orm.InstanceState[t.Any], _: object) -> None:
         loaded = state.dict
-        if all(name in loaded for name in self.names):
-            state.info[self._seen] = tuple(loaded[name] for name in self.names)
+        with contextlib.suppress(KeyError):  # A deferred column is not loaded.
+            state.info[self._seen] = tuple([loaded[name] for name in self.names])
 
     def _on_insert(self, _: object, __: object, state: sa_orm.InstanceState[t.Any]) -> None:
         state.info[self._seen] = self.current(state.obj())

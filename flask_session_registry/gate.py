@@ -16,7 +16,7 @@ from werkzeug.exceptions import ServiceUnavailable
 
 from . import clock, remember, session_ids, signals
 from .credentials import fingerprint
-from .installation import Installation, get_installation
+from .installation import Installation, get_installation, unwrap
 from .state import MARKER, Current, RequestState, read_marker
 
 _log = logging.getLogger("flask_session_registry")
@@ -28,12 +28,13 @@ def check(app: Flask) -> None:
     :raises ServiceUnavailable: the database can't be asked. The browser keeps its cookies.
     """
     installation = get_installation()
-    claimed = session.get("_user_id")
+    browser = unwrap(session)
+    claimed = browser.get("_user_id")
     if claimed is None and not remember.is_offered(app):
         return
     state = installation.state
-    carried = session.get(MARKER)
-    if claimed is not None and _is_known(state, carried):
+    carried = browser.get(MARKER)
+    if claimed is not None and state.is_known(carried):
         return
     try:
         if claimed is not None:
@@ -84,12 +85,6 @@ def make_anonymous(app: Flask) -> None:
     remember.block(app)
 
 
-def _is_known(state: RequestState, carried: object) -> bool:
-    """Whether this very session was accepted, or opened, earlier in this request."""
-    known = (state.current, state.login)
-    return any(session is not None and session.marker == carried for session in known)
-
-
 _Verdict = tuple["str | None", "uuid.UUID | None"]
 
 
@@ -121,10 +116,8 @@ def _check_row(
     id, generation = marker
     row = installation.records.load(id)
     if row is None:
-        return "unknown"
-    user, row_generation, revoked_at, credential, last_seen_at, store_id, *passwords = row
-    if revoked_at is not None:
-        return installation.records.reason(id) or "revoked"
+        return installation.records.reason(id) or "unknown"
+    user, row_generation, credential, last_seen_at, store_id, *passwords = row
     if credential != fingerprint((*passwords,)):
         return "password_changed"
     if row_generation != generation:
@@ -139,8 +132,7 @@ def _check_row(
         id=id,
         generation=generation,
         user=user,
-        user_id=installation.user_id_of(user),
-        session_id=session_ids.session_id(session),
+        session_id=session_ids.session_id(unwrap(session)),
         store_id=store_id,
         is_touch_due=interval is not None and clock.now() - clock.as_utc(last_seen_at) >= interval,
     )

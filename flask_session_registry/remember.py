@@ -77,8 +77,11 @@ def claimed_user(app: Flask) -> str | None:
 
 def companion(app: Flask) -> Companion | None:
     """What the browser's second cookie says; ``None`` if it is missing, forged or expired."""
+    value = request.cookies.get(companion_name(app))
+    if not value:
+        return None
     try:
-        carried, until = _serializer(app).loads(request.cookies.get(companion_name(app), ""))
+        carried, until = _serializer(app).loads(value)
     except (BadSignature, TypeError, ValueError):
         return None
     known = read_marker(carried)
@@ -118,10 +121,13 @@ def accompany(app: Flask, response: Response, offer: Offer, current: Current | N
     response.headers.add("Set-Cookie", f"{companion_name(app)}={value};{offer.attributes}")
 
 
-def renew(app: Flask, response: Response, current: Current, companion: Companion) -> None:
-    """Give the browser both cookies anew after a rotation, until the same day as before."""
-    until = dt.datetime.fromtimestamp(companion.until, dt.timezone.utc)
-    carried = _serializer(app).dumps([current.marker, companion.until])
+def renew(app: Flask, response: Response, current: Current) -> None:
+    """Give a browser that has both cookies new ones after a rotation, until the same day."""
+    held = companion(app)
+    if held is None:
+        return
+    until = dt.datetime.fromtimestamp(held.until, dt.timezone.utc)
+    carried = _serializer(app).dumps([current.marker, held.until])
     _set(app, response, cookie_name(app), encode_cookie(id_of(app, current.user)), until)
     _set(app, response, companion_name(app), carried, until)
 

@@ -7,6 +7,8 @@ import time
 import typing as t
 import uuid
 
+import sqlalchemy as sa
+
 from .transaction import Pending
 
 #: Where the marker stands in ``flask.session``.
@@ -29,7 +31,7 @@ def read_marker(value: object) -> tuple[uuid.UUID, int] | None:
         return None
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Current:
     """The user session that the check has accepted in this request."""
 
@@ -37,7 +39,6 @@ class Current:
     #: The generation that stands in the row, as far as this request knows.
     generation: int
     user: t.Any
-    user_id: t.Any
     #: The session id when it was accepted; ``None`` for signed cookies.
     session_id: str | None
     #: The key of the entry that the row names.
@@ -60,8 +61,13 @@ class Current:
     def marker(self) -> str:
         return marker(self.id, self.generation)
 
+    @property
+    def user_id(self) -> t.Any:
+        """The primary key of the user."""
+        return sa.inspect(self.user).identity[0]
 
-@dataclasses.dataclass
+
+@dataclasses.dataclass(slots=True)
 class Login:
     """A login of this request, which has no row yet."""
 
@@ -77,7 +83,7 @@ class Login:
         return marker(self.id, 0)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class RequestState:
     """Everything that the registry remembers until the request ends."""
 
@@ -99,6 +105,13 @@ class RequestState:
     inactive: uuid.UUID | None = None
     #: User sessions that this request has ended: their ids and keys.
     ended: list[tuple[uuid.UUID, str | None]] = dataclasses.field(default_factory=list)
+
+    def is_known(self, carried: object) -> bool:
+        """Whether this very session was accepted, or opened, earlier in this request."""
+        current, login = self.current, self.login
+        return (current is not None and current.marker == carried) or (
+            login is not None and login.marker == carried
+        )
 
     def leave_behind(self, store_id: str | None, *, but: str | None) -> None:
         """Note the key of an entry that is to be deleted, unless it is the one in use."""

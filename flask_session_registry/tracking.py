@@ -45,10 +45,6 @@ class Later:
     inactive: uuid.UUID | None
     touched: tuple[uuid.UUID, dict[str, t.Any]] | None
 
-    @property
-    def has_work(self) -> bool:
-        return bool(self.ended or self.left_behind or self.inactive or self.touched)
-
     def run(self, app: Flask) -> None:
         records = self.installation.records
         purge(self.installation, app, self.ended)
@@ -159,8 +155,8 @@ def _write_down(
     app: Flask, installation: Installation, state: RequestState, response: Response
 ) -> None:
     offer = remember.offer(app, response)
-    companion = remember.companion(app)
-    carried = session.get(MARKER) if "_user_id" in session else None
+    browser = unwrap(session)
+    carried = browser.get(MARKER) if "_user_id" in browser else None
     is_renewed = False
     if state.login is not None and state.login.marker == carried:
         _register(app, installation, state, state.login, offer)
@@ -169,15 +165,15 @@ def _write_down(
         _end(app, installation, state, state.current)
     elif state.current is not None:
         is_renewed = _go_on(app, installation, state, state.current)
-    elif MARKER in session:
-        session.pop(MARKER)
+    elif MARKER in browser:
+        browser.pop(MARKER)
     current = state.current
     if offer is not None:
         remember.accompany(app, response, offer, current)
     elif state.forgets_remember:
         remember.forget(app, response)
-    elif is_renewed and current is not None and companion is not None:
-        remember.renew(app, response, current, companion)
+    elif is_renewed and current is not None:
+        remember.renew(app, response, current)
     _put_off(installation, state, offer)
 
 
@@ -220,7 +216,6 @@ def _register(
         id=login.id,
         generation=0,
         user=login.user,
-        user_id=user_id,
         session_id=session_ids.session_id(session),
         store_id=key,
         is_touch_due=False,
@@ -243,7 +238,7 @@ def _end(app: Flask, installation: Installation, state: RequestState, current: C
 def _go_on(app: Flask, installation: Installation, state: RequestState, current: Current) -> bool:
     """The session goes on; whether the browser needs a new "remember me" cookie."""
     interface = app.session_interface
-    session_id = session_ids.session_id(session)
+    session_id = session_ids.session_id(unwrap(session))
     has_moved = session_id != current.session_id
     rotates = current.is_rotating or (
         has_moved and not current.has_returned and not current.is_recredited
@@ -330,13 +325,13 @@ def _put_off(installation: Installation, state: RequestState, offer: remember.Of
     current = state.current
     touched = None
     if current is not None and current.is_touch_due:
+        current.is_touch_due = False
         values = _sight(clock.now())
         if offer is not None and offer.value:
             values["remember_until"] = offer.until
         touched = (current.id, values)
-        current.is_touch_due = False
-    later = Later(installation, state.ended, state.left_behind, state.inactive, touched)
-    if later.has_work:
+    if touched or state.ended or state.left_behind or state.inactive:
+        later = Later(installation, state.ended, state.left_behind, state.inactive, touched)
         g.setdefault(_LATER, []).append(later)
 
 
