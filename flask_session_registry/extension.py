@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
-from flask import Flask, current_app, has_request_context, session
+from flask import Flask, current_app, session
 from flask_login import user_accessed
 from flask_sqlalchemy import SQLAlchemy
 
@@ -118,13 +118,12 @@ class SessionRegistry:
         """Why the session of this request was refused, or ``None``.
 
         ``"password_changed"``, ``"logged_out"``, ``"replaced"``, or the reason that a revocation
-        gave; ``"rotated"``: a session id from before a rotation; ``"inactive"``: the user is not
-        active; ``"unregistered"``: it never had a user session; ``"unknown"``: it has none now.
+        gave, even if the entry is gone from the store by now; ``"rotated"``: a session id from
+        before a rotation; ``"inactive"``: the user is not active; ``"unregistered"``: it never had
+        a user session; ``"unknown"``: it has none now.
         """
         installation = get_installation()
-        gate.current(installation)
-        state = installation.known_state
-        return state.rejected if state else None
+        return gate.reason_of_refusal(installation, unwrap(current_app))
 
     def active(self, user: t.Any) -> list[t.Any]:
         """The user's active sessions, most recently seen first.
@@ -246,7 +245,7 @@ class SessionRegistry:
         :raises RuntimeError: there is no request.
         """
         installation = get_installation()
-        if not has_request_context():
+        if not installation.is_in_request:
             raise RuntimeError("'rotate()' works on the session of a request, and there is none.")
         current = gate.current(installation)
         if current is not None and not current.is_rotating:

@@ -10,7 +10,7 @@ import logging
 import uuid
 
 import sqlalchemy as sa
-from flask import Flask, current_app, has_request_context, session
+from flask import Flask, current_app, session
 from flask_login import current_user
 from werkzeug.exceptions import ServiceUnavailable
 
@@ -61,11 +61,27 @@ def check(app: Flask) -> None:
 
 def current(installation: Installation) -> Current | None:
     """The user session of this request, after asking for it if nobody has yet."""
-    if not has_request_context():
+    if not installation.is_in_request:
         return None
     current_user._get_current_object()
     state = installation.known_state
     return state.current if state else None
+
+
+def reason_of_refusal(installation: Installation, app: Flask) -> str | None:
+    """Why the session that this browser came with does not stand; ``None`` if it came with none.
+
+    Where the entry is gone from the store, nothing in the session says which one it was; the row
+    still knows the key that it had.
+    """
+    if not installation.is_in_request:
+        return None
+    current_user._get_current_object()
+    state = installation.known_state
+    if state is not None:
+        return state.rejected
+    key = session_ids.lost_store_id(app, unwrap(session))
+    return None if key is None else installation.records.reason_of_entry(key)
 
 
 def current_before_login(installation: Installation) -> Current | None:

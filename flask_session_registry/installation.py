@@ -19,6 +19,7 @@ from flask import (
     has_request_context,
     request,
 )
+from flask.globals import request_ctx
 from flask_session.base import ServerSideSessionInterface
 from flask_sqlalchemy import SQLAlchemy
 
@@ -190,6 +191,11 @@ class Installation:
         """A session that was last seen before this has expired, unless it is remembered."""
         interval = self.settings.touch_interval or dt.timedelta(0)
         return clock.now() - app.permanent_session_lifetime - interval
+
+    @property
+    def is_in_request(self) -> bool:
+        """Whether there is a request, and it is one of this app."""
+        return has_request_context() and request_ctx.app.extensions.get(_INSTALLATION) is self
 
     @property
     def known_state(self) -> RequestState | None:

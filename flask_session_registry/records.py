@@ -101,6 +101,13 @@ class Records:
         with self.db.session.no_autoflush:
             return self.db.session.scalar(statement)
 
+    def reason_of_entry(self, store_id: str) -> str | None:
+        """Why the session ended that had this key in the session store."""
+        model = self.model
+        statement = sa.select(model.revoked_reason).where(model.store_id == store_id)
+        with self.db.session.no_autoflush:
+            return self.db.session.scalar(statement)
+
     def owner(self, execute: Execute, id: uuid.UUID) -> list[t.Any]:
         """Whose session this is, in a list; empty if there is none."""
         model = self.model

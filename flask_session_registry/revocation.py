@@ -18,7 +18,7 @@ from . import entries, gate, remember, session_ids, signals
 from .credentials import fingerprint
 from .installation import Installation, find_installation, get_installation, unwrap
 from .records import Execute
-from .state import MARKER, Current
+from .state import MARKER, Current, RequestState, read_marker
 from .transaction import on_commit
 
 PASSWORD_CHANGED = "password_changed"
@@ -161,25 +161,37 @@ def purge(
 
 def _follow_current(installation: Installation, user_ids: Sequence[t.Any]) -> None:
     """Let the session of this request follow what was committed, in memory."""
-    state = installation.known_state
-    if state is None or state.current is None or state.current.user_id not in user_ids:
+    if not installation.is_in_request:
         return
+    browser, app, state = unwrap(flask_session), unwrap(current_app), installation.state
+    carried = browser.get(MARKER)
     current = state.current
-    interface = current_app.session_interface
+    if current is None:
+        # Nobody has asked who this is. If it has ended, it must not be written back.
+        marker = None if state.is_known(carried) else read_marker(carried)
+        if marker is not None and installation.records.standing(marker[0]) is None:
+            _sign_out(app, state)
+        return
+    if current.user_id not in user_ids:
+        return
     generation = installation.records.standing(current.id)
-    carries = flask_session.get(MARKER) == current.marker
+    is_carried = carried == current.marker
     if generation is None:
         state.current = None
-        if carries:
-            state.forgets_remember = remember.is_offered(current_app)
-            gate.make_anonymous(current_app)
+        if is_carried:
+            _sign_out(app, state)
     elif generation != current.generation:
         current.generation = generation
         current.recredited = 0
         current.is_recredited = True
-        if carries:
-            session_ids.change(interface, flask_session)
-            flask_session[MARKER] = current.marker
+        if is_carried:
+            session_ids.change(app.session_interface, browser)
+            browser[MARKER] = current.marker
+
+
+def _sign_out(app: Flask, state: RequestState) -> None:
+    state.forgets_remember = remember.is_offered(app)
+    gate.make_anonymous(app)
 
 
 @contextlib.contextmanager

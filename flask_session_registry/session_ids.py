@@ -10,8 +10,10 @@ import hashlib
 import re
 import typing as t
 
+from flask import Flask, request
 from flask.sessions import SessionInterface, SessionMixin
 from flask_session.base import ServerSideSessionInterface
+from itsdangerous import BadSignature
 
 # What Flask-Session itself hands out. Anything else that a cookie may say is no session id, and
 # must not reach a store as a key.
@@ -48,6 +50,23 @@ def store_id(interface: SessionInterface, session_id: str | None) -> str | None:
     if session_id is None or not isinstance(interface, ServerSideSessionInterface):
         return None
     return t.cast(str, interface._get_store_id(session_id))
+
+
+def lost_store_id(app: Flask, session: SessionMixin) -> str | None:
+    """The key of the entry that the browser's cookie names, if it is not the session's.
+
+    Flask-Session opens a new session, under a new id, when it finds no entry.
+    """
+    interface = app.session_interface
+    sent = request.cookies.get(app.config["SESSION_COOKIE_NAME"])
+    if not sent or not isinstance(interface, ServerSideSessionInterface):
+        return None
+    if interface.use_signer:
+        try:
+            sent = interface._unsign(app, sent)
+        except BadSignature:
+            return None
+    return None if sent == session_id(session) else store_id(interface, sent)
 
 
 def change(interface: SessionInterface, session: SessionMixin) -> None:

@@ -165,7 +165,7 @@ def _write_down(
         _end(app, installation, state, state.current)
     elif state.current is not None:
         is_renewed = _go_on(app, installation, state, state.current)
-    elif MARKER in browser:
+    elif carried is None and MARKER in browser:
         browser.pop(MARKER)
     current = state.current
     if offer is not None:

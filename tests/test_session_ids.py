@@ -496,3 +496,66 @@ def test_other_cookies_of_an_answer(site: Site, firefox: Browser) -> None:
     firefox.login()
     assert "theme=dark" in firefox.get("/theme").headers["Set-Cookie"]
     assert firefox.is_signed_in
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.filterwarnings("ignore:The 'use_signer' option:DeprecationWarning")
+def test_reason_when_the_entry_is_gone(make_site: SiteFactory, signed: bool) -> None:
+    """'rejected' knows why, though the purge has taken everything that the session held."""
+    site = make_site("redis", SESSION_USE_SIGNER=signed)
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    firefox.login()
+    chrome.login()
+    chrome.post("/password", password="new")
+    assert firefox.rejected == "password_changed"
+    assert firefox.rejected == "password_changed"
+    assert chrome.rejected is None
+    nobody = site.browser("Nobody", session="never.given")
+    assert nobody.rejected is None
+    nobody.post("/cart", item="book")
+    assert nobody.rejected is None
+
+
+def test_own_session_ended_without_asking(store_site: Site) -> None:
+    """14: a view that never asks who the user is does not write back the entry that it ended."""
+    site = store_site
+
+    @site.app.post("/reset")
+    def reset() -> str:
+        site.user("ann").password_hash = uuid.uuid4().hex
+        site.db.session.commit()
+        session["cart"] = "after"
+        return "reset"
+
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    firefox.login("ann", remember="1")
+    chrome.login("bob")
+    chrome.post("/reset")
+    assert chrome.name_shown == "bob"
+    firefox.login("ann", remember="1")
+    firefox.post("/reset")
+    assert not firefox.is_signed_in
+    assert "remember_token" not in firefox.cookies
+    assert firefox.get("/cart").json == {"cart": "after"}
+    assert len(site.signed_in_entries()) == (site.store != "cookie")
+
+
+def test_commit_for_one_app_in_a_request_of_another(make_site: SiteFactory) -> None:
+    """57: a request of one app, within which another app ends sessions, keeps its own."""
+    one, other = make_site(), make_site()
+
+    @one.app.post("/other")
+    def end_in_the_other() -> str:
+        with other.context():
+            other.user("ann").password_hash = "new"
+            other.db.session.commit()
+            assert other.sessions.current is None
+            assert other.sessions.rejected is None
+        return "ended"
+
+    firefox, chrome = one.browser(), other.browser()
+    firefox.login("ann")
+    chrome.login("ann")
+    firefox.post("/other")
+    assert firefox.is_signed_in
+    assert not chrome.is_signed_in

@@ -1,0 +1,55 @@
+"""How the app is put together.
+
+Left to you: sending mail (``mail.py``), slowing down whoever guesses passwords (Flask-Limiter), and
+refusing the passwords that everybody uses (OWASP ASVS 5.0, 6.2.4).
+"""
+
+import os
+from pathlib import Path
+
+import sqlalchemy as sa
+from flask import Flask
+from flask_session import Session
+
+from . import account, auth, cli, config, errors, headers
+from .extensions import csrf, db, login_manager, migrate, sessions
+
+MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
+
+
+def create_app(settings=None):
+    """Make an app; ``settings`` go before what the environment says."""
+    folder = os.environ.get("ACCOUNTS_INSTANCE")
+    app = Flask(__name__, instance_path=str(Path(folder).resolve()) if folder else None)
+    Path(app.instance_path).mkdir(mode=0o700, parents=True, exist_ok=True)
+    app.config.update(config.from_environ(Path(app.instance_path)))
+    app.config.update(settings or {})
+
+    # Behind a proxy, wrap 'app.wsgi_app' into Werkzeug's ProxyFix, or everybody has its address.
+    db.init_app(app)
+    _prepare_sqlite(app)
+    migrate.init_app(app, db, directory=str(MIGRATIONS), render_as_batch=True)
+    login_manager.init_app(app)
+    csrf.init_app(app)
+    Session(app)
+    sessions.init_app(app)
+
+    app.register_blueprint(auth.blueprint)
+    app.register_blueprint(account.blueprint)
+    app.cli.add_command(cli.seed)
+    app.after_request(headers.protect)
+    errors.register(app)
+    return app
+
+
+def _prepare_sqlite(app):
+    """Let readers not wait for writers, and foreign keys hold: SQLite does neither unless asked."""
+    with app.app_context():
+        engine = db.engine
+    if engine.dialect.name != "sqlite":
+        return
+
+    @sa.event.listens_for(engine, "connect")
+    def connected(connection, _record):
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA foreign_keys=ON")

@@ -1,0 +1,57 @@
+"""The account: where its owner is signed in, and the password."""
+
+from flask import Blueprint, abort, flash, redirect, render_template, url_for
+from flask_login import current_user, fresh_login_required, login_required
+
+from .extensions import db, sessions
+from .forms import ChangePasswordForm
+
+blueprint = Blueprint("account", __name__)
+
+
+@blueprint.get("/")
+def home():
+    return redirect(url_for("account.index"))
+
+
+@blueprint.get("/account")
+@login_required
+def index():
+    return render_template(
+        "account/index.html", active=sessions.active(current_user), current=sessions.current
+    )
+
+
+@blueprint.post("/account/sessions/<id>/end")
+@login_required
+def end_session(id):
+    # Somebody else's is as unknown as one that never was.
+    if not sessions.revoke(id, user=current_user):
+        abort(404)
+    db.session.commit()
+    flash("That device is signed out.")
+    return redirect(url_for("account.index"))
+
+
+@blueprint.post("/account/sessions/end-others")
+@login_required
+def end_other_sessions():
+    sessions.revoke_all(current_user, except_current=True)
+    db.session.commit()
+    flash("All other devices are signed out.")
+    return redirect(url_for("account.index"))
+
+
+@blueprint.route("/account/password", methods=["GET", "POST"])
+@fresh_login_required
+@sessions.revoke_on_password_change
+def change_password():
+    form = ChangePasswordForm()
+    if form.validate_on_submit():
+        if current_user.check_password(form.current.data):
+            current_user.set_password(form.password.data)
+            db.session.commit()
+            flash("Your password is changed. All other devices are signed out.")
+            return redirect(url_for("account.index"))
+        form.current.errors = ["That is not your password."]
+    return render_template("account/password.html", form=form), 422 if form.is_submitted() else 200

@@ -1,0 +1,152 @@
+"""Signing up, in and out, and a forgotten password."""
+
+import sqlalchemy as sa
+from flask import (
+    Blueprint,
+    current_app,
+    flash,
+    jsonify,
+    redirect,
+    render_template,
+    request,
+    url_for,
+)
+from flask_login import current_user, login_fresh, login_user, logout_user
+
+from . import mail, reset
+from .extensions import db, login_manager, sessions
+from .forms import ForgotPasswordForm, NewPasswordForm, SignInForm, SignUpForm
+from .models import User
+
+blueprint = Blueprint("auth", __name__)
+
+#: What to say to somebody whose session was refused.
+REASONS = {
+    "password_changed": "You were signed out because your password was changed on another device.",
+    "revoked": "You were signed out from another device.",
+    "logged_out": "You have signed out.",
+    "inactive": "Your account is not active.",
+}
+
+
+@blueprint.route("/signup", methods=["GET", "POST"])
+def sign_up():
+    form = SignUpForm()
+    if form.validate_on_submit():
+        user = User(email=form.email.data, name=form.name.data)
+        user.set_password(form.password.data)
+        db.session.add(user)
+        try:
+            db.session.commit()
+        except sa.exc.IntegrityError:
+            # This tells who has an account. Where it must not, send a link to confirm the address.
+            db.session.rollback()
+            form.email.errors = ["There is an account with this address already."]
+        else:
+            login_user(user)
+            return redirect(url_for("account.index"))
+    return _page("auth/sign_up.html", form)
+
+
+@blueprint.route("/signin", methods=["GET", "POST"])
+def sign_in():
+    if request.method == "GET" and current_user.is_authenticated and login_fresh():
+        return redirect(_next())
+    _say_why_signed_out()
+    form = SignInForm(email=getattr(current_user, "email", None), remember=_is_remembered())
+    if form.validate_on_submit():
+        user = User.authenticate(form.email.data, form.password.data)
+        if user is not None:
+            if user.is_password_hash_outdated:
+                with sessions.same_credentials(user):
+                    user.set_password(form.password.data)
+                    db.session.commit()
+            login_user(user, remember=form.remember.data)
+            return redirect(_next())
+    if form.is_submitted():
+        # One answer, whatever was wrong.
+        form.password.errors = ["There is no account with this address and password."]
+        form.email.errors = ()
+    return _page("auth/sign_in.html", form)
+
+
+@blueprint.post("/signout")
+def sign_out():
+    logout_user()
+    flash("You have signed out.")
+    return redirect(url_for("auth.sign_in"))
+
+
+@blueprint.route("/forgot", methods=["GET", "POST"])
+def forgot_password():
+    form = ForgotPasswordForm()
+    if form.validate_on_submit():
+        user = User.with_email(form.email.data)
+        if user is not None:
+            link = url_for(
+                "auth.reset_password",
+                token=reset.make_token(user),
+                _external=True,
+                _scheme=current_app.config["PREFERRED_URL_SCHEME"],
+            )
+            mail.send(user.email, f"To choose a new password, open this link:\n{link}")
+        flash("If there is an account with this address, we have sent a link to it.")
+        return redirect(url_for("auth.sign_in"))
+    return _page("auth/forgot_password.html", form)
+
+
+@blueprint.route("/reset/<token>", methods=["GET", "POST"])
+def reset_password(token):
+    user = reset.find_user(token)
+    if user is None:
+        flash("This link is too old, or has been used. Ask for a new one.")
+        return redirect(url_for("auth.forgot_password"))
+    form = NewPasswordForm()
+    if form.validate_on_submit():
+        # All sessions of this user end with the password, but for the one it is changed in.
+        if current_user == user:
+            logout_user()
+        user.set_password(form.password.data)
+        db.session.commit()
+        flash("Your password is changed. Sign in with the new one.")
+        return redirect(url_for("auth.sign_in"))
+    return _page("auth/reset_password.html", form)
+
+
+@blueprint.get("/whoami")
+def whoami():
+    email = current_user.email if current_user.is_authenticated else None
+    return jsonify(user=email, reason=sessions.rejected)
+
+
+@login_manager.unauthorized_handler
+def ask_to_sign_in():
+    _say_why_signed_out()
+    here = request.full_path.rstrip("?") if request.method == "GET" else None
+    return redirect(url_for("auth.sign_in", next=here))
+
+
+def _say_why_signed_out():
+    reason = sessions.rejected
+    # Not to a request that was late, from before the session got a new id: this browser is signed
+    # in, and a message would cost it its session.
+    if reason is not None and reason != "rotated":
+        flash(REASONS.get(reason, "Your session has ended. Please sign in again."))
+
+
+def _is_remembered():
+    return current_app.config.get("REMEMBER_COOKIE_NAME", "remember_token") in request.cookies
+
+
+def _next():
+    """Where the visitor wanted to go, if that is a page of this app."""
+    target = request.args.get("next", "")
+    # Browsers take a backslash for a slash, and skip control characters: '/\t/elsewhere.example'.
+    is_path = target.startswith("/") and not target.startswith("//")
+    if is_path and "\\" not in target and target.isprintable():
+        return target
+    return url_for("account.index")
+
+
+def _page(template, form):
+    return render_template(template, form=form), 422 if form.is_submitted() else 200

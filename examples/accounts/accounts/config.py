@@ -1,0 +1,94 @@
+"""What does the environment say?
+
+========================  =======================================================================
+``DATABASE_URL``          the database; otherwise SQLite, in the instance folder
+``REDIS_URL``             where sessions are kept; otherwise in files, in the instance folder
+``SECRET_KEY``            otherwise made once, and kept in the instance folder
+``HTTPS``                 ``1`` where the app is served over HTTPS: cookies are for HTTPS only
+``TRUSTED_HOSTS``         the app's names, with commas between them; otherwise this machine's own
+``ACCOUNTS_INSTANCE``     another instance folder
+========================  =======================================================================
+"""
+
+import contextlib
+import os
+import secrets
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+
+# The driver to use where a URL names only the database.
+DRIVERS = {
+    "postgres": "postgresql+psycopg",
+    "postgresql": "postgresql+psycopg",
+    "mysql": "mysql+pymysql",
+    "mariadb": "mariadb+pymysql",
+}
+
+
+def from_environ(instance):
+    """The app's configuration. ``instance`` is a folder that exists."""
+    https = os.environ.get("HTTPS") == "1"
+    hosts = os.environ.get("TRUSTED_HOSTS") or "localhost,127.0.0.1"
+    return {
+        "SECRET_KEY": os.environ.get("SECRET_KEY") or _kept_secret(instance / "secret_key"),
+        # The link that resets a password is made with the host that the browser asked for.
+        "TRUSTED_HOSTS": [host.strip() for host in hosts.split(",")],
+        "PREFERRED_URL_SCHEME": "https" if https else "http",
+        "MAX_CONTENT_LENGTH": 64 * 1024,
+        # The session ends with the browser, or after so long without a request…
+        "SESSION_PERMANENT": False,
+        "PERMANENT_SESSION_LIFETIME": timedelta(hours=12),
+        "SESSION_COOKIE_HTTPONLY": True,
+        "SESSION_COOKIE_SAMESITE": "Lax",
+        "SESSION_COOKIE_SECURE": https,
+        # …unless "remember me" renews it.
+        "REMEMBER_COOKIE_DURATION": timedelta(days=30),
+        "REMEMBER_COOKIE_HTTPONLY": True,
+        "REMEMBER_COOKIE_SAMESITE": "Lax",
+        "REMEMBER_COOKIE_SECURE": https,
+        # A form is good for as long as its session.
+        "WTF_CSRF_TIME_LIMIT": None,
+        **_database(instance),
+        **_session_store(instance),
+    }
+
+
+def _database(instance):
+    url = os.environ.get("DATABASE_URL")
+    if not url:
+        return {"SQLALCHEMY_DATABASE_URI": f"sqlite:///{instance / 'accounts.sqlite'}"}
+    scheme, separator, rest = url.partition("://")
+    return {
+        "SQLALCHEMY_DATABASE_URI": DRIVERS.get(scheme, scheme) + separator + rest,
+        "SQLALCHEMY_ENGINE_OPTIONS": {"pool_pre_ping": True},
+    }
+
+
+def _session_store(instance):
+    url = os.environ.get("REDIS_URL")
+    if url:
+        import redis
+
+        return {"SESSION_TYPE": "redis", "SESSION_REDIS": redis.from_url(url)}
+    from cachelib import FileSystemCache
+
+    # An absolute path, the same for every process; no threshold, above which sessions get lost.
+    folder = str(instance / "sessions")
+    return {
+        "SESSION_TYPE": "cachelib",
+        "SESSION_CACHELIB": FileSystemCache(folder, threshold=0, mode=0o600),
+    }
+
+
+def _kept_secret(path: Path) -> str:
+    """The secret in this file; made at the first call, of however many processes at once."""
+    if not path.exists():
+        handle, draft = tempfile.mkstemp(dir=path.parent)  # readable by its owner only
+        with os.fdopen(handle, "w") as file:
+            file.write(secrets.token_hex(32))
+        # All or nothing: only one process gets to make it, and none sees half of it.
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)
+        Path(draft).unlink()
+    return path.read_text()

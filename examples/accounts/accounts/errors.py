@@ -1,0 +1,19 @@
+"""What the visitor sees when something is wrong."""
+
+from flask import render_template
+from flask_wtf.csrf import CSRFError
+from werkzeug.exceptions import HTTPException, SecurityError
+
+
+def register(app):
+    app.register_error_handler(HTTPException, _show)
+
+
+def _show(error):
+    # Asked for under another name, the app doesn't know its own addresses.
+    if error.response is not None or isinstance(error, SecurityError):
+        return error
+    text = error.description
+    if isinstance(error, CSRFError):
+        text = "This page was open for too long. Go back, load it again, and try once more."
+    return render_template("error.html", title=error.name, text=text), error.code

@@ -1,0 +1,22 @@
+"""What every answer tells the browser."""
+
+from flask import current_app, request
+
+
+def protect(response):
+    headers = response.headers
+    headers.setdefault(
+        "Content-Security-Policy",
+        "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self';"
+        " frame-ancestors 'none'",
+    )
+    headers.setdefault("X-Content-Type-Options", "nosniff")
+    # The link that resets a password is a secret. (Not 'no-referrer': on HTTPS, Flask-WTF looks at
+    # where a form came from.)
+    headers.setdefault("Referrer-Policy", "same-origin")
+    if request.endpoint != "static":
+        # Every page has a token in it, and some are for one pair of eyes.
+        headers.setdefault("Cache-Control", "no-store")
+    if current_app.config["SESSION_COOKIE_SECURE"]:
+        headers.setdefault("Strict-Transport-Security", "max-age=31536000")
+    return response

@@ -1,0 +1,59 @@
+"""How Alembic runs here: Flask-Migrate's template, without what this app doesn't need."""
+
+import logging
+from logging.config import fileConfig
+
+from alembic import context
+from flask import current_app
+
+config = context.config
+logger = logging.getLogger("alembic.env")
+
+# Where a server, or a test, has set logging up already, it stays as it is.
+if not logging.getLogger().handlers:
+    fileConfig(config.config_file_name, disable_existing_loggers=False)
+
+migrate = current_app.extensions["migrate"]
+engine = migrate.db.engine
+metadata = migrate.db.metadatas[None]
+
+
+def leave_out_empty(_context, _revision, directives):
+    """Make no revision where nothing has changed."""
+    if getattr(config.cmd_opts, "autogenerate", False) and directives[0].upgrade_ops.is_empty():
+        directives[:] = []
+        logger.info("No changes in schema detected.")
+
+
+def run_offline():
+    """Print the SQL, without a connection."""
+    context.configure(
+        url=engine.url.render_as_string(hide_password=False),
+        target_metadata=metadata,
+        literal_binds=True,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def run_online():
+    options = {"process_revision_directives": leave_out_empty, **migrate.configure_args}
+    is_sqlite = engine.dialect.name == "sqlite"
+    with engine.connect() as connection:
+        if is_sqlite:
+            # It changes a table by making a new one and dropping the old, and with foreign keys on
+            # that would take the users out of all their sessions.
+            connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
+            connection.commit()
+        context.configure(connection=connection, target_metadata=metadata, **options)
+        with context.begin_transaction():
+            context.run_migrations()
+        if is_sqlite:
+            # The next one to use it gets a new connection, with foreign keys on.
+            connection.invalidate()
+
+
+if context.is_offline_mode():
+    run_offline()
+else:
+    run_online()

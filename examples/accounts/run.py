@@ -1,0 +1,148 @@
+#!/usr/bin/env python3
+"""Install the example into a virtual environment of its own, and start it.
+
+``python3 examples/accounts/run.py`` needs Python 3.10 and nothing else; ``--help`` says what it can
+do. With ``DATABASE_URL`` or ``REDIS_URL`` in the environment it uses those servers. Started again,
+it installs only what has changed.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parent.parent
+ENVIRONMENT = HERE / ".venv"
+PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+STAMP = ENVIRONMENT / "installed.json"
+HOST = "127.0.0.1"
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Start the example app.")
+    parser.add_argument("--port", type=int, default=5000, help="the port to serve on (5000)")
+    parser.add_argument("--workers", type=int, help="serve under gunicorn, with so many workers")
+    arguments = parser.parse_args()
+    if sys.version_info < (3, 10):  # noqa: UP036 - it is what somebody may have
+        return f"Python 3.10 or newer is needed; this is {sys.version.split()[0]}."
+    if arguments.workers is not None and arguments.workers < 1:
+        return "There must be at least one worker."
+    if arguments.workers is not None and os.name == "nt":
+        return "gunicorn does not run on Windows. Leave '--workers' out."
+    if not 1 <= arguments.port <= 65535:
+        return f"{arguments.port} is no port. Choose one from 1 to 65535."
+    if problem := why_not(arguments.port):
+        return problem
+    try:
+        install(wanted_extras(arguments.workers))
+        flask("db", "upgrade")
+        print("\nTwo users to sign in with:", flush=True)
+        flask("seed")
+    except subprocess.CalledProcessError as error:
+        return f"This failed, see above: {' '.join(map(str, error.cmd))}"
+    print(f"\nhttp://{HOST}:{arguments.port}/    (Ctrl-C ends it)\n", flush=True)
+    return serve(arguments.port, arguments.workers)
+
+
+def why_not(port):
+    """What is in the way of serving on this port, in a sentence; ``None``: nothing."""
+    with socket.socket() as probe:
+        if os.name != "nt":
+            # A connection from before that has not quite ended is no obstacle.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except PermissionError:
+            return f"You may not serve on port {port}. Choose another one with '--port'."
+        except OSError:
+            return f"Port {port} is taken. Choose another one with '--port'."
+    return None
+
+
+def wanted_extras(workers):
+    database = os.environ.get("DATABASE_URL", "").partition("://")[0].partition("+")[0]
+    extras = {
+        "gunicorn": workers is not None,
+        "mysql": database in ("mysql", "mariadb"),
+        "postgresql": database in ("postgres", "postgresql"),
+        "redis": bool(os.environ.get("REDIS_URL")),
+    }
+    return [extra for extra, is_wanted in extras.items() if is_wanted]
+
+
+def install(extras):
+    """Install the extension and the example, unless just that is installed."""
+    # An environment can be neither moved nor used by another Python.
+    environment = [str(ENVIRONMENT), sys.version]
+    contents = [
+        hashlib.sha256((folder / "pyproject.toml").read_bytes()).hexdigest()
+        for folder in (REPOSITORY, HERE)
+    ]
+    try:
+        installed = json.loads(STAMP.read_text())
+    except (OSError, ValueError):
+        installed = {}
+    if installed.get("environment") != environment or not PYTHON.exists():
+        print(f"Making a virtual environment in {ENVIRONMENT} …", flush=True)
+        try:
+            venv.create(ENVIRONMENT, clear=True, with_pip=True)
+        except subprocess.CalledProcessError:
+            sys.exit(
+                "Python could not make a virtual environment with pip in it. On Debian and Ubuntu"
+                " that is what the package 'python3-venv' is for."
+            )
+        installed = {}
+    has = installed.get("extras", [])
+    if installed.get("contents") == contents and set(extras) <= set(has):
+        return
+    extras = sorted({*extras, *has})
+    print("Installing …", flush=True)
+    example = f"{HERE}[{','.join(extras)}]" if extras else str(HERE)
+    pip = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+    run([*pip, "--editable", str(REPOSITORY), "--editable", example])
+    STAMP.write_text(
+        json.dumps({"environment": environment, "contents": contents, "extras": extras})
+    )
+
+
+def flask(*arguments):
+    run([PYTHON, "-m", "flask", "--app", "accounts", *arguments])
+
+
+def run(command):
+    subprocess.run(command, cwd=HERE, env=clean_environ(), stdin=subprocess.DEVNULL, check=True)
+
+
+def clean_environ():
+    """The environment, without what would lead another Python, or Flask, somewhere else."""
+    left_out = ("PYTHONHOME", "PYTHONPATH", "FLASK_APP", "FLASK_DEBUG", "GUNICORN_CMD_ARGS")
+    return {name: value for name, value in os.environ.items() if name not in left_out}
+
+
+def serve(port, workers):
+    """Serve until it is ended; the exit code."""
+    if workers is None:
+        command = ["flask", "--app", "accounts", "run", "--no-debug"]
+        command += ["--host", HOST, "--port", str(port)]
+    else:
+        command = ["gunicorn", "--bind", f"{HOST}:{port}", "--workers", str(workers)]
+        command += ["accounts:create_app()"]
+    command = [str(PYTHON), "-m", *command]
+    if os.name == "nt":
+        return subprocess.run(command, cwd=HERE, env=clean_environ()).returncode
+    # The server takes the place of this process, and gets its signals.
+    os.chdir(HERE)
+    return os.execve(command[0], command, clean_environ())
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,105 @@
+import contextlib
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import flask_migrate
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from accounts import create_app
+from accounts.cli import USERS
+from accounts.extensions import db
+
+DATABASE = "accounts.sqlite"
+
+
+class Browser:
+    """A browser with a name: it keeps its cookies, and sends the token of the page it is on."""
+
+    def __init__(self, app, name):
+        self.client = app.test_client()
+        self.client.environ_base["HTTP_USER_AGENT"] = name
+
+    def get(self, path, **options):
+        return self.client.get(path, follow_redirects=True, **options)
+
+    def post(self, path, fields=(), *, on="/signup", follow_redirects=True):
+        token = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', self.get(on).text)
+        fields = {"csrf_token": token[1], **dict(fields)}
+        return self.client.post(path, data=fields, follow_redirects=follow_redirects)
+
+    def sign_in(self, email=None, password=None, *, remember=False, at="/signin"):
+        """As the first of the two users of the seed, if nobody else is named."""
+        passwords = {email: password for email, _, password in USERS}
+        email = email or USERS[0][0]
+        fields = {"email": email, "password": password or passwords[email]}
+        if remember:
+            fields["remember"] = "y"
+        return self.post(at, fields, on=at)
+
+    def change_password(self, current, new):
+        fields = {"current": current, "password": new, "repeated": new}
+        return self.post("/account/password", fields, on="/account/password")
+
+    def close(self):
+        """Close the window: the browser forgets the session, and keeps what it remembers."""
+        self.client.delete_cookie("session")
+
+    def steal_cookies(self, other):
+        for name in ("session", "remember_token", "remember_token_session"):
+            self.client.set_cookie(name, other.client.get_cookie(name).value)
+
+    def whoami(self):
+        return self.client.get("/whoami").json
+
+    @property
+    def user(self):
+        return self.whoami()["user"]
+
+
+@pytest.fixture(scope="session")
+def seeded(tmp_path_factory):
+    """A database as the migrations make it, with the users of the seed."""
+    folder = tmp_path_factory.mktemp("seeded")
+    with pytest.MonkeyPatch.context() as monkeypatch, made_app(folder, monkeypatch) as app:
+        with app.app_context():
+            flask_migrate.upgrade()
+        app.test_cli_runner().invoke(args=["seed"])
+    return folder / DATABASE
+
+
+@pytest.fixture
+def app(seeded, tmp_path, monkeypatch):
+    shutil.copy(seeded, tmp_path / DATABASE)
+    with made_app(tmp_path, monkeypatch) as app:
+        yield app
+
+
+@contextlib.contextmanager
+def made_app(folder, monkeypatch):
+    for name in ("DATABASE_URL", "REDIS_URL", "SECRET_KEY", "HTTPS", "TRUSTED_HOSTS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ACCOUNTS_INSTANCE", str(folder))
+    app = create_app({"TESTING": True})
+    yield app
+    with app.app_context():
+        db.engine.dispose()
+
+
+@pytest.fixture
+def open_browser(app):
+    """Open another browser, with a name: ``open_browser("Edge")``."""
+    return lambda name: Browser(app, name)
+
+
+@pytest.fixture
+def firefox(open_browser):
+    return open_browser("Firefox")
+
+
+@pytest.fixture
+def chrome(open_browser):
+    return open_browser("Chrome")

@@ -1,0 +1,600 @@
+import re
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import itsdangerous
+import pytest
+from accounts import config
+from accounts.cli import USERS
+from accounts.extensions import db, sessions
+from accounts.models import User
+from sqlalchemy import inspect
+from werkzeug.security import generate_password_hash
+
+(ANN, _, PASSWORD), (BOB, _, _) = USERS
+NEW = "staple battery horse"
+
+
+def devices(page):
+    """The devices on the account page, by their user agents: the path that ends each, or None."""
+    items = re.findall(r"<li>(.*?)</li>", page.text, re.DOTALL)
+    names = [re.search(r"<p>(\w+)", item)[1] for item in items]
+    paths = [re.search(r'action="([^"]+)"', item) for item in items]
+    return {name: path and path[1] for name, path in zip(names, paths, strict=True)}
+
+
+def token_on(page):
+    return re.search(r'name="csrf_token"[^>]*value="([^"]+)"', page.text)[1]
+
+
+def sign_up(browser, **fields):
+    return browser.post(
+        "/signup",
+        {
+            "name": "Cleo",
+            "email": "cleo@example.com",
+            "password": NEW,
+            "repeated": NEW,
+            **fields,
+        },
+    )
+
+
+def forget(browser, email=ANN):
+    return browser.post("/forgot", {"email": email}, on="/forgot")
+
+
+def link_in(mail):
+    return re.search(r"http://localhost(/reset/\S+)", mail)[1]
+
+
+# -- signing up --------------------------------------------------------------------------------
+
+
+def test_sign_up_signs_in(firefox):
+    """A new user is signed in, and sees this device on the account page."""
+    page = sign_up(firefox, email=" Cleo@Example.COM ")
+    assert devices(page) == {"Firefox": None}
+    assert firefox.user == "cleo@example.com"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"email": "ANN@example.com"}, "There is an account with this address already."),
+        ({"email": "nobody"}, "That doesn&#39;t look like an email address."),
+        ({"email": "a@b"}, "That doesn&#39;t look like an email address."),
+        ({"email": "a@b.example\x00"}, "That doesn&#39;t look like an email address."),
+        ({"email": "a" * 250 + "@b.example"}, "That address is too long."),
+        ({"name": "Cl\x00eo"}, "That is no name."),
+        ({"name": "C" * 101}, "A name has at most 100 characters."),
+        ({"name": ""}, "Please enter your name."),
+        ({"password": "1234567", "repeated": "1234567"}, "at least 8"),
+        ({"password": "x" * 129, "repeated": "x" * 129}, "at most 128"),
+        ({"repeated": "something else"}, "The two passwords are not the same."),
+    ],
+)
+def test_sign_up_says_what_is_wrong(firefox, fields, message):
+    """What can't be used is said beside its field, and nobody is signed up."""
+    page = sign_up(firefox, **fields)
+    assert page.status_code == 422
+    assert message in page.text
+    assert firefox.user is None
+
+
+@pytest.mark.parametrize(
+    "password", ["12345678", "x" * 128, "   space   ", "pass\x00word", "pässwörd🙂"]
+)
+def test_any_password_that_is_long_enough_will_do(firefox, chrome, password):
+    """From 8 to 128 characters, whatever they are; it is taken exactly as entered."""
+    sign_up(firefox, password=password, repeated=password)
+    chrome.sign_in("cleo@example.com", password[:-1])
+    assert chrome.user is None
+    chrome.sign_in("cleo@example.com", password)
+    assert chrome.user == "cleo@example.com"
+
+
+# -- signing in and out ------------------------------------------------------------------------
+
+
+def test_sign_in(firefox, chrome):
+    """The right password signs this browser in, and no other."""
+    firefox.sign_in(" Ann@Example.com ", PASSWORD)
+    assert (firefox.user, chrome.user) == (ANN, None)
+
+
+def test_wrong_password_and_unknown_address_get_the_same_answer(firefox):
+    """A visitor does not learn which addresses have an account."""
+
+    def answer(email, password):
+        page = firefox.sign_in(email, password)
+        without_input = re.sub(r'value="[^"]*"', "", page.text)
+        return page.status_code, without_input
+
+    wrong_password = answer(ANN, "wrong password")
+    assert answer("nobody@example.com", PASSWORD) == wrong_password
+    assert answer("no address", PASSWORD) == wrong_password
+    assert answer(ANN, "x" * 200) == wrong_password
+    assert wrong_password[0] == 422
+    assert firefox.user is None
+
+
+def test_sign_in_leads_to_the_page_asked_for(firefox):
+    """Who asks for a page without being signed in gets it after signing in."""
+    asked = firefox.client.get("/account/password?from=mail")
+    response = firefox.post(
+        asked.location,
+        {"email": ANN, "password": PASSWORD},
+        on=asked.location,
+        follow_redirects=False,
+    )
+    assert response.location == "/account/password?from=mail"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "https://evil.example/",
+        "//evil.example",
+        "/\\evil.example",
+        "\\\\evil.example",
+        "/\t/evil.example",
+        "/\x00",
+        "/\r\nSet-Cookie: a=b",
+        "javascript:alert(1)",
+        "account",
+        "",
+    ],
+)
+def test_sign_in_leads_to_no_other_site(firefox, target):
+    """A link that signs in and then leads elsewhere leads to the account instead."""
+    response = firefox.client.post(
+        "/signin",
+        query_string={"next": target},
+        data={
+            "email": ANN,
+            "password": PASSWORD,
+            "csrf_token": token_on(firefox.get("/signin")),
+        },
+    )
+    assert (response.status_code, response.location) == (302, "/account")
+
+
+def test_signed_in_visitor_does_not_sign_in_again(firefox):
+    """The page to sign in leads on who is signed in already."""
+    firefox.sign_in()
+    assert firefox.client.get("/signin?next=/account/password").location == "/account/password"
+
+
+def test_outdated_hash_is_renewed_and_nobody_signed_out(app, firefox, chrome):
+    """A login replaces a hash of an older kind; other browsers of the user stay signed in."""
+
+    def set_outdated_hash():
+        user = User.with_email(ANN)
+        with sessions.same_credentials(user):
+            user.password_hash = generate_password_hash(PASSWORD, "pbkdf2:sha256:1000")
+            db.session.commit()
+
+    chrome.sign_in()
+    with app.app_context():
+        set_outdated_hash()
+    firefox.sign_in()
+    with app.app_context():
+        assert not User.with_email(ANN).is_password_hash_outdated
+    assert (firefox.user, chrome.user) == (ANN, ANN)
+
+
+def test_sign_out_ends_copies_too(firefox, open_browser):
+    """A copy of the cookie from before signing out is worth nothing."""
+    firefox.sign_in(remember=True)
+    copy = open_browser("Copy")
+    copy.steal_cookies(firefox)
+    assert copy.user == ANN
+    page = firefox.post("/signout", on="/account")
+    assert "You have signed out." in page.text
+    assert (firefox.user, copy.user) == (None, None)
+
+
+def test_signing_out_takes_a_post_with_a_token(firefox):
+    """Another site can sign nobody out: neither by a link, nor by a form."""
+    firefox.sign_in()
+    assert firefox.get("/signout").status_code == 405
+    assert firefox.client.post("/signout").status_code == 400
+    assert firefox.user == ANN
+
+
+# -- remember me -------------------------------------------------------------------------------
+
+
+def test_remembered_browser_comes_back(firefox, chrome):
+    """With "remember me" a browser is still signed in after its window was closed."""
+    firefox.sign_in(remember=True)
+    chrome.sign_in()
+    firefox.close()
+    chrome.close()
+    assert (firefox.user, chrome.user) == (ANN, None)
+
+
+def test_remembered_browser_stays_one_device(firefox):
+    """Coming back does not add a line to the list of devices."""
+    firefox.sign_in(remember=True)
+    firefox.close()
+    assert devices(firefox.get("/account")) == {"Firefox": None}
+
+
+def test_remembered_browser_gives_the_password_before_changing_it(firefox):
+    """Who was only remembered signs in again to change the password, and lands there."""
+    firefox.sign_in(remember=True)
+    firefox.close()
+    page = firefox.get("/account/password")
+    assert "please enter your password again" in page.text
+    assert f'value="{ANN}"' in page.text
+    page = firefox.sign_in(remember=True, at=page.request.full_path)
+    assert page.request.path == "/account/password"
+    firefox.close()
+    assert firefox.user == ANN
+
+
+# -- changing the password ---------------------------------------------------------------------
+
+
+def test_changed_password_signs_out_the_others_only(firefox, chrome):
+    """After Chrome changes the password, Firefox is anonymous at its next request."""
+    firefox.sign_in()
+    chrome.sign_in()
+    page = chrome.change_password(PASSWORD, NEW)
+    assert "Your password is changed." in page.text
+    assert devices(page) == {"Chrome": None}
+    assert (firefox.user, chrome.user) == (None, ANN)
+    firefox.sign_in(password=PASSWORD)
+    assert firefox.user is None
+    firefox.sign_in(password=NEW)
+    assert firefox.user == ANN
+
+
+@pytest.mark.parametrize("path", ["/account", "/signin"])
+def test_changed_password_ends_remembered_browsers(firefox, chrome, path):
+    """A "remember me" cookie from before the change does not sign in again, and is told why."""
+    firefox.sign_in(remember=True)
+    chrome.sign_in(remember=True)
+    chrome.change_password(PASSWORD, NEW)
+    firefox.close()
+    chrome.close()
+    page = firefox.get(path)
+    assert page.request.path == "/signin"
+    assert "because your password was changed on another device" in page.text
+    assert (firefox.user, chrome.user) == (None, ANN)
+
+
+def test_changed_password_ends_stolen_cookies(chrome, open_browser):
+    """A copy of this browser's cookies, from before, is worth nothing, and gets no new ones."""
+    chrome.sign_in(remember=True)
+    copy = open_browser("Copy")
+    copy.steal_cookies(chrome)
+    chrome.change_password(PASSWORD, NEW)
+    # A request of this very browser may be as late, and what it is given would take the place of
+    # the cookies from the change.
+    answer = copy.client.get("/account")
+    assert answer.location == "/signin?next=/account"
+    assert answer.headers.getlist("Set-Cookie") == []
+    assert (chrome.user, copy.user) == (ANN, None)
+
+
+def test_changed_password_says_why(firefox, chrome):
+    """Firefox, which was not remembered, is told that the password was changed."""
+    firefox.sign_in()
+    chrome.sign_in()
+    chrome.change_password(PASSWORD, NEW)
+    assert firefox.whoami() == {"user": None, "reason": "password_changed"}
+    page = firefox.get("/account")
+    assert "because your password was changed on another device" in page.text
+    assert "because your password was changed" not in firefox.get("/signin").text
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"current": "wrong password"}, "That is not your password."),
+        ({"current": "x" * 200}, "That is not your password."),
+        ({"current": ""}, "Please enter your password."),
+        ({"password": "short", "repeated": "short"}, "at least 8"),
+        ({"repeated": "something else"}, "The two passwords are not the same."),
+    ],
+)
+def test_refused_change_signs_nobody_out(firefox, chrome, fields, message):
+    """A form that is refused changes nothing on any device."""
+    firefox.sign_in()
+    chrome.sign_in()
+    form = {"current": PASSWORD, "password": NEW, "repeated": NEW, **fields}
+    page = chrome.post("/account/password", form, on="/account/password")
+    assert page.status_code == 422
+    assert message in page.text
+    assert (firefox.user, chrome.user) == (ANN, ANN)
+
+
+# -- a forgotten password ----------------------------------------------------------------------
+
+
+def test_forgotten_password(firefox, chrome, capsys):
+    """The link sets a new password, ends every session, and signs nobody in."""
+    firefox.sign_in(remember=True)
+    forget(chrome)
+    link = link_in(capsys.readouterr().err)
+    page = chrome.post(link, {"password": NEW, "repeated": NEW}, on=link)
+    assert page.request.path == "/signin"
+    assert "Your password is changed." in page.text
+    assert (firefox.user, chrome.user) == (None, None)
+    chrome.sign_in(password=PASSWORD)
+    assert chrome.user is None
+    chrome.sign_in(password=NEW)
+    assert chrome.user == ANN
+
+
+def test_reset_ends_the_session_it_is_done_in(firefox, capsys):
+    """Who opens the link while signed in is signed out as well."""
+    firefox.sign_in(remember=True)
+    forget(firefox)
+    link = link_in(capsys.readouterr().err)
+    page = firefox.post(link, {"password": NEW, "repeated": NEW}, on=link)
+    assert page.request.path == "/signin"
+    assert "Your password is changed." in page.text
+    assert firefox.user is None
+
+
+def test_unknown_address_gets_the_same_answer_and_no_mail(firefox, capsys):
+    """A visitor does not learn from a forgotten password who has an account."""
+    known = forget(firefox).text
+    assert ANN in capsys.readouterr().err
+    unknown = forget(firefox, "nobody@example.com").text
+    assert capsys.readouterr().err == ""
+    tokens = r'value="[^"]*"'
+    assert re.sub(tokens, "", known) == re.sub(tokens, "", unknown)
+
+
+def test_link_works_once(firefox, chrome, capsys):
+    """A link that was used, or is older than a change of the password, is refused."""
+    forget(chrome)
+    link = link_in(capsys.readouterr().err)
+    chrome.post(link, {"password": NEW, "repeated": NEW}, on=link)
+    assert "This link is too old, or has been used." in chrome.get(link).text
+    firefox.post(link, {"password": "another password", "repeated": "another password"})
+    firefox.sign_in(password="another password")
+    assert firefox.user is None
+
+
+def test_link_works_for_an_hour(firefox, capsys, monkeypatch):
+    """After an hour the link is refused."""
+    forget(firefox)
+    link = link_in(capsys.readouterr().err)
+
+    def hours_later(hours):
+        moment = datetime.now(timezone.utc) + timedelta(hours=hours)
+        monkeypatch.setattr(
+            itsdangerous.TimestampSigner, "get_timestamp", lambda _: int(moment.timestamp())
+        )
+
+    hours_later(0.99)
+    assert firefox.get(link).request.path == link
+    hours_later(1.01)
+    assert firefox.get(link).request.path == "/forgot"
+
+
+@pytest.mark.parametrize("token", ["x", "a.b.c", "é", "%00", "W10.aaaaaa.bbb", "x" * 5000])
+def test_wrong_link_is_refused(firefox, token):
+    """Whatever is no token of ours leads to the page that makes one."""
+    assert firefox.get(f"/reset/{token}").request.path == "/forgot"
+
+
+def test_link_names_no_other_host(firefox):
+    """Nobody can have a link mailed that leads to a host of their own: that host is not served."""
+    assert firefox.get("/forgot", headers={"Host": "localhost:8000"}).status_code == 200
+    assert firefox.get("/forgot", headers={"Host": "evil.example"}).status_code == 400
+
+
+# -- where you're signed in --------------------------------------------------------------------
+
+
+def test_account_page_lists_devices(firefox, chrome):
+    """Each signed-in browser is listed, and this one is marked."""
+    firefox.sign_in()
+    chrome.sign_in()
+    page = chrome.get("/account")
+    assert set(devices(page)) == {"Firefox", "Chrome"}
+    assert re.search(r"Chrome <strong>\(this device\)", page.text)
+    assert page.text.count("(this device)") == 1
+    assert page.text.count("127.0.0.1, since") == 2
+
+
+def test_user_agent_is_escaped(chrome, open_browser):
+    """What a browser calls itself does not become part of the page."""
+    open_browser("<script>alert(1)</script>").sign_in()
+    page = chrome.sign_in()
+    assert "<script" not in page.text
+    assert "&lt;script&gt;" in page.text
+
+
+def test_ending_one_session(firefox, chrome, open_browser):
+    """The button beside a device signs out that one, and says so there."""
+    edge = open_browser("Edge")
+    for browser in (firefox, chrome, edge):
+        browser.sign_in(remember=True)
+    path = devices(chrome.get("/account"))["Firefox"]
+    page = chrome.post(path, on="/account")
+    assert set(devices(page)) == {"Chrome", "Edge"}
+    assert (firefox.user, chrome.user, edge.user) == (None, ANN, ANN)
+
+
+def test_ending_all_others(firefox, chrome, open_browser):
+    """One button signs out every other device of this user, and nobody else."""
+    bobs = open_browser("Edge")
+    bobs.sign_in(BOB)
+    firefox.sign_in()
+    chrome.sign_in()
+    page = chrome.post("/account/sessions/end-others", on="/account")
+    assert devices(page) == {"Chrome": None}
+    assert (firefox.user, chrome.user, bobs.user) == (None, ANN, BOB)
+
+
+def test_ending_this_session(app, firefox):
+    """Ending the session of this very browser signs it out."""
+    firefox.sign_in()
+    with app.app_context():
+        (row,) = sessions.active(User.with_email(ANN))
+    page = firefox.post(f"/account/sessions/{row.id}/end", on="/account")
+    assert page.request.path == "/signin"
+    assert firefox.user is None
+
+
+def test_somebody_elses_session_is_unknown(app, firefox, chrome):
+    """Bob's session gets Ann the answer that an unknown one gets, and lives on."""
+    firefox.sign_in(BOB)
+    chrome.sign_in()
+    with app.app_context():
+        (row,) = sessions.active(User.with_email(BOB))
+    foreign = chrome.post(f"/account/sessions/{row.id}/end", on="/account")
+    unknown = chrome.post(f"/account/sessions/{uuid.uuid4()}/end", on="/account")
+    assert (foreign.status_code, unknown.status_code) == (404, 404)
+    assert foreign.data == unknown.data
+    assert firefox.user == BOB
+
+
+@pytest.mark.parametrize("id", ["x", "1", "%00", "é", "x" * 5000, "{}", "urn:uuid:"])
+def test_id_that_is_none_is_unknown(firefox, id):
+    """What is no id at all is not found either."""
+    firefox.sign_in()
+    assert firefox.post(f"/account/sessions/{id}/end", on="/account").status_code == 404
+    assert firefox.user == ANN
+
+
+# -- bad input ---------------------------------------------------------------------------------
+
+FORMS = ["/signup", "/signin", "/forgot"]
+
+
+@pytest.mark.parametrize("path", FORMS)
+def test_form_without_token_is_refused(firefox, path):
+    """Without the token of the page no form is looked at."""
+    page = firefox.client.post(path, data={"email": ANN, "password": PASSWORD})
+    assert page.status_code == 400
+    assert "load it again" in page.text
+
+
+@pytest.mark.parametrize("path", FORMS)
+@pytest.mark.parametrize("value", [None, "", "\x00", "\x00@\x00.\x00", "é" * 1000, "x" * 10_000])
+def test_bad_input_is_refused(app, firefox, path, value):
+    """Missing fields, NUL characters, too much of anything: refused, and no error of ours."""
+    names = ("email", "name", "password", "repeated", "remember", "current")
+    fields = {} if value is None else dict.fromkeys(names, value)
+    app.testing = False
+    assert firefox.post(path, fields, on=path).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("body", "type", "status"),
+    [
+        (b"x" * 100_000, "application/x-www-form-urlencoded", 413),
+        (b"email=%ff%fe&password=%00", "application/x-www-form-urlencoded", 400),
+        (b"{", "application/json", 400),
+        (b"--x\r\n", "multipart/form-data", 400),
+        (b"--x\r\nnonsense", "multipart/form-data; boundary=x", 400),
+    ],
+)
+def test_body_that_is_no_form_is_refused(app, firefox, body, type, status):
+    """What is too long, or no form, is the sender's mistake."""
+    app.testing = False
+    response = firefox.client.post("/signin", data=body, content_type=type)
+    assert response.status_code == status
+
+
+@pytest.mark.parametrize("value", ["x", "\\000", "é", '"', "a.b.c", "x" * 4000])
+def test_cookies_that_are_none_of_ours(app, firefox, value):
+    """A browser with nonsense in its cookies is a visitor like any other."""
+    app.testing = False
+    firefox.client.set_cookie("session", value)
+    firefox.client.set_cookie("remember_token", value)
+    firefox.client.set_cookie("remember_token_session", value)
+    assert firefox.user is None
+    assert firefox.get("/account").request.path == "/signin"
+
+
+# -- what stands around it ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/signin", "/account", "/nowhere", "/reset/x"])
+def test_every_page_protects_itself(firefox, path):
+    """No foreign scripts, no frames, no referrer, and nothing kept in a cache."""
+    firefox.sign_in()
+    headers = firefox.client.get(path).headers
+    assert "default-src 'self'" in headers["Content-Security-Policy"]
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Referrer-Policy"] == "same-origin"
+    assert headers["Cache-Control"] == "no-store"
+
+
+def test_pages_need_nothing_that_the_policy_forbids(firefox):
+    """No page has a script, or a style, within it."""
+    pages = [firefox.get(path).text for path in ("/signin", "/signup", "/forgot", "/nowhere")]
+    firefox.sign_in()
+    pages += [firefox.get(path).text for path in ("/account", "/account/password")]
+    for text in pages:
+        assert not re.search(r"<script|<style|style=|\son\w+=", text)
+
+
+@pytest.mark.parametrize("https", [False, True])
+def test_cookies_are_for_the_server_only(app, firefox, monkeypatch, https):
+    """Scripts don't see the cookies, other sites don't send them; on HTTPS nor does plain HTTP."""
+    monkeypatch.setenv("HTTPS", "1" if https else "")
+    app.config.update(config.from_environ(Path(app.instance_path)))
+    url = "https://localhost/signin" if https else "http://localhost/signin"
+    response = firefox.client.post(
+        url,
+        headers={"Referer": url},
+        data={
+            "csrf_token": token_on(firefox.client.get(url)),
+            "email": ANN,
+            "password": PASSWORD,
+            "remember": "y",
+        },
+    )
+    cookies = {
+        cookie.partition("=")[0]: cookie for cookie in response.headers.getlist("Set-Cookie")
+    }
+    assert set(cookies) == {"session", "remember_token", "remember_token_session"}
+    assert "Expires" not in cookies["session"]
+    for cookie in cookies.values():
+        assert "HttpOnly" in cookie
+        assert "SameSite=Lax" in cookie
+        assert ("Secure" in cookie) == https
+
+
+def test_processes_that_start_together_agree_on_the_secret(tmp_path):
+    """The first one to make the secret wins, and nobody else may read it."""
+    path = tmp_path / "secret_key"
+    with ThreadPoolExecutor(8) as pool:
+        made = set(pool.map(config._kept_secret, [path] * 64))
+    assert len(made) == 1
+    assert len(made.pop()) == 64
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_migration_makes_what_the_models_say(app):
+    """The tables of the migration have the columns of the classes."""
+    with app.app_context():
+        tables = inspect(db.engine)
+        for model in (User, sessions.UserSession):
+            made = {column["name"] for column in tables.get_columns(model.__tablename__)}
+            assert made == {column.name for column in model.__table__.columns}
+
+
+def test_seed_can_be_run_twice(app):
+    """The seed makes two users, once, and shows how to sign in."""
+    runner = app.test_cli_runner()
+    for _ in range(2):
+        result = runner.invoke(args=["seed"])
+        assert result.exit_code == 0
+        assert "ann@example.com  correct horse battery" in result.output
+    with app.app_context():
+        assert db.session.query(User).count() == 2
