@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import typing as t
+from collections.abc import Iterator
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
@@ -17,6 +18,7 @@ from .errors import ConfigurationError, SessionRegistryError
 from .models import key_of
 
 Values = tuple[t.Any, ...]
+_State = sa_orm.InstanceState[t.Any]
 
 
 def fingerprint(values: Values) -> str | None:
@@ -74,74 +76,92 @@ def password_attributes(
 class Credentials:
     """The password attributes of one user model, and what this process knows of their values.
 
-    What counts at a login is the hash that the password was *checked against*: the one that was
-    loaded first, not the one that an instance shows after a commit expired it. It moves along when
-    this process stores a new one through the instance.
+    What counts at a login is the hash that the password was *checked against*: one that was loaded
+    first, or stored by this very process since; not one that an instance shows because a commit has
+    expired it.
     """
 
     def __init__(self, user_model: type[t.Any], names: tuple[str, ...]) -> None:
         self.user_model = user_model
         self.names = names
         self.key = key_of(user_model)
-        self._seen = f"flask_session_registry.seen.{','.join(names)}"
-        self._same = "flask_session_registry.same_credentials"
+        self.columns = [getattr(user_model, name) for name in names]
+        self._known = f"flask_session_registry.known.{','.join(names)}"
+        self._before = f"flask_session_registry.before.{','.join(names)}"
 
     def listen(self) -> None:
         """Follow the values through the life of every instance of the user model."""
-        sa.event.listen(self.user_model, "load", self._on_load, raw=True, propagate=True)
-        sa.event.listen(self.user_model, "after_insert", self._on_insert, raw=True, propagate=True)
-        for name in self.names:
+        for event in ("load", "after_insert", "before_update"):
+            receiver = getattr(self, f"_on_{event}")
+            sa.event.listen(self.user_model, event, receiver, raw=True, propagate=True)
+        for column in self.columns:
             # So that the old value is known when an expired attribute is set.
-            sa.event.listen(
-                getattr(self.user_model, name),
-                "set",
-                lambda *_: None,
-                active_history=True,
-                propagate=True,
-            )
+            sa.event.listen(column, "set", lambda *_: None, active_history=True, propagate=True)
 
-    def _on_load(self, state: sa_orm.InstanceState[t.Any], _: object) -> None:
+    def _on_load(self, state: _State, _: object) -> None:
         loaded = state.dict
         with contextlib.suppress(KeyError):  # A deferred column is not loaded.
-            state.info[self._seen] = tuple([loaded[name] for name in self.names])
+            state.info[self._known] = [tuple([loaded[name] for name in self.names])]
 
-    def _on_insert(self, _: object, __: object, state: sa_orm.InstanceState[t.Any]) -> None:
-        state.info[self._seen] = self.current(state.obj())
+    def _on_after_insert(self, _: object, connection: sa.Connection, state: _State) -> None:
+        state.info[self._known] = [self._stored(connection, state)]
 
-    def current(self, user: object) -> Values:
-        """What the instance shows now."""
-        return tuple(getattr(user, name) for name in self.names)
+    def _on_before_update(self, _: object, __: object, state: _State) -> None:
+        # Not after the update: a value that the database computes is expired by then.
+        histories = [state.attrs[name].history for name in self.names]
+        if any(history.has_changes() for history in histories):
+            # Where an attribute was only flagged as modified, its history knows no old value.
+            last = state.info.get(self._known, [(None,) * len(histories)])[-1]
+            state.info[self._before] = tuple(
+                (history.deleted or history.unchanged or (value,))[0]
+                for history, value in zip(histories, last, strict=True)
+            )
 
-    def seen(self, user: object) -> Values:
-        """The values that this user was loaded with, or that this process has stored since."""
-        info = sa.inspect(user, raiseerr=True).info
-        values: Values | None = info.get(self._seen)
-        if values is None:
-            values = self.current(user)
-            if sa.inspect(user).has_identity:
-                info[self._seen] = values
-        return values
+    def _stored(self, connection: sa.Connection, state: _State) -> Values:
+        """What a flush has just stored."""
+        shown = tuple(state.dict.get(name, sa.null()) for name in self.names)
+        if not any(isinstance(value, sa.ClauseElement) for value in shown):
+            return shown
+        key = state.mapper.primary_key_from_instance(state.obj())[0]
+        row = connection.execute(sa.select(*self.columns).where(self.key == key)).one()
+        return tuple(row)
 
-    def change(self, user: object) -> tuple[Values, Values] | None:
-        """Within a flush: the values before and after; ``None`` if they stay as they are.
+    def known(self, user: object) -> list[Values]:
+        """The values that this user was loaded with, and those that this process stored since."""
+        state = sa.inspect(user, raiseerr=True)
+        known: list[Values] | None = state.info.get(self._known)
+        if known is None:
+            known = [tuple(getattr(user, name) for name in self.names)]
+            if state.has_identity:
+                state.info[self._known] = known
+        return known
 
-        Takes note of the new ones.
-        """
-        attributes = sa.inspect(user, raiseerr=True).attrs
-        histories = [attributes[name].history for name in self.names]
-        if not any(history.has_changes() for history in histories):
+    def change(self, connection: sa.Connection, user: object) -> tuple[Values, Values] | None:
+        """After an update: the values before and after it; ``None`` if they have not changed."""
+        state = sa.inspect(user, raiseerr=True)
+        before: Values | None = state.info.pop(self._before, None)
+        if before is None:
             return None
-        after = self.current(user)
-        before = tuple(
-            (history.deleted or (None,))[0] if history.has_changes() else value
-            for history, value in zip(histories, after, strict=True)
-        )
-        sa.inspect(user, raiseerr=True).info[self._seen] = after
-        return before, after
+        after = self._stored(connection, state)
+        self.known(user).append(after)
+        return None if before == after else (before, after)
 
-    def is_rehash(self, user: object) -> bool:
-        """Whether a change is a new hash of the same password."""
-        return bool(sa.inspect(user, raiseerr=True).info.get(self._same))
 
-    def set_rehash(self, user: object, value: bool) -> None:
-        sa.inspect(user, raiseerr=True).info[self._same] = value
+_SAME = "flask_session_registry.same_credentials"
+
+
+def is_rehash(user: object) -> bool:
+    """Whether a change is a new hash of the same password."""
+    return bool(sa.inspect(user, raiseerr=True).info.get(_SAME))
+
+
+@contextlib.contextmanager
+def rehash(user: object) -> Iterator[None]:
+    """Within it, a change of this user's password attributes is a new hash of the same password."""
+    info = sa.inspect(user, raiseerr=True).info
+    before = info.get(_SAME)
+    info[_SAME] = True
+    try:
+        yield
+    finally:
+        info[_SAME] = before

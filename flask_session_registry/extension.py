@@ -82,7 +82,7 @@ class SessionRegistry:
         user_accessed.connect(gate.check, app)
         tracking.connect(app)
         app.before_request_funcs.setdefault(None, []).insert(
-            0, functools.partial(installation.check, app)
+            0, functools.partial(installation.begin_request, app)
         )
         # The last of all, whatever is registered later: Flask goes through them in reverse.
         app.after_request_funcs.setdefault(None, []).insert(
@@ -123,7 +123,7 @@ class SessionRegistry:
         a user session; ``"unknown"``: it has none now.
         """
         installation = get_installation()
-        return gate.reason_of_refusal(installation, unwrap(current_app))
+        return gate.reason_of_refusal(installation)
 
     def active(self, user: t.Any) -> list[t.Any]:
         """The user's active sessions, most recently seen first.

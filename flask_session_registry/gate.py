@@ -10,7 +10,7 @@ import logging
 import uuid
 
 import sqlalchemy as sa
-from flask import Flask, current_app, session
+from flask import Flask, current_app, request, session
 from flask_login import current_user
 from werkzeug.exceptions import ServiceUnavailable
 
@@ -28,9 +28,13 @@ def check(app: Flask) -> None:
     :raises ServiceUnavailable: the database can't be asked. The browser keeps its cookies.
     """
     installation = get_installation()
+    if not installation.is_in_request:
+        # Within the context of another app than the request's: the session is not this app's.
+        return
     browser = unwrap(session)
     claimed = browser.get("_user_id")
     if claimed is None and not remember.is_offered(app):
+        installation.state.lost_store_id = session_ids.lost_store_id(app, browser)
         return
     state = installation.state
     carried = browser.get(MARKER)
@@ -48,7 +52,7 @@ def check(app: Flask) -> None:
         )
         installation.records.db.session.rollback()
         state.is_unavailable = True
-        make_anonymous(app)
+        make_anonymous(app, state)
         raise ServiceUnavailable(
             "Your session could not be checked. Please try again in a moment."
         ) from None
@@ -68,7 +72,7 @@ def current(installation: Installation) -> Current | None:
     return state.current if state else None
 
 
-def reason_of_refusal(installation: Installation, app: Flask) -> str | None:
+def reason_of_refusal(installation: Installation) -> str | None:
     """Why the session that this browser came with does not stand; ``None`` if it came with none.
 
     Where the entry is gone from the store, nothing in the session says which one it was; the row
@@ -77,28 +81,43 @@ def reason_of_refusal(installation: Installation, app: Flask) -> str | None:
     if not installation.is_in_request:
         return None
     current_user._get_current_object()
-    state = installation.known_state
-    if state is not None:
-        return state.rejected
-    key = session_ids.lost_store_id(app, unwrap(session))
-    return None if key is None else installation.records.reason_of_entry(key)
-
-
-def current_before_login(installation: Installation) -> Current | None:
-    """The user session of this request when Flask-Login has written another user over it."""
     state = installation.state
-    if state.current is None and state.login is None:
-        _check_session(installation, state, session.get(MARKER), None)
+    if state.rejected is None and state.lost_store_id is not None:
+        state.rejected = installation.records.reason_of_entry(state.lost_store_id)
+    return state.rejected
+
+
+def current_before(installation: Installation, app: Flask) -> Current | None:
+    """The user session of this request, when Flask-Login has written over it already.
+
+    If nobody has asked for it yet: by the marker in the session; if a view has cleared that, in
+    the session as it was at the beginning; else by the "remember me" cookie.
+    """
+    state = installation.state
+    if state.current is not None or state.login is not None or state.rejected:
+        return state.current
+    carried = unwrap(session).get(MARKER)
+    if carried is None and app.config["SESSION_COOKIE_NAME"] in request.cookies:
+        # A store in SQL asks the app's session, which may hold what is not finished.
+        with installation.records.db.session.no_autoflush:
+            opened = app.session_interface.open_session(app, unwrap(request))
+        carried = None if opened is None else opened.get(MARKER)
+    if carried is not None:
+        _check_session(installation, state, carried, None)
+    elif remember.is_offered(app):
+        _check_remembered(installation, state, app)
     return state.current
 
 
-def make_anonymous(app: Flask) -> None:
+def make_anonymous(app: Flask, state: RequestState | None) -> None:
     """Let the rest of this request see no session and no "remember me" cookie.
 
     In memory: what the browser holds stays until an answer says otherwise.
     """
     session_ids.forget(app.session_interface, session)
     remember.block(app)
+    if state is not None:
+        state.is_forgotten = True
 
 
 _Verdict = tuple["str | None", "uuid.UUID | None"]
@@ -159,5 +178,5 @@ def _refuse(app: Flask, state: RequestState, reason: str, id: uuid.UUID | None) 
     state.rejected = reason
     # A late request with the id from before a rotation comes from a browser that is signed in.
     state.forgets_remember = reason != "rotated" and remember.is_offered(app)
-    make_anonymous(app)
+    make_anonymous(app, state)
     signals.send(signals.session_rejected, app, user_session_id=id, reason=reason)

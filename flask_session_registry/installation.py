@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import functools
+import time
 import typing as t
 import weakref
 from collections.abc import Callable
@@ -60,6 +61,7 @@ class Installation:
         self._session_model = session_model
         self._on_complete = on_complete
         self._environ_key = f"flask_session_registry.{id(self)}"
+        self._began_key = f"{self._environ_key}.began"
         self._is_ready = False
         if app.config.get("SESSION_TYPE") and not isinstance(
             app.session_interface, ServerSideSessionInterface
@@ -191,6 +193,16 @@ class Installation:
         """A session that was last seen before this has expired, unless it is remembered."""
         interval = self.settings.touch_interval or dt.timedelta(0)
         return clock.now() - app.permanent_session_lifetime - interval
+
+    def begin_request(self, app: Flask) -> None:
+        """The first thing in each request: stop if the app is put together wrongly."""
+        self.check(app)
+        request.environ[self._began_key] = time.monotonic()
+
+    def request_age(self) -> float:
+        """For how many seconds this request has been under way."""
+        now = time.monotonic()
+        return now - t.cast(float, request.environ.get(self._began_key, now))
 
     @property
     def is_in_request(self) -> bool:

@@ -39,6 +39,10 @@ class UserSessionMixin:
     #: Key of the entry in the session store (a hash, see ``HASH_SESSION_IDS``); ``None`` for
     #: signed cookies.
     store_id: sa_orm.Mapped[t.Optional[str]] = sa_orm.mapped_column(sa.String(255), index=True)
+    #: The key before the last rotation: how a late request with the old cookie is told apart.
+    previous_store_id: sa_orm.Mapped[t.Optional[str]] = sa_orm.mapped_column(
+        sa.String(255), index=True
+    )
     #: IP address when last seen, or ``None`` where the server gave none that is one.
     ip_address: sa_orm.Mapped[t.Optional[str]] = sa_orm.mapped_column(sa.String(45))
     #: User agent when last seen: 512 characters at most, control characters taken out. It is

@@ -47,7 +47,7 @@ class Records:
         self.user_key = credentials.key
         self.user_columns = sa.inspect(credentials.user_model).columns
         user_model = credentials.user_model
-        passwords = [getattr(user_model, name) for name in credentials.names]
+        passwords = credentials.columns
         joined = session_model.user_id == self.user_key
         # A join by the foreign key would mean the same, and take PostgreSQL longer to plan: in each
         # request, because psycopg forgets what it has prepared at every rollback.
@@ -81,16 +81,18 @@ class Records:
 
     # -- in the app's transaction ------------------------------------------------------------
 
-    def load(self, id: uuid.UUID) -> tuple[t.Any, ...] | None:
+    def load(self, id: uuid.UUID, *, anew: bool = False) -> tuple[t.Any, ...] | None:
         """The user of a user session, and what the check on each request compares.
 
         One statement in the app's session, which thereby knows the user: a user loader that asks
         for the primary key runs none. ``None``: no such row, it has ended, or its user is gone.
 
+        :param anew: whether a user that the session knows already is overwritten.
         :returns: user, generation, fingerprint, last_seen_at, store_id, and the values
             of the password attributes.
         """
-        result = self.db.session.execute(self._load, {"id": id})
+        options = {"populate_existing": True} if anew else {}
+        result = self.db.session.execute(self._load, {"id": id}, execution_options=options)
         if self._is_joined_eagerly:
             return next(iter(result.unique().all()), None)
         return result.first()
@@ -102,11 +104,22 @@ class Records:
             return self.db.session.scalar(statement)
 
     def reason_of_entry(self, store_id: str) -> str | None:
-        """Why the session ended that had this key in the session store."""
+        """Why the session does not stand that has, or had, this key in the session store.
+
+        ``"rotated"``: it goes on under another one. ``None``: it stands, or there is none.
+        """
         model = self.model
-        statement = sa.select(model.revoked_reason).where(model.store_id == store_id)
+        statement = (
+            sa.select(model.store_id, model.revoked_reason)
+            .where(sa.or_(model.store_id == store_id, model.previous_store_id == store_id))
+            .order_by(model.created_at.desc())
+            .limit(1)
+        )
         with self.db.session.no_autoflush:
-            return self.db.session.scalar(statement)
+            row = self.db.session.execute(statement).first()
+        if row is None:
+            return None
+        return row.revoked_reason or (None if row.store_id == store_id else "rotated")
 
     def owner(self, execute: Execute, id: uuid.UUID) -> list[t.Any]:
         """Whose session this is, in a list; empty if there is none."""
@@ -276,24 +289,38 @@ class Records:
         if self.db.session.registry.has() and self.db.session().in_transaction():
             self.db.session.rollback()
 
-    def add(self, values: dict[str, t.Any], *, replaces: uuid.UUID | None = None) -> bool:
-        """Add a row and end the one it replaces; ``False`` if there is no such user."""
-        user_ids = [values["user_id"]]
+    def add(
+        self,
+        values: dict[str, t.Any],
+        *,
+        fingerprints: Sequence[str | None],
+        replaces: uuid.UUID | None = None,
+    ) -> bool:
+        """Add a row and end the one it replaces; ``False`` if there is no such user.
+
+        :param fingerprints: of the credential that was checked, and of those stored since. The row
+            gets the one that is current; if none is, the first: it is dead on arrival.
+        """
         column = self.columns
         with self.transaction() as session:
-            is_sqlite = session.get_bind(self.model).dialect.name == "sqlite"
-            # SQLite locks no rows, and a transaction that has read can't always write.
-            exists = is_sqlite or bool(self.lock_users(session.execute, user_ids))
-            if exists:
-                if replaces is not None:
-                    self._end(session.execute, replaces, "replaced")
-                session.execute(
-                    self.table.insert().values({column[name]: values[name] for name in values})
-                )
-                exists = not is_sqlite or bool(self.lock_users(session.execute, user_ids))
-            if not exists:
-                session.rollback()
-        return exists
+            if session.get_bind(self.model).dialect.name == "sqlite":
+                # It locks no rows, and a transaction that has read first can't always write.
+                session.execute(self.table.delete().where(column.id == values["id"]))
+            stored = session.execute(
+                sa.select(self.user_key, *self.credentials.columns)
+                .where(self.user_key == values["user_id"])
+                .with_for_update(key_share=True)
+            ).first()
+            if stored is None:
+                return False
+            if replaces is not None:
+                self._end(session.execute, replaces, "replaced")
+            now = fingerprint(tuple(stored[1:]))
+            values = {**values, "fingerprint": now if now in fingerprints else fingerprints[0]}
+            session.execute(
+                self.table.insert().values({column[name]: values[name] for name in values})
+            )
+        return True
 
     def standing(self, id: uuid.UUID) -> int | None:
         """The generation of a session as it stands now; ``None`` if it has ended."""
@@ -322,6 +349,7 @@ class Records:
                 self._standing(id, generation).values(
                     {
                         column.generation: becomes,
+                        column.previous_store_id: column.store_id,
                         column.store_id: store_id,
                         column.rotated_at: clock.now(),
                     }

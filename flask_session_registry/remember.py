@@ -13,7 +13,7 @@ import time
 import typing as t
 import uuid
 
-from flask import Flask, Response, request
+from flask import Flask, Response, request, session
 from flask_login import COOKIE_DURATION, COOKIE_HTTPONLY, COOKIE_NAME, COOKIE_SECURE
 from flask_login.utils import decode_cookie, encode_cookie
 from itsdangerous import BadSignature, URLSafeSerializer
@@ -128,7 +128,7 @@ def renew(app: Flask, response: Response, current: Current) -> None:
         return
     until = dt.datetime.fromtimestamp(held.until, dt.timezone.utc)
     carried = _serializer(app).dumps([current.marker, held.until])
-    _set(app, response, cookie_name(app), encode_cookie(id_of(app, current.user)), until)
+    _set(app, response, cookie_name(app), encode_cookie(str(session["_user_id"])), until)
     _set(app, response, companion_name(app), carried, until)
 
 

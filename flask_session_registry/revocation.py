@@ -15,7 +15,7 @@ from flask import Flask, current_app, has_app_context
 from flask import session as flask_session
 
 from . import entries, gate, remember, session_ids, signals
-from .credentials import fingerprint
+from .credentials import fingerprint, is_rehash, rehash
 from .installation import Installation, find_installation, get_installation, unwrap
 from .records import Execute
 from .state import MARKER, Current, RequestState, read_marker
@@ -47,11 +47,12 @@ class Revocation:
         self.purged = 0
         #: How many are still there, because the store could not be asked.
         self.unpurged = 0
+        self._has_work = False
 
     def end(
         self, execute: Execute, *, spare: uuid.UUID | None = None, only: uuid.UUID | None = None
     ) -> int:
-        return self.installation.records.end_all(
+        count = self.installation.records.end_all(
             execute,
             self.user_ids,
             revocation=self.id,
@@ -59,14 +60,17 @@ class Revocation:
             spare=spare,
             only=only,
         )
+        self._has_work = count > 0 or spare is not None
+        return count
 
     def follow_commit_of(self, session: sa_orm.Session) -> None:
         pending = on_commit(session, self._committed)
-        state = self.installation.known_state
-        if state is not None:
-            state.pending.append(pending)
+        if self.installation.is_in_request:
+            self.installation.state.pending.append(pending)
 
     def _committed(self) -> None:
+        if not self._has_work:
+            return
         with _app_context(self.app):
             _follow_current(self.installation, self.user_ids)
             for batch in self.installation.records.ended_by(self.id, self.user_ids):
@@ -108,8 +112,7 @@ def revoke_users(
     revocation = Revocation(installation, app, user_ids, reason)
     installation.records.lock_users(session.execute, user_ids)
     count = revocation.end(session.execute, spare=spare)
-    if count:
-        revocation.follow_commit_of(session)
+    revocation.follow_commit_of(session)
     return count, revocation
 
 
@@ -126,11 +129,11 @@ def revoke_one(
     owner = installation.records.owner(session.execute, id)
     if not owner or (user_id is not None and owner[0] != user_id):
         return False
+    installation.records.lock_users(session.execute, owner)
     revocation = Revocation(installation, app, owner, reason)
-    if not revocation.end(session.execute, only=id):
-        return False
+    has_ended = bool(revocation.end(session.execute, only=id))
     revocation.follow_commit_of(session)
-    return True
+    return has_ended
 
 
 def purge(
@@ -191,7 +194,7 @@ def _follow_current(installation: Installation, user_ids: Sequence[t.Any]) -> No
 
 def _sign_out(app: Flask, state: RequestState) -> None:
     state.forgets_remember = remember.is_offered(app)
-    gate.make_anonymous(app)
+    gate.make_anonymous(app, state)
 
 
 @contextlib.contextmanager
@@ -227,12 +230,12 @@ def _on_update(_: object, connection: sa.Connection, user: t.Any) -> None:
     if installation is None or not isinstance(user, installation.credentials.user_model):
         return
     credentials, records = installation.credentials, installation.records
-    change = credentials.change(user)
+    change = credentials.change(connection, user)
     if change is None:
         return
     before, after = (fingerprint(values) for values in change)
     user_id = installation.user_id_of(user)
-    if credentials.is_rehash(user):
+    if is_rehash(user):
         records.follow_rehash(connection.execute, user_id, before=before, after=after)
         return
     state = installation.known_state
@@ -249,8 +252,8 @@ def _on_update(_: object, connection: sa.Connection, user: t.Any) -> None:
             current.recredited += 1
             spare = current.id
     revocation = Revocation(installation, unwrap(current_app), [user_id], reason)
-    if revocation.end(connection.execute, spare=spare) or spare is not None:
-        revocation.follow_commit_of(t.cast(sa_orm.Session, sa_orm.object_session(user)))
+    revocation.end(connection.execute, spare=spare)
+    revocation.follow_commit_of(t.cast(sa_orm.Session, sa_orm.object_session(user)))
 
 
 def watching(view: _View, reason: str) -> _View:
@@ -279,10 +282,9 @@ def same_credentials(installation: Installation, user: t.Any) -> Iterator[None]:
     """Within it, a new password hash of this user is one of the same password."""
     user = unwrap(user)
     installation.user_id_of(user)
-    credentials = installation.credentials
-    credentials.set_rehash(user, True)
-    try:
+    session = installation.session_of(user)
+    # What is pending before the block is none of it.
+    session.flush()
+    with rehash(user):
         yield
-        installation.session_of(user).flush()
-    finally:
-        credentials.set_rehash(user, False)
+        session.flush()

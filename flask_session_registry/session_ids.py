@@ -16,8 +16,8 @@ from flask_session.base import ServerSideSessionInterface
 from itsdangerous import BadSignature
 
 # What Flask-Session itself hands out. Anything else that a cookie may say is no session id, and
-# must not reach a store as a key.
-_ISSUED = re.compile(r"[A-Za-z0-9_-]{1,180}")
+# must not reach a store as a key; nor must a hash, which may be from a dump of hashed keys.
+_ISSUED = re.compile(r"(?![0-9a-f]{64}$)[A-Za-z0-9_-]{1,180}")
 
 #: What Flask-Login and Flask itself keep in a session that a login has just been written to.
 _OF_THE_LOGIN = ("_user_id", "_fresh", "_id", "_remember", "_remember_seconds", "_permanent")

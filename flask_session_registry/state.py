@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 import typing as t
 import uuid
 
@@ -45,8 +44,6 @@ class Current:
     store_id: str | None
     #: Whether it is time to write when it was last seen.
     is_touch_due: bool
-    #: Seconds on a clock that only goes forward.
-    checked_at: float = dataclasses.field(default_factory=time.monotonic)
     #: Whether ``rotate()`` was called.
     is_rotating: bool = False
     #: Whether a "remember me" cookie brought it back under a new session id.
@@ -89,10 +86,14 @@ class RequestState:
 
     current: Current | None = None
     login: Login | None = None
+    #: The key that the browser's cookie names, if there is no such entry.
+    lost_store_id: str | None = None
     #: Why the session of this request was refused.
     rejected: str | None = None
     #: The database could not be asked: nothing may be written, no cookie touched.
     is_unavailable: bool = False
+    #: The session was emptied, and what the browser holds is not to be taken away.
+    is_forgotten: bool = False
     #: The "remember me" cookie was refused, and its browser is to forget it.
     forgets_remember: bool = False
     #: The reason that a password change in this request gives; ``None``: see the setting.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing as t
 
+from flask import g
 from flask.testing import FlaskClient
 from flask_login import login_user
 
@@ -36,6 +37,9 @@ class SessionRegistryClient(FlaskClient):
         with app.test_request_context(environ_base=dict(self.environ_base)) as context:
             login_user(user, force=True, fresh=fresh)
             response = app.process_response(app.response_class())
+            # An app context that a test holds would keep the user for other clients.
+            g.pop("_login_user", None)
         if response.status_code != 200 or "_user_id" not in context.session:
             raise RuntimeError("The user could not be signed in: is it committed?")
-        self._update_cookies_from_response("localhost", "/", response.headers.getlist("Set-Cookie"))
+        host, path = context.request.host.partition(":")[0], context.request.path
+        self._update_cookies_from_response(host, path, response.headers.getlist("Set-Cookie"))

@@ -7,13 +7,12 @@ import datetime as dt
 import ipaddress
 import logging
 import re
-import time
 import typing as t
 import uuid
 
 import sqlalchemy as sa
 from flask import Flask, Response, g, request, session
-from flask_login import user_loaded_from_cookie, user_logged_in
+from flask_login import user_loaded_from_cookie, user_logged_in, user_logged_out
 from werkzeug.exceptions import ServiceUnavailable
 
 from . import clock, entries, gate, remember, session_ids, signals
@@ -23,8 +22,8 @@ from .installation import Installation, find_installation, get_installation, unw
 from .revocation import purge
 from .state import MARKER, Current, Login, RequestState
 
-#: A request that took longer than this since its check looks once more before its session is
-#: written, in seconds.
+#: A request that took longer than this looks once more before its session is written, in seconds.
+#: From its beginning, not from the check, which may see the database as it was at the beginning.
 LATE = 1.0
 
 _USER_AGENT_LENGTH = 512
@@ -59,6 +58,7 @@ class Later:
 def connect(app: Flask) -> None:
     """Listen to Flask-Login on this app."""
     user_logged_in.connect(_logged_in, app)
+    user_logged_out.connect(_logged_out, app)
     user_loaded_from_cookie.connect(_returned, app)
 
 
@@ -85,17 +85,28 @@ def _begin_login(app: Flask, installation: Installation, user: t.Any) -> None:
             f" '{installation.credentials.user_model.__name__}'."
         )
     state = installation.state
-    before = gate.current_before_login(installation)
+    before = gate.current_before(installation, app)
     had_marker = MARKER in session
     earlier = state.login
     if had_marker and not _is_same_user(earlier.user if earlier else before and before.user, user):
         session_ids.keep_login_only(session)
     # The hash that the password was checked against, before anything can reload it.
-    installation.credentials.seen(user)
+    installation.credentials.known(user)
     left = earlier.session_id if earlier else session_ids.session_id(session)
     state.login = Login(user=user, replaces=before, session_id=left)
     session_ids.change(app.session_interface, session)
     session[MARKER] = state.login.marker
+
+
+def _logged_out(app: Flask, **_: t.Any) -> None:
+    """A logout by a view that got its user elsewhere than from this request's session."""
+    installation = get_installation()
+    try:
+        gate.current_before(installation, app)
+    except sa.exc.SQLAlchemyError:
+        _log.exception("A logout could not be prepared.")
+        installation.state.is_unavailable = True
+        raise _unrecorded() from None
 
 
 def _is_same_user(one: t.Any, other: t.Any) -> bool:
@@ -125,24 +136,36 @@ def finish(response: Response, *, app: Flask) -> Response:
     state = installation.known_state if installation else None
     if installation is None or state is None:
         return response
-    _roll_back_uncommitted(state)
+    _roll_back_uncommitted(installation, state)
     try:
         if not state.is_unavailable:
             _write_down(app, installation, state, response)
     except sa.exc.SQLAlchemyError:
         _log.exception("What became of a session could not be written down.")
         response = _unavailable(app, state)
-    if state.is_unavailable:
+    if state.is_unavailable or _must_not_be_written(installation, state):
         session_ids.forget(app.session_interface, session)
-    elif not session and not state.ended:
-        # Flask-Login may have touched it; what the browser holds is not to be taken away.
-        session.modified = False
     return response
 
 
-def _roll_back_uncommitted(state: RequestState) -> None:
+def _must_not_be_written(installation: Installation, state: RequestState) -> bool:
+    """Whether what is in the session now would take away what the browser has been given."""
+    browser = unwrap(session)
+    if not browser.modified or state.current is not None or state.ended:
+        return False
+    if (state.is_forgotten or state.lost_store_id) and not set(browser) - {"_permanent"}:
+        # Nothing was written but by Flask-Login, or by an app that makes all sessions permanent.
+        return True
+    if state.rejected is None and state.lost_store_id is not None:
+        # A late request with the id from before a rotation: this browser is signed in by now.
+        state.rejected = installation.records.reason_of_entry(state.lost_store_id)
+    return state.rejected == "rotated"
+
+
+def _roll_back_uncommitted(installation: Installation, state: RequestState) -> None:
+    session = installation.records.db.session
     for pending in state.pending:
-        if pending.is_open:
+        if pending.is_open and pending.is_of_this_thread(session()):
             _log.warning(
                 "A revocation was not committed by the end of the request '%s' and has been rolled"
                 " back: nobody was signed out. Commit the transaction in the view.",
@@ -160,7 +183,7 @@ def _write_down(
     is_renewed = False
     if state.login is not None and state.login.marker == carried:
         _register(app, installation, state, state.login, offer)
-        state.forgets_remember = remember.is_offered(app)
+        state.forgets_remember |= remember.is_offered(app)
     elif state.current is not None and state.current.marker != carried:
         _end(app, installation, state, state.current)
     elif state.current is not None:
@@ -197,13 +220,13 @@ def _register(
         "rotated_at": moment,
         "authenticated_at": moment,
         "remember_until": offer.until if offer and offer.value else None,
-        "fingerprint": fingerprint(installation.credentials.seen(login.user)),
         **_sight(moment),
     }
+    fingerprints = [fingerprint(known) for known in installation.credentials.known(login.user)]
     before = login.replaces
     installation.records.release()
     if user_id is None or not installation.records.add(
-        values, replaces=before.id if before else None
+        values, fingerprints=fingerprints, replaces=before.id if before else None
     ):
         raise sa.exc.InvalidRequestError(
             "The user who signed in is not in the database. Commit before the request ends."
@@ -259,7 +282,7 @@ def _go_on(app: Flask, installation: Installation, state: RequestState, current:
         current.is_rotating = False
         session[MARKER] = current.marker
     elif (
-        time.monotonic() - current.checked_at > LATE
+        installation.request_age() > LATE
         and installation.records.standing_now(current.id) != current.generation
     ):
         return _drop(app, state)
@@ -268,15 +291,17 @@ def _go_on(app: Flask, installation: Installation, state: RequestState, current:
 
 def _follow_user(app: Flask, installation: Installation, current: Current) -> None:
     """``get_id()`` may have changed with the password."""
-    row = installation.records.load(current.id)
+    # The commit may have been another session's, and this one know an older user.
+    installation.records.release()
+    row = installation.records.load(current.id, anew=True)
     if row is not None:
-        current.user = row[0]
         session["_user_id"] = getattr(row[0], app.login_manager.id_attribute)()  # type: ignore[attr-defined]
 
 
 def _drop(app: Flask, state: RequestState) -> bool:
     """The session has ended, or gone on under another id, while this request was under way."""
     state.current = None
+    state.is_forgotten = True
     session_ids.forget(app.session_interface, session)
     return False
 
@@ -284,7 +309,8 @@ def _drop(app: Flask, state: RequestState) -> bool:
 def _sign_out(app: Flask) -> None:
     """Take a login back, in memory."""
     g.pop("_login_user", None)
-    gate.make_anonymous(app)
+    installation = find_installation()
+    gate.make_anonymous(app, installation.known_state if installation else None)
 
 
 def _unrecorded() -> ServiceUnavailable:
@@ -310,12 +336,13 @@ def _sight(moment: dt.datetime) -> dict[str, t.Any]:
 
 
 def _ip_address(address: str | None) -> str | None:
-    """The address in its usual form; ``None`` if it is none (a socket, say)."""
+    """The address in its usual form, without a scope; ``None`` if it is none (a socket, say)."""
     try:
-        text = str(ipaddress.ip_address(address or ""))
+        found = ipaddress.ip_address((address or "").partition("%")[0])
     except ValueError:
         return None
-    return text if len(text) <= 45 else None
+    # A socket for both families gives an IPv4 address within an IPv6 one.
+    return str(getattr(found, "ipv4_mapped", None) or found)
 
 
 # -- after the response ------------------------------------------------------------------------

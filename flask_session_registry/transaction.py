@@ -9,6 +9,7 @@ commit and its connection is back in the pool.
 from __future__ import annotations
 
 import logging
+import threading
 import typing as t
 from collections.abc import Callable
 
@@ -25,8 +26,13 @@ class Pending:
     def __init__(self, session: Session, callback: Callable[[], None]) -> None:
         self.session = session
         self.callback = callback
+        self._thread = threading.get_ident()
         #: Whether the transaction is neither committed nor rolled back yet.
         self.is_open = True
+
+    def is_of_this_thread(self, session: Session) -> bool:
+        """Whether nobody else can be using its session: it is this thread's, or ``session``."""
+        return self._thread == threading.get_ident() or self.session is session
 
 
 class _Waiting(t.TypedDict):

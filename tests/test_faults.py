@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import typing as t
+import weakref
 
 import pytest
 import sqlalchemy as sa
@@ -382,3 +384,35 @@ def test_log_level_of_rejections(
     with caplog.at_level(logging.INFO, "flask_session_registry"):
         assert not firefox.is_signed_in
     assert not [r for r in caplog.records if r.name == "flask_session_registry"]
+
+
+def test_database_down_at_a_logout_that_did_not_ask(site: Site, firefox: Browser) -> None:
+    """The user is in 'g' already; the session that ends can't be looked up: that is said."""
+    firefox.login()
+    with site.context():
+        firefox.get("/me")
+        with Broken(site, "user_sessions"):
+            assert firefox.post("/logout").status_code == 503
+    assert firefox.is_signed_in
+
+
+def test_request_leaves_no_cyclic_garbage(site: Site, firefox: Browser) -> None:
+    """What a request has used is freed when it ends, not when the garbage is collected."""
+    states: list[weakref.ref[t.Any]] = []
+
+    @site.app.get("/watched")
+    def watched() -> str:
+        assert current_user.is_authenticated
+        user = current_user._get_current_object()
+        states.append(weakref.ref(user))
+        return "ok"
+
+    firefox.login()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(5):
+            firefox.get("/watched").close()
+        assert [state() for state in states[:-1]] == [None] * 4
+    finally:
+        gc.enable()

@@ -88,7 +88,7 @@ def test_indexes_leave_out_what_a_revocation_writes(site: Site) -> None:
     with site.context():
         indexes = site.sessions.UserSession.__table__.indexes
         indexed = sorted(column.name for index in indexes for column in index.columns)
-        assert indexed == ["store_id", "user_id"]
+        assert indexed == ["previous_store_id", "store_id", "user_id"]
 
 
 # -- 57: several apps, any order -----------------------------------------------------------------
@@ -134,7 +134,7 @@ def test_two_apps_on_one_db(tmp_path: t.Any) -> None:
 def test_app_is_not_kept(tmp_path: t.Any) -> None:
     """57: an app that nobody holds any more is collected, with what the registry kept of it."""
     db, sessions = SQLAlchemy(), SessionRegistry()
-    user_class(db)
+    model = user_class(db)
     app = Flask("short-lived")
     app.config.update(SECRET_KEY="x", SQLALCHEMY_DATABASE_URI=f"sqlite:///{tmp_path}/x.db")
     db.init_app(app)
@@ -147,6 +147,7 @@ def test_app_is_not_kept(tmp_path: t.Any) -> None:
     del app
     gc.collect()
     assert gone() is None
+    assert model.__name__ == "User"
 
 
 def test_registry_that_nobody_keeps(make_site: SiteFactory) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import threading
 import typing as t
 
 import pytest
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from conftest import SiteFactory
-from flask import flash, get_flashed_messages, session
+from flask import copy_current_request_context, flash, get_flashed_messages, session
 from flask_login import current_user, login_required, login_user
 from site_under_test import DATABASES, Browser, Site
+from test_users import changing_ids
 
 from flask_session_registry import records, session_revoked
 
@@ -763,3 +765,185 @@ def test_change_outside_of_any_app(site: Site, firefox: Browser) -> None:
         plain.scalars(sa.select(site.User)).first().password_hash = "new"
         plain.commit()
     assert firefox.rejected == "password_changed"
+
+
+@pytest.mark.parametrize("sessions", [0, 1])
+@pytest.mark.parametrize("end", ["raise", "forget"])
+def test_view_that_never_asks_who_it_is(
+    make_site: SiteFactory, database: str, sessions: int, end: str
+) -> None:
+    """4, 15: a session store in SQL must not commit what such a view has left behind."""
+    site = make_site("sqlalchemy", database)
+    site.app.config["PROPAGATE_EXCEPTIONS"] = False
+
+    @site.app.post("/change")
+    def change() -> str:
+        session["cart"] = "written"
+        site.user("bob").password_hash = "new"
+        site.db.session.flush()
+        if end == "raise":
+            raise NotChangedError
+        return "forgotten"
+
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    for _ in range(sessions):
+        firefox.login("bob")
+    chrome.post("/change")
+    with site.context():
+        assert site.user("bob").password_hash == "hash of bob"
+    assert firefox.is_signed_in is bool(sessions)
+
+
+def rehash_without_commit(site: Site, user: t.Any) -> None:
+    with site.sessions.same_credentials(user):
+        user.password_hash = "better hash"
+
+
+def rehash_rolled_back(site: Site, user: t.Any) -> None:
+    with site.sessions.same_credentials(user):
+        user.password_hash = "better hash"
+    site.db.session.rollback()
+
+
+def change_in_rolled_back_savepoint(site: Site, user: t.Any) -> None:
+    savepoint = site.db.session.begin_nested()
+    user.password_hash = "new"
+    site.db.session.flush()
+    savepoint.rollback()
+    site.db.session.commit()
+
+
+@pytest.mark.parametrize(
+    "what", [rehash_without_commit, rehash_rolled_back, change_in_rolled_back_savepoint]
+)
+def test_login_after_a_change_that_was_not_stored(
+    make_site: SiteFactory, database: str, what: t.Callable[[Site, t.Any], None]
+) -> None:
+    """6, 11: the login stands, as the password that it was opened with is still the current one."""
+    site = make_site("files", database)
+    if database == "sqlite":
+        begin_savepoints_on_sqlite(site)
+
+    @site.app.post("/sign-in")
+    def sign_in() -> str:
+        user = site.user("ann")
+        what(site, user)
+        login_user(user)
+        return "signed in"
+
+    firefox = site.browser()
+    assert firefox.post("/sign-in").status_code == 200
+    assert firefox.is_signed_in
+
+
+def test_pending_change_is_no_rehash(site: Site, firefox: Browser) -> None:
+    """11: what was set before 'same_credentials' is a change; nested blocks keep the mark."""
+    firefox.login()
+    with site.context():
+        user = site.user("ann")
+        user.password_hash = "a real change"
+        with site.sessions.same_credentials(user):
+            pass
+        site.db.session.commit()
+    assert not firefox.is_signed_in
+    firefox.login()
+    with site.context():
+        user = site.user("ann")
+        with site.sessions.same_credentials(user):
+            with site.sessions.same_credentials(user):
+                pass
+            user.password_hash = "better hash"
+        site.db.session.commit()
+    assert firefox.is_signed_in
+
+
+def test_password_that_the_database_computes(make_site: SiteFactory, database: str) -> None:
+    """An SQL expression as the new value: the acting browser stays, the others end."""
+    site = make_site("files", database)
+
+    @site.app.post("/expression")
+    @login_required
+    def expression() -> str:
+        current_user.password_hash = sa.func.lower("NEW HASH")
+        site.db.session.commit()
+        return "changed"
+
+    firefox, chrome, _ = sign_in_three(site)
+    chrome.post("/expression")
+    assert chrome.is_signed_in
+    assert not firefox.is_signed_in
+
+
+def test_flagged_as_modified(site: Site) -> None:
+    """10: an UPDATE with the value that was there before is no change."""
+
+    @site.app.post("/touch")
+    @login_required
+    def touch() -> str:
+        sa_orm.attributes.flag_modified(site.user("ann"), "password_hash")
+        site.db.session.commit()
+        return "touched"
+
+    firefox, chrome, _ = sign_in_three(site)
+    cookies = chrome.cookies
+    chrome.post("/touch")
+    assert chrome.cookies == cookies
+    assert firefox.is_signed_in
+
+
+@pytest.mark.parametrize("expire", [True, False])
+def test_changing_id_through_another_database_session(
+    make_site: SiteFactory, database: str, expire: bool
+) -> None:
+    """26: 'get_id()' changes with the password, in a session that this request does not use."""
+    site = make_site("files", database, model=changing_ids)
+
+    @site.login_manager.user_loader
+    def load(id: str) -> t.Any:
+        return site.db.session.scalar(sa.select(site.User).filter_by(uniquifier=id))
+
+    @site.app.post("/elsewhere")
+    @login_required
+    def elsewhere() -> str:
+        assert current_user.uniquifier
+        site.db.session().expire_on_commit = expire
+        with site.context():
+            site.user("ann").password_hash = "new"
+            site.db.session.commit()
+        return "changed"
+
+    chrome = site.browser("Chrome")
+    chrome.login()
+    chrome.post("/elsewhere")
+    assert chrome.is_signed_in
+
+
+def test_thread_that_goes_on_after_the_answer(site: Site, chrome: Browser) -> None:
+    """15: a transaction of another thread is not rolled back under its feet."""
+    may_go_on, done = threading.Event(), threading.Event()
+
+    @site.app.post("/later")
+    @login_required
+    def later() -> str:
+        begun = threading.Event()
+
+        @copy_current_request_context
+        def work() -> None:
+            site.sessions.revoke_all(site.user("bob"))
+            begun.set()
+            assert may_go_on.wait(30)
+            site.db.session.commit()
+            done.set()
+
+        threading.Thread(target=work).start()
+        assert begun.wait(30)
+        return "started"
+
+    bob = site.browser("Bob")
+    bob.login("bob")
+    chrome.login("ann")
+    chrome.post("/later")
+    may_go_on.set()
+    assert done.wait(30)
+    assert not bob.is_signed_in
+    assert chrome.is_signed_in

@@ -8,11 +8,11 @@ import uuid
 import pytest
 import sqlalchemy as sa
 from conftest import SiteFactory
-from flask import Response, g, request, session
-from flask_login import current_user, login_user, logout_user
+from flask import Response, g, render_template_string, request, session
+from flask_login import current_user, login_required, login_user, logout_user
 from site_under_test import Browser, Site, days_ago, is_signed_cookie
 
-from flask_session_registry import session_registered, session_rejected
+from flask_session_registry import session_ids, session_registered, session_rejected
 from flask_session_registry.state import MARKER
 
 
@@ -559,3 +559,186 @@ def test_commit_for_one_app_in_a_request_of_another(make_site: SiteFactory) -> N
     firefox.post("/other")
     assert firefox.is_signed_in
     assert not chrome.is_signed_in
+
+
+@pytest.mark.parametrize("name", ["ann", "bob"])
+def test_login_view_that_clears_the_session(store_site: Site, name: str) -> None:
+    """18: 'session.clear()' before 'login_user' is an old custom: the old session ends."""
+
+    @store_site.app.post("/clear-and-sign-in")
+    def clear_and_sign_in() -> str:
+        session.clear()
+        login_user(store_site.user(name))
+        return "signed in"
+
+    firefox = store_site.browser()
+    firefox.login("ann")
+    firefox.post("/cart", item="secret")
+    copy = firefox.copy()
+    firefox.post("/clear-and-sign-in")
+    assert firefox.name_shown == name
+    assert firefox.get("/cart").json == {"cart": None}
+    assert not copy.is_signed_in
+    assert [row.revoked_reason for row in store_site.rows()] == ["replaced", None]
+    assert len(store_site.signed_in_entries()) == (store_site.store != "cookie")
+
+
+@pytest.mark.parametrize("name", ["ann", "bob"])
+def test_login_where_only_the_remember_cookie_is_left(site: Site, name: str) -> None:
+    """18: the session that it would bring back ends with the new login."""
+    firefox = site.browser()
+    firefox.login("ann", remember="1")
+    copy = firefox.copy("remember_token", "remember_token_session")
+    firefox.lose("session")
+    firefox.login(name)
+    assert firefox.name_shown == name
+    assert not copy.is_signed_in
+    assert [row.revoked_reason for row in site.rows()] == ["replaced", None]
+
+
+def test_refused_remember_cookie_goes_with_a_login(site: Site, firefox: Browser) -> None:
+    """46: asked for first, refused, and then replaced by a login in the same request."""
+
+    @site.app.post("/ask-and-sign-in")
+    def ask_and_sign_in() -> str:
+        assert not current_user.is_authenticated
+        login_user(site.user("ann"))
+        return "signed in"
+
+    firefox.login(remember="1")
+    firefox.lose("session", "remember_token_session")
+    firefox.post("/ask-and-sign-in")
+    assert set(firefox.cookies) == {"session"}
+    assert firefox.is_signed_in
+
+
+def test_logout_in_an_app_context_that_a_test_holds(site: Site, firefox: Browser) -> None:
+    """19: the user comes from 'g' then, and the row ends all the same."""
+    firefox.login()
+    copy = firefox.copy()
+    with site.context():
+        firefox.get("/me")
+        firefox.post("/logout")
+    assert site.active() == 0
+    assert not copy.is_signed_in
+
+
+def test_user_asked_for_in_the_context_of_another_app(make_site: SiteFactory) -> None:
+    """57: a template of another app, rendered within a request, signs nobody out."""
+    one, other = make_site(), make_site()
+
+    @one.app.get("/mail")
+    def mail() -> str:
+        assert current_user.is_authenticated
+        with other.context():
+            render_template_string("{{ current_user }}")
+            with pytest.raises(RuntimeError):
+                other.sessions.rotate()
+        return "rendered"
+
+    firefox = one.browser()
+    firefox.login("ann")
+    firefox.get("/mail")
+    assert firefox.is_signed_in
+
+
+def test_hash_from_an_old_dump(make_site: SiteFactory) -> None:
+    """22: with hashing switched off later, what an old dump contains is still no cookie."""
+    site = make_site("redis")
+    firefox = site.browser()
+    firefox.login()
+    (key,) = site.entries()
+    session_ids.choose_store_ids(site.app.session_interface, hashed=False)
+    assert not site.browser("Thief", session=key.removeprefix(site.prefix)).is_signed_in
+
+
+def late_after_a_change(site: Site) -> tuple[Browser, Browser]:
+    """Chrome, after it has changed the password, and what is left of it from before."""
+    chrome = site.browser("Chrome")
+    chrome.login(remember="1")
+    late = chrome.copy()
+    chrome.post("/password", password="new")
+    return chrome, late
+
+
+def test_late_request_that_writes(store_site: Site) -> None:
+    """2: even a view that sends to the login page, and flashes, gives Chrome no other session."""
+    site = store_site
+    site.login_manager.login_view = "login"
+
+    @site.app.get("/private")
+    @login_required
+    def private() -> str:
+        return "private"
+
+    chrome, late = late_after_a_change(site)
+    answer = late.get("/private")
+    assert answer.status_code == 302
+    assert not answer.headers.getlist("Set-Cookie")
+    chrome.post("/cart", item="book")
+    assert chrome.is_signed_in
+    late.login("ann")
+    assert late.is_signed_in
+
+
+def test_late_request_of_an_app_that_makes_sessions_permanent(store_site: Site) -> None:
+    """2: that alone is no reason to write, or to take a cookie away."""
+    site = store_site
+
+    @site.app.before_request
+    def make_permanent() -> None:
+        assert current_user is not None
+        current_user.is_authenticated  # noqa: B018
+        session.permanent = True
+
+    chrome, late = late_after_a_change(site)
+    answer = late.get("/me")
+    assert not answer.headers.getlist("Set-Cookie")
+    assert chrome.is_signed_in
+
+
+def test_visitor_with_a_cookie_that_is_forgotten(store_site: Site) -> None:
+    """An expired session of a visitor is no late request: a new one is begun."""
+    forgotten = store_site.browser("Visitor", session="expired-long-ago")
+
+    @store_site.app.post("/visit")
+    def visit() -> str:
+        assert not current_user.is_authenticated
+        session["cart"] = "new"
+        return "ok"
+
+    forgotten.post("/visit")
+    assert forgotten.get("/cart").json == {"cart": "new"}
+
+
+def test_visitor_whose_session_is_emptied(store_site: Site) -> None:
+    """A visitor's session that a view empties is deleted, as without the registry."""
+
+    @store_site.app.post("/empty")
+    def empty() -> str:
+        assert not current_user.is_authenticated
+        session.clear()
+        return "ok"
+
+    firefox = store_site.browser()
+    firefox.post("/cart", item="book")
+    firefox.post("/empty")
+    assert firefox.cookies == {}
+    assert not store_site.entries()
+
+
+def test_rotation_of_a_user_who_is_detached(site: Site, firefox: Browser) -> None:
+    """The remember cookie is renewed without asking an instance that can't be loaded any more."""
+
+    @site.app.post("/sudo")
+    def sudo() -> str:
+        site.sessions.rotate()
+        site.db.session.commit()
+        site.db.session.remove()
+        return "ok"
+
+    firefox.login(remember="1")
+    assert firefox.post("/sudo").status_code == 200
+    assert firefox.is_signed_in
+    firefox.lose("session")
+    assert firefox.is_signed_in

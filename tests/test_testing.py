@@ -25,6 +25,24 @@ def test_client_is_signed_in(store_site: Site) -> None:
     assert client.get("/me").json["name"] is None
 
 
+@pytest.mark.parametrize("name", ["example.com", "example.com:8443"])
+def test_server_name(site: Site, name: str) -> None:
+    """The cookies are those of the app's own host."""
+    site.app.config.update(SERVER_NAME=name, SESSION_COOKIE_PATH="/")
+    site.app.test_client_class = SessionRegistryClient
+    with site.context():
+        client = site.app.test_client(user=site.user("ann"))
+    assert client.get("/me").json["name"] == "ann"
+
+
+def test_app_context_that_a_test_holds(site: Site) -> None:
+    """Another client is not signed in thereby."""
+    site.app.test_client_class = SessionRegistryClient
+    with site.context():
+        site.app.test_client(user=site.user("ann"))
+        assert site.app.test_client().get("/me").json["name"] is None
+
+
 def test_client_without_a_user(site: Site) -> None:
     """Nobody is signed in."""
     site.app.test_client_class = SessionRegistryClient

@@ -36,6 +36,7 @@ def upgrade():
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("generation", sa.Integer(), nullable=False),
         sa.Column("store_id", sa.String(length=255), nullable=True),
+        sa.Column("previous_store_id", sa.String(length=255), nullable=True),
         sa.Column("ip_address", sa.String(length=45), nullable=True),
         sa.Column("user_agent", sa.String(length=512), nullable=True),
         sa.Column("created_at", moment(), nullable=False),
@@ -55,6 +56,12 @@ def upgrade():
             ondelete="SET NULL",
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_user_sessions")),
+    )
+    op.create_index(
+        op.f("ix_user_sessions_previous_store_id"),
+        "user_sessions",
+        ["previous_store_id"],
+        unique=False,
     )
     op.create_index(op.f("ix_user_sessions_store_id"), "user_sessions", ["store_id"], unique=False)
     op.create_index(op.f("ix_user_sessions_user_id"), "user_sessions", ["user_id"], unique=False)
