@@ -140,10 +140,11 @@ def finish(response: Response, *, app: Flask) -> Response:
     try:
         if not state.is_unavailable:
             _write_down(app, installation, state, response)
+        is_forgotten = state.is_unavailable or _must_not_be_written(installation, state)
     except sa.exc.SQLAlchemyError:
         _log.exception("What became of a session could not be written down.")
-        response = _unavailable(app, state)
-    if state.is_unavailable or _must_not_be_written(installation, state):
+        response, is_forgotten = _unavailable(app, state), True
+    if is_forgotten:
         session_ids.forget(app.session_interface, session)
     return response
 
@@ -314,9 +315,7 @@ def _sign_out(app: Flask) -> None:
 
 
 def _unrecorded() -> ServiceUnavailable:
-    return ServiceUnavailable(
-        "Your session could not be recorded, so nothing has changed. Please try again in a moment."
-    )
+    return ServiceUnavailable("Your session could not be recorded. Please try again in a moment.")
 
 
 def _unavailable(app: Flask, state: RequestState) -> Response:
