@@ -33,10 +33,11 @@ def check(app: Flask) -> None:
         return
     browser = unwrap(session)
     claimed = browser.get("_user_id")
-    if claimed is None and not remember.is_offered(app):
-        installation.state.lost_store_id = session_ids.lost_store_id(app, browser)
-        return
     state = installation.state
+    if claimed is None:
+        state.lost_store_id = session_ids.lost_store_id(app, browser)
+        if not remember.is_offered(app):
+            return
     carried = browser.get(MARKER)
     if claimed is not None and state.is_known(carried):
         return
@@ -81,9 +82,14 @@ def reason_of_refusal(installation: Installation) -> str | None:
     if not installation.is_in_request:
         return None
     current_user._get_current_object()
-    state = installation.state
-    if state.rejected is None and state.lost_store_id is not None:
-        state.rejected = installation.records.reason_of_entry(state.lost_store_id)
+    return complete_reason(installation, installation.state)
+
+
+def complete_reason(installation: Installation, state: RequestState) -> str | None:
+    """The same, where it is known that somebody has asked for the user."""
+    if state.lost_store_id is not None and state.rejected in (None, "unknown"):
+        found = installation.records.reason_of_entry(state.lost_store_id)
+        state.rejected = found or state.rejected
     return state.rejected
 
 

@@ -157,10 +157,8 @@ def _must_not_be_written(installation: Installation, state: RequestState) -> boo
     if (state.is_forgotten or state.lost_store_id) and not set(browser) - {"_permanent"}:
         # Nothing was written but by Flask-Login, or by an app that makes all sessions permanent.
         return True
-    if state.rejected is None and state.lost_store_id is not None:
-        # A late request with the id from before a rotation: this browser is signed in by now.
-        state.rejected = installation.records.reason_of_entry(state.lost_store_id)
-    return state.rejected == "rotated"
+    # A late request with the id from before a rotation: this browser is signed in by now.
+    return gate.complete_reason(installation, state) == "rotated"
 
 
 def _roll_back_uncommitted(installation: Installation, state: RequestState) -> None:

@@ -510,6 +510,8 @@ def test_reason_when_the_entry_is_gone(make_site: SiteFactory, signed: bool) -> 
     assert firefox.rejected == "password_changed"
     assert firefox.rejected == "password_changed"
     assert chrome.rejected is None
+    firefox.carry({"remember_token": "1|of no use"})
+    assert firefox.rejected == "password_changed"
     nobody = site.browser("Nobody", session="never.given")
     assert nobody.rejected is None
     nobody.post("/cart", item="book")
