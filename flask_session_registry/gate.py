@@ -10,7 +10,7 @@ import logging
 import uuid
 
 import sqlalchemy as sa
-from flask import Flask, current_app, request, session
+from flask import Flask, request, session
 from flask_login import current_user
 from werkzeug.exceptions import ServiceUnavailable
 
@@ -43,9 +43,9 @@ def check(app: Flask) -> None:
         return
     try:
         if claimed is not None:
-            reason, id = _check_session(installation, state, carried, claimed)
+            reason, id = _check_session(app, installation, state, carried, claimed)
         else:
-            reason, id = _check_remembered(installation, state, app)
+            reason, id = _check_remembered(app, installation, state)
     except sa.exc.SQLAlchemyError:
         _log.exception(
             "The table of user sessions could not be read. Is the database up, and has"
@@ -109,9 +109,9 @@ def current_before(installation: Installation, app: Flask) -> Current | None:
             opened = app.session_interface.open_session(app, unwrap(request))
         carried = None if opened is None else opened.get(MARKER)
     if carried is not None:
-        _check_session(installation, state, carried, None)
+        _check_session(app, installation, state, carried, None)
     elif remember.is_offered(app):
-        _check_remembered(installation, state, app)
+        _check_remembered(app, installation, state)
     return state.current
 
 
@@ -130,24 +130,29 @@ _Verdict = tuple["str | None", "uuid.UUID | None"]
 
 
 def _check_session(
-    installation: Installation, state: RequestState, carried: object, claimed: str | None
+    app: Flask,
+    installation: Installation,
+    state: RequestState,
+    carried: object,
+    claimed: str | None,
 ) -> _Verdict:
     marker = read_marker(carried)
     if marker is None:
         return "unregistered" if carried is None else "unknown", None
-    return _check_row(installation, state, marker, claimed), marker[0]
+    return _check_row(app, installation, state, marker, claimed), marker[0]
 
 
-def _check_remembered(installation: Installation, state: RequestState, app: Flask) -> _Verdict:
+def _check_remembered(app: Flask, installation: Installation, state: RequestState) -> _Verdict:
     companion = remember.companion(app)
     claimed = remember.claimed_user(app)
     if companion is None or claimed is None:
         return "unknown", None
-    reason = _check_row(installation, state, (companion.id, companion.generation), claimed)
+    reason = _check_row(app, installation, state, (companion.id, companion.generation), claimed)
     return reason, companion.id
 
 
 def _check_row(
+    app: Flask,
     installation: Installation,
     state: RequestState,
     marker: tuple[uuid.UUID, int],
@@ -163,7 +168,7 @@ def _check_row(
         return "password_changed"
     if row_generation != generation:
         return "rotated"
-    if claimed is not None and remember.id_of(current_app, user) != str(claimed):
+    if claimed is not None and remember.id_of(app, user) != str(claimed):
         return "unknown"
     if not user.is_active:
         state.inactive = id

@@ -31,6 +31,9 @@ from .errors import ConfigurationError, NotInstalledError, UserError
 from .records import Records
 from .state import RequestState
 
+if t.TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
 _EXTENSION = "session_registry"
 _INSTALLATION = "session_registry.installation"
 
@@ -214,7 +217,11 @@ class Installation:
         """What is known of this request; ``None`` if nothing, or if there is no request."""
         if not has_request_context():
             return None
-        return t.cast("RequestState | None", request.environ.get(self._environ_key))
+        return self.state_in(request.environ)
+
+    def state_in(self, environ: WSGIEnvironment) -> RequestState | None:
+        """What is known of the request with this environment."""
+        return t.cast("RequestState | None", environ.get(self._environ_key))
 
     @property
     def state(self) -> RequestState:
@@ -259,9 +266,12 @@ def install(app: Flask, extension: object, installation: Installation) -> None:
 
 def find_installation() -> Installation | None:
     """The registry on the current app, as far as it is set up; ``None`` if there is none."""
-    if not has_app_context():
-        return None
-    installation: Installation | None = current_app.extensions.get(_INSTALLATION)
+    return installation_on(unwrap(current_app)) if has_app_context() else None
+
+
+def installation_on(app: Flask) -> Installation | None:
+    """The registry on an app, as far as it is set up; ``None`` if there is none."""
+    installation: Installation | None = app.extensions.get(_INSTALLATION)
     return installation if installation and installation.is_complete else None
 
 

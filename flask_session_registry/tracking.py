@@ -18,7 +18,7 @@ from werkzeug.exceptions import ServiceUnavailable
 from . import clock, entries, gate, remember, session_ids, signals
 from .credentials import fingerprint
 from .errors import UserError
-from .installation import Installation, find_installation, get_installation, unwrap
+from .installation import Installation, get_installation, installation_on, unwrap
 from .revocation import purge
 from .state import MARKER, Current, Login, RequestState
 
@@ -132,8 +132,8 @@ def finish(response: Response, *, app: Flask) -> Response:
 
     The last thing before Flask saves the session. May run twice, if saving fails.
     """
-    installation = find_installation()
-    state = installation.known_state if installation else None
+    installation = installation_on(app)
+    state = installation.state_in(request.environ) if installation else None
     if installation is None or state is None:
         return response
     _roll_back_uncommitted(installation, state)
@@ -308,7 +308,7 @@ def _drop(app: Flask, state: RequestState) -> bool:
 def _sign_out(app: Flask) -> None:
     """Take a login back, in memory."""
     g.pop("_login_user", None)
-    installation = find_installation()
+    installation = installation_on(app)
     gate.make_anonymous(app, installation.known_state if installation else None)
 
 
