@@ -112,7 +112,8 @@ def revoke_users(
     revocation = Revocation(installation, app, user_ids, reason)
     installation.records.lock_users(session.execute, user_ids)
     count = revocation.end(session.execute, spare=spare)
-    revocation.follow_commit_of(session)
+    if count:
+        revocation.follow_commit_of(session)
     return count, revocation
 
 
@@ -131,9 +132,10 @@ def revoke_one(
         return False
     installation.records.lock_users(session.execute, owner)
     revocation = Revocation(installation, app, owner, reason)
-    has_ended = bool(revocation.end(session.execute, only=id))
+    if not revocation.end(session.execute, only=id):
+        return False
     revocation.follow_commit_of(session)
-    return has_ended
+    return True
 
 
 def purge(
@@ -253,6 +255,7 @@ def _on_update(_: object, connection: sa.Connection, user: t.Any) -> None:
             spare = current.id
     revocation = Revocation(installation, unwrap(current_app), [user_id], reason)
     revocation.end(connection.execute, spare=spare)
+    # Also if nobody was signed in: left uncommitted, the password is not to be stored either.
     revocation.follow_commit_of(t.cast(sa_orm.Session, sa_orm.object_session(user)))
 
 

@@ -166,8 +166,9 @@ def _roll_back_uncommitted(installation: Installation, state: RequestState) -> N
     for pending in state.pending:
         if pending.is_open and pending.is_of_this_thread(session()):
             _log.warning(
-                "A revocation was not committed by the end of the request '%s' and has been rolled"
-                " back: nobody was signed out. Commit the transaction in the view.",
+                "A revocation, or the change of a password, was not committed by the end of the"
+                " request '%s' and has been rolled back: nobody was signed out. Commit the"
+                " transaction in the view.",
                 request.endpoint,
             )
             pending.session.rollback()

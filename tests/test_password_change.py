@@ -249,6 +249,22 @@ def test_forgotten_commit_warns(
     assert chrome.is_signed_in
 
 
+def test_revocation_of_nobody_needs_no_commit(
+    site: Site, chrome: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    """15: where nothing ended there is nothing to commit, and nothing to warn of."""
+
+    @site.app.post("/nobody")
+    def nobody() -> str:
+        assert site.sessions.revoke_all(site.user("bob")) == 0
+        site.user("ann").note = "pending"
+        return "done"
+
+    chrome.login("ann")
+    chrome.post("/nobody")
+    assert "was not committed" not in caplog.text
+
+
 @pytest.mark.parametrize("order", ["stays signed out", "signed in before", "signed in after"])
 def test_reset_by_somebody_who_is_not_signed_in(
     make_site: SiteFactory, database: str, order: str
