@@ -170,7 +170,7 @@ class SessionRegistry:
             [user_id],
             reason=reason,
             session=_plain(session) or installation.session_of(user),
-            spare=spare.id if spare is not None and spare.user_id == user_id else None,
+            spare=spare.id if spare is not None else None,
         )
         return count
 

@@ -72,12 +72,6 @@ class Records:
             .execution_options(autoflush=False)
         )
         self._of_user = sa.select(session_model, *passwords).join(user_model, joined)
-        # Only a relationship that is always loaded by a join makes several rows of one.
-        self._is_joined_eagerly = any(
-            relationship.lazy in ("joined", False)
-            for mapper in sa.inspect(user_model).self_and_descendants
-            for relationship in mapper.relationships
-        )
 
     # -- in the app's transaction ------------------------------------------------------------
 
@@ -92,10 +86,7 @@ class Records:
             of the password attributes.
         """
         options = {"populate_existing": True} if anew else {}
-        result = self.db.session.execute(self._load, {"id": id}, execution_options=options)
-        if self._is_joined_eagerly:
-            return next(iter(result.unique().all()), None)
-        return result.first()
+        return self.db.session.execute(self._load, {"id": id}, execution_options=options).first()
 
     def reason(self, id: uuid.UUID) -> str | None:
         """Why a session ended; ``None`` if it has not, or there is none."""
@@ -170,19 +161,18 @@ class Records:
             self.db.session.rollback()
             return []
 
-    def lock_users(self, execute: Execute, user_ids: Sequence[t.Any]) -> list[t.Any]:
-        """Lock the rows of users, and say which of them exist.
+    def lock_users(self, execute: Execute, user_ids: Sequence[t.Any]) -> None:
+        """Lock the rows of users, for the rest of the transaction.
 
-        Every transaction that adds a session or ends several holds the user's row first, otherwise
-        logins and password changes of one user deadlock.
+        Every transaction that adds a session, or writes several, holds the user's row first;
+        otherwise logins and password changes of one user deadlock.
         """
-        rows = execute(
+        execute(
             sa.select(self.user_key)
             .where(self.user_key.in_(user_ids))
             .order_by(self.user_key)
             .with_for_update(key_share=True)
         )
-        return list(rows.scalars())
 
     def end_all(
         self,
@@ -303,8 +293,7 @@ class Records:
         """
         column = self.columns
         with self.transaction() as session:
-            if session.get_bind(self.model).dialect.name == "sqlite":
-                # It locks no rows, and a transaction that has read first can't always write.
+            if self._is_sqlite(session):
                 session.execute(self.table.delete().where(column.id == values["id"]))
             stored = session.execute(
                 sa.select(self.user_key, *self.credentials.columns)
@@ -395,6 +384,9 @@ class Records:
         """Take down that the entries of ended sessions are gone from the session store."""
         column = self.columns
         with self.transaction() as session:
+            if not self._is_sqlite(session):
+                owners = sa.select(self.model.user_id).where(self.model.id.in_(ids)).distinct()
+                self.lock_users(session.execute, list(session.scalars(owners)))
             session.execute(
                 self.table.update()
                 .where(column.id.in_(ids))
@@ -402,6 +394,10 @@ class Records:
             )
 
     # -- pieces -------------------------------------------------------------------------------
+
+    def _is_sqlite(self, session: sa_orm.Session) -> bool:
+        """Whether no rows can be locked, and a transaction that has read can't always write."""
+        return session.get_bind(self.model).dialect.name == "sqlite"
 
     def _ending(self, reason: str) -> dict[t.Any, t.Any]:
         return {

@@ -70,14 +70,13 @@ def lost_store_id(app: Flask, session: SessionMixin) -> str | None:
 
 
 def change(interface: SessionInterface, session: SessionMixin) -> None:
-    """Give the session another id, in memory.
+    """Give the session another id, in memory. Whoever wants it saved writes something to it.
 
     Flask-Session's own ``regenerate`` deletes the old entry at once, before anything is committed,
     and with its SQLAlchemy store commits the app's transaction.
     """
     if isinstance(interface, ServerSideSessionInterface):
         t.cast(t.Any, session).sid = interface._generate_sid(interface.sid_length)
-        session.modified = True
 
 
 def forget(interface: SessionInterface, session: SessionMixin) -> None:

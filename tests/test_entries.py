@@ -45,7 +45,6 @@ def test_entry_that_is_gone_already(make_site: SiteFactory, store: str) -> None:
 def test_one_round_trip(make_site: SiteFactory) -> None:
     """Redis is asked once, however many entries there are."""
     site = make_site("redis")
-    before = site.redis.info("stats")["total_connections_received"]
     asked: list[t.Any] = []
     connection = site.redis.connection_pool.get_connection()
     send = connection.send_packed_command
@@ -53,7 +52,6 @@ def test_one_round_trip(make_site: SiteFactory) -> None:
     site.redis.connection_pool.release(connection)
     entries.delete(site.app.session_interface, [f"{site.prefix}{n}" for n in range(500)])
     assert len(asked) == 1
-    assert before > 0
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -89,3 +87,17 @@ def test_signed_cookies_have_no_entries(make_site: SiteFactory) -> None:
     entries.delete(site.app.session_interface, ["anything"])
     site.browser().login()
     assert site.rows()[0].store_id is None
+
+
+def test_purge_leaves_the_session_of_the_app_alone(make_site: SiteFactory) -> None:
+    """What the app has not committed yet is not committed by the deletion of an entry."""
+    site = make_site("sqlalchemy")
+    site.browser("Firefox").login()
+    with site.context():
+        site.user("bob").note = "not committed"
+        with site.db.session.session_factory() as other:
+            site.sessions.revoke_all(other.get(site.User, 1), session=other)
+            other.commit()
+        site.db.session.rollback()
+        assert site.user("bob").note is None
+    assert not site.entries()

@@ -12,9 +12,9 @@ import sqlalchemy as sa
 from conftest import SiteFactory
 from flask import flash, render_template_string, session
 from flask_login import current_user, login_user
-from site_under_test import Browser, Site
+from site_under_test import Browser, Site, days_ago
 
-from flask_session_registry import SessionRegistryError, entries, purge_failed
+from flask_session_registry import SessionRegistryError, entries, purge_failed, tracking
 
 BLOCKED = "the database is down"
 
@@ -416,3 +416,50 @@ def test_request_leaves_no_cyclic_garbage(site: Site, firefox: Browser) -> None:
         assert [state() for state in states[:-1]] == [None] * 4
     finally:
         gc.enable()
+
+
+def test_database_is_usable_after_a_failed_check(make_site: SiteFactory) -> None:
+    """37: an error page may use 'db.session', though the statement of the check has failed."""
+    site = make_site("files", "postgresql")
+
+    @site.app.errorhandler(503)
+    def unavailable(error: t.Any) -> t.Any:
+        return str(len(site.db.session.scalars(sa.select(site.User)).all())), 503
+
+    firefox = site.browser("Firefox")
+    firefox.login()
+    with site.context():
+        site.db.session.execute(sa.text("DROP TABLE user_sessions"))
+        site.db.session.commit()
+    response = firefox.get("/me")
+    assert (response.status_code, response.text) == (503, "2")
+
+
+def test_late_answer_with_one_connection(
+    make_site: SiteFactory, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """33, 41: the second look needs no connection beside the one that the app holds."""
+    monkeypatch.setattr(tracking, "LATE", 0)
+    options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 2}
+    if database == "sqlite":
+        options["poolclass"] = sa.QueuePool  # type: ignore[assignment]
+    site = make_site("files", database, SQLALCHEMY_ENGINE_OPTIONS=options)
+    firefox = site.browser("Firefox")
+    firefox.login()
+    assert firefox.is_signed_in
+
+
+def test_last_sight_with_one_connection(make_site: SiteFactory, database: str) -> None:
+    """41: what waits until after the answer waits until the app's connection is free, too."""
+    options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 2}
+    if database == "sqlite":
+        options["poolclass"] = sa.QueuePool  # type: ignore[assignment]
+    site = make_site("files", database, SQLALCHEMY_ENGINE_OPTIONS=options)
+    firefox = site.browser("Firefox")
+    firefox.login()
+    with site.context():
+        model = site.sessions.UserSession
+        site.db.session.execute(sa.update(model).values(last_seen_at=days_ago(1)))
+        site.db.session.commit()
+    assert firefox.is_signed_in
+    assert site.rows()[0].last_seen_at > days_ago(0.5)

@@ -963,3 +963,74 @@ def test_thread_that_goes_on_after_the_answer(site: Site, chrome: Browser) -> No
     assert done.wait(30)
     assert not bob.is_signed_in
     assert chrome.is_signed_in
+
+
+@pytest.mark.parametrize("what", ["change", "revoke"])
+def test_login_before_the_commit(site: Site, chrome: Browser, what: str) -> None:
+    """6: somebody who signs in between the flush and the commit of it stays signed in."""
+
+    @site.app.post("/switch")
+    @login_required
+    def switch() -> str:
+        user = site.user("ann")
+        if what == "change":
+            user.password_hash = "new"
+            site.db.session.flush()
+        else:
+            site.sessions.revoke_all(user)
+        login_user(site.user("bob"))
+        site.db.session.commit()
+        return "switched"
+
+    chrome.login("ann")
+    copy = chrome.copy()
+    chrome.post("/switch")
+    assert chrome.name_shown == "bob"
+    assert not copy.is_signed_in
+    assert (site.active("ann"), site.active("bob")) == (0, 1)
+
+
+def test_error_page_that_commits(site: Site, firefox: Browser, chrome: Browser) -> None:
+    """4: what a decorated view that raises has left behind is not committed by an error page."""
+
+    @site.app.post("/change")
+    @login_required
+    @site.sessions.revoke_on_password_change
+    def change() -> str:
+        current_user.password_hash = "new"
+        raise NotChangedError
+
+    @site.app.errorhandler(NotChangedError)
+    def failed(error: t.Any) -> t.Any:
+        site.db.session.add(site.User(name="the audit log", password_hash="x"))
+        site.db.session.commit()
+        return "failed", 500
+
+    firefox.login()
+    chrome.login()
+    assert chrome.post("/change").status_code == 500
+    assert firefox.is_signed_in
+    with site.context():
+        assert site.user("ann").password_hash == "hash of ann"
+        assert site.user("the audit log") is not None
+
+
+def test_decorator_ends_with_its_view(make_site: SiteFactory) -> None:
+    """With the setting off, a change after the decorated function is not one of it."""
+    site = make_site(SESSION_REGISTRY_REVOKE_ON_PASSWORD_CHANGE=False)
+
+    @site.sessions.revoke_on_password_change
+    def reject() -> None:
+        return
+
+    @site.app.post("/change")
+    @login_required
+    def change() -> str:
+        reject()
+        current_user.password_hash = "new"
+        site.db.session.commit()
+        return "changed"
+
+    _, chrome, _ = sign_in_three(site)
+    chrome.post("/change")
+    assert chrome.rejected == "password_changed"

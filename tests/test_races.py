@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
 from conftest import SiteFactory
 from flask import request, session
-from flask_login import current_user, login_required, login_user
-from site_under_test import STORES, Browser, Site
+from flask_login import current_user, login_required, login_user, logout_user
+from site_under_test import STORES, Browser, Site, days_ago
+from test_users import make_class
 
 from flask_session_registry import tracking
 
@@ -354,3 +357,122 @@ def test_old_snapshot_counts_as_late(
     assert response.text == "ann"
     assert not response.headers.getlist("Set-Cookie")
     assert chrome.is_signed_in
+
+
+def test_copy_that_changes_the_password_too_late(store_site: Site, held: Held) -> None:
+    """29: it passed the check before Chrome's own change, and takes nothing over afterwards."""
+
+    @store_site.app.post("/slow-password")
+    @login_required
+    def slow_password() -> str:
+        user_id = current_user.id
+        store_site.db.session.rollback()
+        held.wait()
+        store_site.db.session.get(store_site.User, user_id).password_hash = "newest"
+        store_site.db.session.commit()
+        return "changed"
+
+    chrome = store_site.browser("Chrome")
+    chrome.login()
+    thief = chrome.copy()
+    answer = held.start(lambda: thief.post("/slow-password"))
+    chrome.post("/password", password="new")
+    held.finish(answer)
+    assert not thief.is_signed_in
+    assert not chrome.is_signed_in
+    assert store_site.active() == 0
+
+
+def test_two_rotations_at_once(store_site: Site, held: Held) -> None:
+    """32: of one session that is rotated twice at the same time one copy is left."""
+
+    @store_site.app.post("/sudo")
+    def sudo() -> str:
+        store_site.sessions.rotate()
+        store_site.db.session.rollback()
+        if "slow" in request.form:
+            held.wait()
+        return "ok"
+
+    firefox = store_site.browser("Firefox")
+    firefox.login()
+    thief = firefox.copy()
+    answer = held.start(lambda: thief.post("/sudo", slow="1"))
+    firefox.post("/sudo")
+    held.finish(answer)
+    assert firefox.is_signed_in
+    assert not thief.is_signed_in
+
+
+def test_last_sight_that_races_a_revocation(database_site: Site, held: Held) -> None:
+    """30: it is written after the row has ended, and changes nothing of it."""
+    site = database_site
+    add_slow_view(site, held)
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    firefox.login()
+    chrome.login()
+    with site.context():
+        model = site.sessions.UserSession
+        site.db.session.execute(sa.update(model).values(last_seen_at=days_ago(1)))
+        site.db.session.commit()
+    answer = held.start(lambda: firefox.post("/slow"))
+    chrome.post("/password", password="new")
+    held.finish(answer)
+    (row,) = site.rows(user_agent="Firefox")
+    assert row.revoked_reason == "password_changed"
+    assert row.last_seen_at < days_ago(0.5)
+    assert not firefox.is_signed_in
+    assert site.active() == 1
+
+
+def test_logout_that_races_a_revocation(site: Site, held: Held) -> None:
+    """What has ended stays ended for the reason that it first ended for."""
+
+    @site.app.post("/slow-logout")
+    def slow_logout() -> str:
+        logout_user()
+        site.db.session.rollback()
+        held.wait()
+        return "signed out"
+
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    firefox.login()
+    chrome.login()
+    answer = held.start(lambda: firefox.post("/slow-logout"))
+    chrome.post("/password", password="new")
+    held.finish(answer)
+    (row,) = site.rows(user_agent="Firefox")
+    assert row.revoked_reason == "password_changed"
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite", "postgresql", "mariadb"])
+def test_login_with_a_deferred_password_that_races_the_change(
+    make_site: SiteFactory, held: Held, database_kind: str
+) -> None:
+    """28: where the column is not loaded with the user, the hash as it was at 'login_user'."""
+    site = make_site(
+        "files",
+        database_kind,
+        model=lambda db: make_class(
+            db,
+            id=sa_orm.mapped_column(sa.Integer, primary_key=True),
+            password_hash=sa_orm.mapped_column(sa.String(100), deferred=True),
+        ),
+    )
+
+    @site.app.post("/slow-login")
+    def slow_login() -> str:
+        user = site.user("ann")
+        assert user.password_hash == "hash of ann"
+        login_user(user)
+        site.db.session.commit()
+        held.wait()
+        return "signed in"
+
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    chrome.login()
+    answer = held.start(lambda: firefox.post("/slow-login"))
+    chrome.post("/password", password="new")
+    held.finish(answer)
+    assert chrome.is_signed_in
+    assert not firefox.is_signed_in

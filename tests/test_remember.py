@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +10,8 @@ import pytest
 import sqlalchemy as sa
 from conftest import SiteFactory
 from flask import request
-from flask_login import encode_cookie
+from flask_login import current_user, encode_cookie
+from itsdangerous import URLSafeSerializer
 from site_under_test import Browser, Site
 from werkzeug.http import parse_cookie
 
@@ -283,10 +285,65 @@ def test_refused_cookie_is_hidden_from_the_view(site: Site, firefox: Browser) ->
 
     @site.app.get("/cookies")
     def cookies() -> list[str]:
-        assert not site.sessions.rejected or request.cookies is not None
+        assert current_user is not None
+        current_user.is_authenticated  # noqa: B018
         return sorted(request.cookies)
 
     firefox.login(remember="1")
     assert firefox.get("/cookies").json == ["remember_token", "remember_token_session", "session"]
     firefox.lose("remember_token_session", "session")
     assert firefox.get("/cookies").json == []
+
+
+def test_companion_of_another_purpose(site: Site, firefox: Browser) -> None:
+    """46: something else that the app has signed with its key is no companion."""
+    firefox.login(remember="1")
+    serializer = URLSafeSerializer(
+        "only for tests", signer_kwargs={"digest_method": hashlib.sha256}
+    )
+    other = serializer.dumps([f"{site.rows()[0].id.hex}.0", 9999999999])
+    firefox.lose("session", "remember_token_session")
+    firefox.carry({"remember_token_session": str(other)})
+    assert not firefox.is_signed_in
+
+
+def test_rotation_does_not_prolong(site: Site, firefox: Browser) -> None:
+    """45: the new companion expires when the old one would have, within its signature too."""
+    firefox.login(remember="1")
+
+    def until() -> int:
+        cookie = firefox.cookies["remember_token_session"]
+        return int(remember._serializer(site.app).loads(cookie)[1])
+
+    before = until()
+    firefox.post("/password", password="new")
+    assert until() == before
+
+
+def test_both_refused_cookies_are_hidden(site: Site, firefox: Browser) -> None:
+    """46: the companion as well as the cookie that it goes with."""
+
+    @site.app.get("/cookies")
+    def cookies() -> list[str]:
+        assert not current_user.is_authenticated
+        return sorted(request.cookies)
+
+    firefox.login(remember="1")
+    with site.context():
+        site.sessions.revoke_all(site.user("ann"))
+        site.db.session.commit()
+    firefox.lose("session")
+    assert firefox.get("/cookies").json == []
+
+
+def test_return_over_an_anonymous_session_leaves_nothing_under_its_id(site: Site) -> None:
+    """17, 44: the id of the anonymous session is dead with what it held."""
+    firefox = site.browser("Firefox")
+    firefox.login(remember="1")
+    firefox.lose("session")
+    firefox.post("/cart", item="book")
+    thief = firefox.copy("session")
+    assert firefox.is_signed_in
+    assert thief.get("/cart").json == {"cart": None}
+    assert firefox.get("/cart").json == {"cart": "book"}
+    assert len(site.entries()) == 1

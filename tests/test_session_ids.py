@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import typing as t
 import uuid
 
@@ -243,7 +244,6 @@ def test_malformed_cookies(
 ) -> None:
     """21: anonymous, no error, no row."""
     site = make_site(store, SESSION_REGISTRY_HASH_SESSION_IDS=hashed)
-    firefox = site.browser("Firefox")
     raw = f"{name}={value}".encode("utf-8", "surrogateescape").decode("latin-1")
     others = "; remember_token=1|abc" if name == "remember_token_session" else ""
     response = site.app.test_client(use_cookies=False).get(
@@ -252,7 +252,6 @@ def test_malformed_cookies(
     assert response.status_code == 200
     assert response.json["name"] is None
     assert site.rows() == []
-    assert not firefox.is_signed_in
 
 
 @pytest.mark.parametrize("store", ["redis", "sqlalchemy"])
@@ -744,3 +743,152 @@ def test_rotation_of_a_user_who_is_detached(site: Site, firefox: Browser) -> Non
     assert firefox.is_signed_in
     firefox.lose("session")
     assert firefox.is_signed_in
+
+
+@pytest.mark.parametrize("store", ["redis", "files", "memory", "sqlalchemy"])
+def test_refused_session_goes_on_under_a_new_id(make_site: SiteFactory, store: str) -> None:
+    """20: what is written after a refusal is not shown to whoever holds the refused id."""
+    site = make_site(store)
+
+    @site.app.post("/note")
+    def note() -> str:
+        assert not current_user.is_authenticated
+        session["cart"] = "of the next visitor"
+        return "ok"
+
+    firefox = site.browser("Firefox")
+    firefox.login()
+    copy = firefox.copy()
+    with site.context():
+        site.db.session.execute(sa.text("UPDATE account SET password_hash = 'by hand'"))
+        site.db.session.commit()
+    firefox.post("/note")
+    assert firefox.get("/cart").json == {"cart": "of the next visitor"}
+    assert copy.get("/cart").json == {"cart": None}
+
+
+def test_marker_that_changes_within_a_request(site: Site, firefox: Browser) -> None:
+    """20: what was accepted is one marker, not whatever stands in the session later."""
+
+    @site.app.post("/tamper")
+    def tamper() -> list[bool]:
+        answers = [bool(current_user.is_authenticated)]
+        session[MARKER] = "0" * 32 + ".0"
+        g.pop("_login_user")
+        return [*answers, bool(current_user.is_authenticated)]
+
+    firefox.login()
+    assert firefox.post("/tamper").json == [True, False]
+
+
+def test_login_that_the_view_takes_back_leaves_nothing(store_site: Site) -> None:
+    """23: signed in and out again in one request: neither a cookie nor an entry."""
+
+    @store_site.app.post("/in-and-out")
+    def in_and_out() -> str:
+        login_user(store_site.user("ann"))
+        logout_user()
+        return "out"
+
+    firefox = store_site.browser("Firefox")
+    firefox.post("/in-and-out")
+    assert firefox.cookies == {}
+    assert not store_site.entries()
+
+
+def test_session_that_is_cleared_takes_the_remember_cookie(site: Site, firefox: Browser) -> None:
+    """19, 47: cookies that are dead from then on are taken away in the same answer."""
+
+    @site.app.post("/clear")
+    def clear() -> str:
+        assert current_user.is_authenticated
+        session.clear()
+        return "cleared"
+
+    firefox.login(remember="1")
+    firefox.post("/clear")
+    assert firefox.cookies == {}
+
+
+def test_another_user_signs_in_over_it_and_is_remembered(site: Site, firefox: Browser) -> None:
+    """18: what Flask-Login keeps of the new login stays: fresh, and remembered."""
+    firefox.login("ann")
+    firefox.login("bob", remember="1")
+    with firefox.client.session_transaction() as stored:
+        assert stored["_fresh"] is True
+        assert "_id" in stored
+    firefox.lose("session")
+    assert firefox.name_shown == "bob"
+
+
+@pytest.mark.parametrize("store", ["redis", "files", "memory", "sqlalchemy"])
+def test_replaced_session_is_purged(make_site: SiteFactory, store: str) -> None:
+    """18: the row of the session that was replaced, or signed out, says that its entry is gone."""
+    site = make_site(store)
+    firefox = site.browser("Firefox")
+    firefox.login()
+    firefox.login()
+    firefox.post("/logout")
+    assert all(row.purged_at is not None for row in site.rows())
+
+
+@pytest.mark.parametrize("value", ["a\0b", "x" * 3000, "a b"])
+def test_ids_that_were_never_issued(make_site: SiteFactory, value: str) -> None:
+    """21: without hashing too, they don't reach a store that can't take them as a key."""
+    site = make_site("sqlalchemy", "postgresql", SESSION_REGISTRY_HASH_SESSION_IDS=False)
+    client = site.app.test_client(use_cookies=False)
+    response = client.get("/me", environ_overrides={"HTTP_COOKIE": f"session={value}"})
+    assert response.status_code == 200
+    assert response.json["name"] is None
+
+
+@pytest.mark.parametrize("store", ["cookie", "redis"])
+def test_secret_key_rotated_and_remembered(make_site: SiteFactory, store: str) -> None:
+    """25: a password change while the old key is a fallback renews the pair with the new key."""
+    site = make_site(store)
+    firefox = site.browser("Firefox")
+    firefox.login(remember="1")
+    site.app.config.update(SECRET_KEY="another", SECRET_KEY_FALLBACKS=["only for tests"])
+    firefox.post("/password", password="new")
+    site.app.config["SECRET_KEY_FALLBACKS"] = []
+    firefox.lose("session")
+    assert firefox.is_signed_in
+
+
+def test_times_of_a_row_that_is_loaded_again(site: Site, firefox: Browser) -> None:
+    """Aware UTC, after the row has expired with a commit too."""
+    firefox.login()
+    with site.context():
+        (row,) = site.sessions.active(site.user("ann"))
+        site.db.session.commit()
+        assert row.created_at.utcoffset() is not None
+
+
+def test_times_in_another_time_zone(make_site: SiteFactory) -> None:
+    """UTC, whatever the time zone of the connection."""
+    site = make_site(
+        "files",
+        "postgresql",
+        SQLALCHEMY_ENGINE_OPTIONS={"connect_args": {"options": "-c timezone=Asia/Tokyo"}},
+    )
+    site.browser("Firefox").login()
+    (row,) = site.rows()
+    assert row.created_at.utcoffset() == dt.timedelta(0)
+    assert row.created_at > days_ago(0.1)
+
+
+def test_user_who_is_changed_right_after_the_sign_up(site: Site, firefox: Browser) -> None:
+    """28: of a user who is new in this request, the password that was stored then counts."""
+
+    @site.app.post("/sign-up")
+    def sign_up() -> str:
+        user = site.User(name="eve", password_hash="x")
+        site.db.session.add(user)
+        site.db.session.commit()
+        with site.db.engine.begin() as connection:
+            connection.execute(sa.text("UPDATE account SET password_hash = 'by hand'"))
+        login_user(user)
+        return "welcome"
+
+    firefox.post("/sign-up")
+    assert firefox.rejected == "password_changed"

@@ -82,7 +82,6 @@ def test_hostile_user_agent(
     else:
         assert 0 < len(stored) <= 512
         assert stored.isprintable()
-        assert stored.strip()[0] == agent.strip("\x1b \xf0")[0] or agent[0] in "\x1b\xf0"
     assert not [r for r in caplog.records if r.name == "flask_session_registry"]
 
 

@@ -150,3 +150,32 @@ def test_pending_changes_are_not_flushed_by_the_check(site: Site, firefox: Brows
 
     firefox.login()
     assert firefox.get("/half-done").text == "ann"
+
+
+def test_pending_changes_are_not_flushed_by_a_refusal(make_site: SiteFactory) -> None:
+    """Nor when the session has ended, and the check asks why."""
+    site = make_site("cookie")
+    firefox = site.browser("Firefox")
+
+    @site.app.get("/half-done")
+    def half_done() -> str:
+        site.db.session.add(site.User(name=None, password_hash=None))
+        name = str(current_user.is_authenticated)
+        site.db.session.rollback()
+        return name
+
+    firefox.login()
+    with site.context():
+        site.sessions.revoke_all(site.user("ann"))
+        site.db.session.commit()
+    assert firefox.get("/half-done").text == "False"
+
+
+def test_lock_of_a_revocation(make_site: SiteFactory) -> None:
+    """In the order of the keys, and not against rows that only refer to the user."""
+    site = make_site("cookie", "postgresql")
+    with site.context(), site.count_statements() as statements:
+        site.sessions.revoke_all(site.user("ann"))
+        site.db.session.rollback()
+    lock = next(text for text in statements.texts if "FOR" in text)
+    assert "ORDER BY account.id FOR NO KEY UPDATE" in lock

@@ -138,3 +138,13 @@ def test_callback_that_asks_for_another_commit(session: sa_orm.Session, called: 
     insert(session, 2)
     session.commit()
     assert called == ["next"]
+
+
+def test_savepoint_that_is_released(session: sa_orm.Session, called: list[str]) -> None:
+    """What was asked for within it is called after the outermost commit, once."""
+    insert(session)
+    with session.begin_nested():
+        on_commit(session, lambda: called.append("one"))
+    assert called == []
+    session.commit()
+    assert called == ["one"]
