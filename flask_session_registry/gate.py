@@ -88,8 +88,9 @@ def reason_of_refusal(installation: Installation) -> str | None:
 def complete_reason(installation: Installation, state: RequestState) -> str | None:
     """The same, where it is known that somebody has asked for the user."""
     if state.lost_store_id is not None and state.rejected in (None, "unknown"):
-        found = installation.records.reason_of_entry(state.lost_store_id)
-        state.rejected = found or state.rejected
+        found, id = installation.records.reason_of_entry(state.lost_store_id)
+        if found is not None:
+            state.rejected, state.rejected_id = found, id
     return state.rejected
 
 
@@ -186,7 +187,7 @@ def _check_row(
 
 
 def _refuse(app: Flask, state: RequestState, reason: str, id: uuid.UUID | None) -> None:
-    state.rejected = reason
+    state.rejected, state.rejected_id = reason, id
     # A late request with the id from before a rotation comes from a browser that is signed in.
     state.forgets_remember = reason != "rotated" and remember.is_offered(app)
     make_anonymous(app, state)

@@ -94,14 +94,14 @@ class Records:
         with self.db.session.no_autoflush:
             return self.db.session.scalar(statement)
 
-    def reason_of_entry(self, store_id: str) -> str | None:
-        """Why the session does not stand that has, or had, this key in the session store.
+    def reason_of_entry(self, store_id: str) -> tuple[str | None, uuid.UUID | None]:
+        """Why the session does not stand that has, or had, this key in the store; which it is.
 
         ``"rotated"``: it goes on under another one. ``None``: it stands, or there is none.
         """
         model = self.model
         statement = (
-            sa.select(model.store_id, model.revoked_reason)
+            sa.select(model.id, model.store_id, model.revoked_reason)
             .where(sa.or_(model.store_id == store_id, model.previous_store_id == store_id))
             .order_by(model.created_at.desc())
             .limit(1)
@@ -109,8 +109,14 @@ class Records:
         with self.db.session.no_autoflush:
             row = self.db.session.execute(statement).first()
         if row is None:
-            return None
-        return row.revoked_reason or (None if row.store_id == store_id else "rotated")
+            return None, None
+        return row.revoked_reason or (None if row.store_id == store_id else "rotated"), row.id
+
+    def rotated_at(self, id: uuid.UUID) -> dt.datetime:
+        """When the id of a session was last changed."""
+        statement = sa.select(self.model.rotated_at).where(self.model.id == id)
+        with self.db.session.no_autoflush:
+            return clock.as_utc(self.db.session.scalars(statement).one())
 
     def owner(self, execute: Execute, id: uuid.UUID) -> list[t.Any]:
         """Whose session this is, in a list; empty if there is none."""

@@ -90,6 +90,8 @@ class RequestState:
     lost_store_id: str | None = None
     #: Why the session of this request was refused.
     rejected: str | None = None
+    #: Which user session that was; ``None`` if it named none.
+    rejected_id: uuid.UUID | None = None
     #: The database could not be asked: nothing may be written, no cookie touched.
     is_unavailable: bool = False
     #: The session was emptied, and what the browser holds is not to be taken away.

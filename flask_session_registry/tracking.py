@@ -26,6 +26,9 @@ from .state import MARKER, Current, Login, RequestState
 #: From its beginning, not from the check, which may see the database as it was at the beginning.
 LATE = 1.0
 
+#: For so long after a rotation, the browser may have requests under way with the old id.
+OVERLAP = dt.timedelta(seconds=10)
+
 _USER_AGENT_LENGTH = 512
 #: Characters that can break a line, a terminal or the direction of a text.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -157,8 +160,11 @@ def _must_not_be_written(installation: Installation, state: RequestState) -> boo
     if (state.is_forgotten or state.lost_store_id) and not set(browser) - {"_permanent"}:
         # Nothing was written but by Flask-Login, or by an app that makes all sessions permanent.
         return True
-    # A late request with the id from before a rotation: this browser is signed in by now.
-    return gate.complete_reason(installation, state) == "rotated"
+    if gate.complete_reason(installation, state) != "rotated" or state.rejected_id is None:
+        return False
+    # A late request with the id from before a rotation: this browser is signed in by now. After
+    # that, it is one that has nothing but the old id, and must be able to sign in.
+    return clock.now() - installation.records.rotated_at(state.rejected_id) < OVERLAP
 
 
 def _roll_back_uncommitted(installation: Installation, state: RequestState) -> None:

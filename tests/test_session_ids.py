@@ -13,7 +13,7 @@ from flask import Response, g, render_template_string, request, session
 from flask_login import current_user, login_required, login_user, logout_user
 from site_under_test import Browser, Site, days_ago, is_signed_cookie
 
-from flask_session_registry import session_ids, session_registered, session_rejected
+from flask_session_registry import clock, session_ids, session_registered, session_rejected
 from flask_session_registry.state import MARKER
 
 
@@ -892,3 +892,30 @@ def test_user_who_is_changed_right_after_the_sign_up(site: Site, firefox: Browse
 
     firefox.post("/sign-up")
     assert firefox.rejected == "password_changed"
+
+
+@pytest.mark.parametrize("wait", [0, 60])
+def test_browser_that_has_only_the_old_id(
+    store_site: Site, monkeypatch: pytest.MonkeyPatch, wait: int
+) -> None:
+    """2: it can sign in, with a form that keeps its token in the session, a moment later."""
+    site = store_site
+
+    @site.app.route("/form", methods=["GET", "POST"])
+    def form() -> str:
+        assert not current_user.is_authenticated
+        if request.method == "GET":
+            session["token"] = "abc"
+            return "form"
+        if session.get("token") != "abc":
+            return "missing token"
+        login_user(site.user("ann"))
+        return "signed in"
+
+    _, late = late_after_a_change(site)
+    late.lose("remember_token", "remember_token_session")
+    now = clock.now()
+    monkeypatch.setattr(clock, "now", lambda: now + dt.timedelta(seconds=wait))
+    late.get("/form")
+    assert late.post("/form").text == ("signed in" if wait else "missing token")
+    assert late.is_signed_in is bool(wait)
