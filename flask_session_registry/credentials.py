@@ -108,6 +108,8 @@ class Credentials:
 
     def _on_before_update(self, _: object, __: object, state: _State) -> None:
         # Not after the update: a value that the database computes is expired by then.
+        # A flush that failed may have left one.
+        state.info.pop(self._before, None)
         histories = [state.attrs[name].history for name in self.names]
         if any(history.has_changes() for history in histories):
             # Where an attribute was only flagged as modified, its history knows no old value.

@@ -7,6 +7,7 @@ asks who the user is. When unsure: no.
 from __future__ import annotations
 
 import logging
+import typing as t
 import uuid
 
 import sqlalchemy as sa
@@ -58,7 +59,7 @@ def check(app: Flask) -> None:
             "Your session could not be checked. Please try again in a moment."
         ) from None
     if reason is not None:
-        _refuse(app, state, reason, id)
+        _refuse(app, installation, state, reason, id)
     elif claimed is not None and remember.is_of_another(app, str(claimed)):
         # Flask-Login would turn to it if the app's user loader finds nobody for the session.
         remember.block(app)
@@ -105,15 +106,20 @@ def current_before(installation: Installation, app: Flask) -> Current | None:
         return state.current
     carried = unwrap(session).get(MARKER)
     if carried is None and app.config["SESSION_COOKIE_NAME"] in request.cookies:
-        # A store in SQL asks the app's session, which may hold what is not finished.
-        with installation.records.db.session.no_autoflush:
-            opened = app.session_interface.open_session(app, unwrap(request))
-        carried = None if opened is None else opened.get(MARKER)
+        carried = (_session_at_the_beginning(installation, app) or {}).get(MARKER)
     if carried is not None:
         _check_session(app, installation, state, carried, None)
     elif remember.is_offered(app):
         _check_remembered(app, installation, state)
     return state.current
+
+
+def _session_at_the_beginning(installation: Installation, app: Flask) -> dict[str, t.Any] | None:
+    """What the browser's cookie stands for, whatever this request has done to it since."""
+    # A store in SQL asks the app's session, which may hold what is not finished.
+    with installation.records.db.session.no_autoflush:
+        opened = app.session_interface.open_session(app, unwrap(request))
+    return None if opened is None else dict(opened)
 
 
 def make_anonymous(app: Flask, state: RequestState | None) -> None:
@@ -186,9 +192,23 @@ def _check_row(
     return None
 
 
-def _refuse(app: Flask, state: RequestState, reason: str, id: uuid.UUID | None) -> None:
+def _refuse(
+    app: Flask,
+    installation: Installation,
+    state: RequestState,
+    reason: str,
+    id: uuid.UUID | None,
+) -> None:
     state.rejected, state.rejected_id = reason, id
     # A late request with the id from before a rotation comes from a browser that is signed in.
     state.forgets_remember = reason != "rotated" and remember.is_offered(app)
+    browser = unwrap(session)
+    written: dict[str, t.Any] = {}
+    if browser.modified:
+        # The token of a form, say: without it nobody could sign in over a dead session.
+        opened = _session_at_the_beginning(installation, app)
+        written = session_ids.written_since(opened, browser)
     make_anonymous(app, state)
+    if written:
+        browser.update(written)
     signals.send(signals.session_rejected, app, user_session_id=id, reason=reason)

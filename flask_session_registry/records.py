@@ -112,11 +112,12 @@ class Records:
             return None, None
         return row.revoked_reason or (None if row.store_id == store_id else "rotated"), row.id
 
-    def rotated_at(self, id: uuid.UUID) -> dt.datetime:
-        """When the id of a session was last changed."""
+    def was_rotated_since(self, id: uuid.UUID, moment: dt.datetime) -> bool:
+        """Whether the id of a session was last changed after this moment."""
         statement = sa.select(self.model.rotated_at).where(self.model.id == id)
         with self.db.session.no_autoflush:
-            return clock.as_utc(self.db.session.scalars(statement).one())
+            rotated_at = self.db.session.scalar(statement)
+        return rotated_at is not None and clock.as_utc(rotated_at) > moment
 
     def owner(self, execute: Execute, id: uuid.UUID) -> list[t.Any]:
         """Whose session this is, in a list; empty if there is none."""

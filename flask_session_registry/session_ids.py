@@ -15,6 +15,8 @@ from flask.sessions import SessionInterface, SessionMixin
 from flask_session.base import ServerSideSessionInterface
 from itsdangerous import BadSignature
 
+from .state import MARKER
+
 # What Flask-Session itself hands out. Anything else that a cookie may say is no session id, and
 # must not reach a store as a key; nor must a hash, which may be from a dump of hashed keys.
 _ISSUED = re.compile(r"(?![0-9a-f]{64}$)[A-Za-z0-9_-]{1,180}")
@@ -88,6 +90,15 @@ def forget(interface: SessionInterface, session: SessionMixin) -> None:
     session.clear()
     change(interface, session)
     session.modified = False
+
+
+def written_since(opened: dict[str, t.Any] | None, session: SessionMixin) -> dict[str, t.Any]:
+    """What a request has put into its session that was not there at the beginning.
+
+    Without what belongs to a login.
+    """
+    known = {*(opened or ()), *_OF_THE_LOGIN, MARKER}
+    return {key: session[key] for key in session if key not in known}
 
 
 def keep_login_only(session: SessionMixin) -> None:

@@ -143,11 +143,10 @@ def finish(response: Response, *, app: Flask) -> Response:
     try:
         if not state.is_unavailable:
             _write_down(app, installation, state, response)
-        is_forgotten = state.is_unavailable or _must_not_be_written(installation, state)
     except sa.exc.SQLAlchemyError:
         _log.exception("What became of a session could not be written down.")
-        response, is_forgotten = _unavailable(app, state), True
-    if is_forgotten:
+        response = _unavailable(app, state)
+    if state.is_unavailable or _must_not_be_written(installation, state):
         session_ids.forget(app.session_interface, session)
     return response
 
@@ -160,11 +159,17 @@ def _must_not_be_written(installation: Installation, state: RequestState) -> boo
     if (state.is_forgotten or state.lost_store_id) and not set(browser) - {"_permanent"}:
         # Nothing was written but by Flask-Login, or by an app that makes all sessions permanent.
         return True
-    if gate.complete_reason(installation, state) != "rotated" or state.rejected_id is None:
-        return False
-    # A late request with the id from before a rotation: this browser is signed in by now. After
-    # that, it is one that has nothing but the old id, and must be able to sign in.
-    return clock.now() - installation.records.rotated_at(state.rejected_id) < OVERLAP
+    try:
+        if gate.complete_reason(installation, state) != "rotated" or state.rejected_id is None:
+            return False
+        # A late request with the id from before a rotation: this browser is signed in by now. After
+        # that, it is one that has nothing but the old id, and must be able to sign in.
+        return installation.records.was_rotated_since(state.rejected_id, clock.now() - OVERLAP)
+    except sa.exc.SQLAlchemyError:
+        _log.exception("It could not be asked whether a request is late.")
+        installation.records.db.session.rollback()
+        # A visitor who was not refused has nothing to do with the table.
+        return state.rejected is not None
 
 
 def _roll_back_uncommitted(installation: Installation, state: RequestState) -> None:

@@ -463,3 +463,19 @@ def test_last_sight_with_one_connection(make_site: SiteFactory, database: str) -
         site.db.session.commit()
     assert firefox.is_signed_in
     assert site.rows()[0].last_seen_at > days_ago(0.5)
+
+
+def test_visitor_while_the_table_can_not_be_read(make_site: SiteFactory) -> None:
+    """37: a visitor whose session has expired has nothing to do with the table."""
+    site = make_site("redis")
+
+    @site.app.post("/visit")
+    def visit() -> str:
+        assert not current_user.is_authenticated
+        session["cart"] = "new"
+        return "ok"
+
+    visitor = site.browser("Visitor", session="expired-long-ago")
+    with Broken(site, "user_sessions"):
+        assert visitor.post("/visit").status_code == 200
+    assert visitor.get("/cart").json == {"cart": "new"}

@@ -1034,3 +1034,25 @@ def test_decorator_ends_with_its_view(make_site: SiteFactory) -> None:
     _, chrome, _ = sign_in_three(site)
     chrome.post("/change")
     assert chrome.rejected == "password_changed"
+
+
+def test_failed_flush_leaves_nothing_behind(site: Site, chrome: Browser) -> None:
+    """9: a change by another hand, after a flush of this request has failed, is no own one."""
+
+    @site.app.post("/edit")
+    @login_required
+    def edit() -> str:
+        user = site.user("ann")
+        user.password_hash, user.name = "new", "bob"
+        with pytest.raises(sa.exc.IntegrityError):
+            site.db.session.flush()
+        site.db.session.rollback()
+        with site.db.engine.begin() as connection:
+            connection.execute(sa.text("UPDATE account SET password_hash = 'by hand'"))
+        user.note = "edited"
+        site.db.session.commit()
+        return "edited"
+
+    chrome.login()
+    chrome.post("/edit")
+    assert chrome.rejected == "password_changed"

@@ -919,3 +919,30 @@ def test_browser_that_has_only_the_old_id(
     late.get("/form")
     assert late.post("/form").text == ("signed in" if wait else "missing token")
     assert late.is_signed_in is bool(wait)
+
+
+@pytest.mark.parametrize("marker", ["dead", None])
+def test_form_that_writes_before_it_asks(store_site: Site, marker: str | None) -> None:
+    """20: what this request itself has written to a session that is refused stays, alone."""
+    site = store_site
+
+    @site.app.route("/form", methods=["GET", "POST"])
+    def form() -> str:
+        token = session.setdefault("token", uuid.uuid4().hex)
+        asked_late = current_user.is_authenticated
+        assert not asked_late
+        if request.method == "GET":
+            return str(token)
+        if session.get("token") != request.form["token"]:
+            return "wrong token"
+        login_user(site.user("ann"))
+        return "signed in"
+
+    firefox = site.browser()
+    firefox.login()
+    firefox.post("/cart", item="secret")
+    forge(firefox, **{MARKER: marker})
+    token = firefox.get("/form").text
+    assert firefox.get("/cart").json == {"cart": None}
+    assert firefox.post("/form", token=token).text == "signed in"
+    assert firefox.name_shown == "ann"
