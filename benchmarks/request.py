@@ -1,21 +1,17 @@
 """How much of an app's throughput is left with the registry?
 
-The same app is built several times in one process: without the registry, with it, and with the
-check that apps write by hand. Requests go straight into the WSGI callable, and the view does
-nothing but read ``current_user``, so that nothing hides what the check costs: in a real view it is
-a smaller part of the whole.
+The same app is built several times in one process: without the registry, with it, with its records
+in Redis, and with the check that apps write by hand. Requests go straight into the WSGI callable,
+and the view does nothing but read ``current_user``, so that nothing hides what the check costs: in
+a real view it is a smaller part of the whole.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime as dt
 import functools
-import gc
 import io
-import os
-import random
 import sqlite3
 import statistics
 import tempfile
@@ -31,23 +27,44 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from flask import Flask, session
 from flask.sessions import SecureCookieSessionInterface
-from flask_login import LoginManager, UserMixin, current_user, login_user, user_accessed
+from flask_login import LoginManager, current_user, login_user, user_accessed
 from flask_session import Session
 from flask_sqlalchemy import SQLAlchemy
-from werkzeug.security import generate_password_hash
 from werkzeug.test import create_environ
 
 from flask_session_registry import SessionRegistry, gate
 
-Config = dict[str, t.Any]
+from .common import (
+    NAME,
+    USER_AGENT,
+    Config,
+    Ratio,
+    UnavailableError,
+    define_user,
+    keep_in_redis,
+    listening,
+    measure,
+    postgresql,
+    redis,
+    user_sessions,
+    users,
+)
+
 _Function = t.TypeVar("_Function", bound=Callable[..., t.Any])
 
-NAME = b"Ada Lovelace"
-USER_AGENT = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
 NOBODY = b"nobody"
-WITHOUT, AGAIN, WITH, BY_HAND = VARIANTS = ("without", "without, again", "with", "by hand")
-#: How many statements a variant may run in a request, compared with ``WITHOUT``.
-MORE_STATEMENTS = {WITHOUT: 0, AGAIN: 0, WITH: 0, BY_HAND: 1}
+WITHOUT, AGAIN, WITH, IN_REDIS, BY_HAND = VARIANTS = (
+    "without",
+    "without, again",
+    "with",
+    "with, in Redis",
+    "by hand",
+)
+#: Those with the registry.
+REGISTERED = (WITH, IN_REDIS)
+#: How many statements a variant may run in a request, and how often it may ask Redis, compared with
+#: ``WITHOUT``.
+MORE = {WITHOUT: (0, 0), AGAIN: (0, 0), WITH: (0, 0), IN_REDIS: (0, 1), BY_HAND: (1, 0)}
 #: Requests before anything is measured: caches of statements, connections.
 WARM_UP = 200
 #: How many users there are, all with a session: a database plans a query on a table of one row
@@ -55,10 +72,6 @@ WARM_UP = 200
 USERS = 2000
 #: Which of them is signed in.
 USER_ID = 1000
-
-
-class UnavailableError(Exception):
-    """A part of the benchmark can't run here. The message is a sentence for the reader."""
 
 
 # -- the app -----------------------------------------------------------------------------------
@@ -73,6 +86,8 @@ class Variant:
     db: SQLAlchemy
     login_manager: LoginManager
     environ: dict[str, t.Any]
+    #: Of Redis; ``None``: there is none.
+    client: t.Any
 
     def answer(self) -> bytes:
         """One request; the body of the answer."""
@@ -94,21 +109,19 @@ class Variant:
                 raise AssertionError(f"'{self.name}' does not show the signed-in user.")
         return (time.perf_counter_ns() - begin) / requests
 
-    def count_statements(self) -> int:
-        """How many SQL statements one request runs."""
+    def count(self) -> tuple[int, int]:
+        """How many SQL statements one request runs, and how many commands it sends to Redis."""
         statements: list[str] = []
+        commands: list[str] = []
 
-        def count(*arguments: t.Any) -> None:
+        def note(*arguments: t.Any) -> None:
             statements.append(arguments[2])
 
         with self.app.app_context():
             engine = self.db.engine
-        sa.event.listen(engine, "before_cursor_execute", count)
-        try:
+        with listening(engine, before_cursor_execute=note), _noting(self.client, commands):
             self.run(1)
-        finally:
-            sa.event.remove(engine, "before_cursor_execute", count)
-        return len(statements)
+        return len(statements), len(commands)
 
     def close(self) -> None:
         with self.app.app_context():
@@ -119,18 +132,33 @@ def _start_response(*_: object) -> t.Any:
     return None
 
 
+@contextlib.contextmanager
+def _noting(client: t.Any, commands: list[str]) -> Iterator[None]:
+    """Take down the commands that a client sends within the block."""
+    if client is None:
+        yield
+        return
+    send = client.execute_command
+
+    def noted(*arguments: t.Any, **keywords: t.Any) -> t.Any:
+        commands.append(arguments[0])
+        return send(*arguments, **keywords)
+
+    client.execute_command = noted
+    try:
+        yield
+    finally:
+        del client.execute_command
+
+
 def build(name: str, config: Config) -> Variant:
     """An app with models of its own, on tables that all variants share."""
     app = Flask(__name__)
     app.config.update(SECRET_KEY="benchmark", **config)
+    if name == IN_REDIS:
+        app.config["SESSION_REGISTRY_RECORDS"] = "redis"
     db = SQLAlchemy()
-
-    class User(UserMixin, db.Model):  # type: ignore[misc, name-defined]
-        __tablename__ = "users"
-        id: sa_orm.Mapped[int] = sa_orm.mapped_column(primary_key=True)
-        email: sa_orm.Mapped[str] = sa_orm.mapped_column(sa.String(255), unique=True)
-        name: sa_orm.Mapped[str] = sa_orm.mapped_column(sa.String(255))
-        password_hash: sa_orm.Mapped[str] = sa_orm.mapped_column(sa.String(255))
+    User = define_user(db)  # noqa: N806
 
     class SignIn(db.Model):  # type: ignore[misc, name-defined]
         """What ``by hand`` keeps of a signed-in browser."""
@@ -147,10 +175,10 @@ def build(name: str, config: Config) -> Variant:
     else:
         # Flask's own is shared by all apps, and so would be a stopwatch on it.
         app.session_interface = SecureCookieSessionInterface()
-    registry = SessionRegistry(app) if name == WITH else None
+    registry = SessionRegistry(app) if name in REGISTERED else None
 
     @login_manager.user_loader  # type: ignore[untyped-decorator]
-    def load_user(user_id: str) -> User | None:
+    def load_user(user_id: str) -> t.Any:
         return db.session.get(User, int(user_id))
 
     if name == BY_HAND:
@@ -189,46 +217,18 @@ def build(name: str, config: Config) -> Variant:
     with app.app_context():
         db.create_all()
         if db.session.get(User, USER_ID) is None:
-            db.session.execute(sa.insert(User), _users())
-        if registry is not None:
-            db.session.execute(sa.insert(registry.UserSession), _user_sessions())
+            db.session.execute(sa.insert(User), users(USERS))
+        if registry is not None and name == WITH:
+            db.session.execute(sa.insert(registry.UserSession), user_sessions(range(1, USERS + 1)))
+        if name == IN_REDIS:
+            keep_in_redis(config, user_sessions(range(1, USERS + 1)))
         if name == BY_HAND:
             db.session.execute(sa.insert(SignIn), _sign_ins())
         for table in db.metadata.tables:
             db.session.execute(sa.text(f"ANALYZE {table}"))
         db.session.commit()
-    return Variant(name, app, db, login_manager, _sign_in(app))
-
-
-def _users() -> list[dict[str, t.Any]]:
-    password_hash = generate_password_hash("benchmark")
-    return [
-        {
-            "id": id,
-            "email": f"user-{id}@example.org",
-            "name": NAME.decode(),
-            "password_hash": password_hash,
-        }
-        for id in range(1, USERS + 1)
-    ]
-
-
-def _user_sessions() -> list[dict[str, t.Any]]:
-    now = dt.datetime.now(dt.timezone.utc)
-    return [
-        {
-            "id": uuid.uuid4(),
-            "generation": 0,
-            "user_id": id,
-            "ip_address": f"198.51.100.{id % 256}",
-            "user_agent": USER_AGENT,
-            "created_at": now,
-            "last_seen_at": now,
-            "authenticated_at": now,
-            "fingerprint": uuid.uuid4().hex * 2,
-        }
-        for id in range(1, USERS + 1)
-    ]
+    client = config.get("SESSION_REGISTRY_REDIS")
+    return Variant(name, app, db, login_manager, _sign_in(app), client)
 
 
 def _sign_ins() -> list[dict[str, t.Any]]:
@@ -259,72 +259,20 @@ def _sign_in(app: Flask) -> dict[str, t.Any]:
 @contextlib.contextmanager
 def sqlite() -> Iterator[Config]:
     """Signed cookies, and a SQLite file in WAL mode."""
-    with tempfile.TemporaryDirectory(prefix="session-registry-benchmark-") as folder:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="session-registry-benchmark-")
+        )
         file = Path(folder, "benchmark.sqlite")
         connection = sqlite3.connect(file)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.close()
-        yield {"SQLALCHEMY_DATABASE_URI": f"sqlite:///{file}"}
-
-
-@contextlib.contextmanager
-def postgresql() -> Iterator[Config]:
-    """Flask-Session's Redis store, and a schema of our own on PostgreSQL.
-
-    :raises UnavailableError: a server or its client is missing.
-    """
-    scratch = f"session_registry_benchmark_{uuid.uuid4().hex[:12]}"
-    with _redis(f"{scratch}:") as store, _schema(scratch) as database:
-        yield {**store, **database}
-
-
-@contextlib.contextmanager
-def _redis(prefix: str) -> Iterator[Config]:
-    try:
-        from redis import Redis, RedisError
-    except ImportError:
-        raise UnavailableError("The package 'redis' is not installed.") from None
-    client = Redis.from_url(
-        os.environ.get("REDIS_URL", "redis://127.0.0.1:6379"), socket_connect_timeout=5
-    )
-    try:
-        client.ping()
-    except RedisError as error:
-        raise UnavailableError(f"Redis can't be reached (REDIS_URL): {error}") from None
-    try:
-        yield {"SESSION_TYPE": "redis", "SESSION_REDIS": client, "SESSION_KEY_PREFIX": prefix}
-    finally:
-        for key in client.scan_iter(f"{prefix}*"):
-            client.delete(key)
-        client.close()
-
-
-@contextlib.contextmanager
-def _schema(name: str) -> Iterator[Config]:
-    default = "postgresql://postgres@127.0.0.1:5432/test"
-    url = sa.make_url(os.environ.get("DATABASE_URL", default))
-    if url.get_backend_name() != "postgresql":
-        raise UnavailableError(f"DATABASE_URL names '{url.get_backend_name()}', not PostgreSQL.")
-    url = url.set(drivername="postgresql+psycopg")
-    try:
-        engine = sa.create_engine(
-            url, poolclass=sa.pool.NullPool, connect_args={"connect_timeout": 5}
-        )
-        with engine.begin() as connection:
-            connection.execute(sa.schema.CreateSchema(name))
-    except ImportError:
-        raise UnavailableError("The package 'psycopg' is not installed.") from None
-    except sa.exc.DBAPIError as error:
-        reason = str(error.orig).partition("\n")[0]
-        raise UnavailableError(f"PostgreSQL can't be used (DATABASE_URL): {reason}") from None
-    try:
-        yield {
-            "SQLALCHEMY_DATABASE_URI": url,
-            "SQLALCHEMY_ENGINE_OPTIONS": {"connect_args": {"options": f"-csearch_path={name}"}},
-        }
-    finally:
-        with engine.begin() as connection:
-            connection.execute(sa.schema.DropSchema(name, cascade=True))
+        records: Config = {}
+        try:
+            records = stack.enter_context(redis())
+        except UnavailableError as error:
+            click.echo(f"Without '{IN_REDIS}'. {error}\n")
+        yield {"SQLALCHEMY_DATABASE_URI": f"sqlite:///{file}", **records}
 
 
 SETUPS = {
@@ -336,6 +284,8 @@ SETUPS = {
 @contextlib.contextmanager
 def variants(config: Config, names: Sequence[str]) -> Iterator[list[Variant]]:
     """The apps, signed in and warm."""
+    if "SESSION_REGISTRY_REDIS" not in config:
+        names = [name for name in names if name != IN_REDIS]
     with contextlib.ExitStack() as stack:
         built = []
         for name in names:
@@ -350,72 +300,19 @@ def variants(config: Config, names: Sequence[str]) -> Iterator[list[Variant]]:
 # -- throughput --------------------------------------------------------------------------------
 
 
-def measure(
-    apps: Sequence[Variant], rounds: int, requests: int, after: Callable[[Variant], object]
-) -> list[list[float]]:
-    """Nanoseconds per request, for each app and each round.
-
-    A round goes through the apps there and back (ABBA), so that a machine that gets slower, or
-    faster, favours none. Each round begins with another app.
-
-    :param after: called after each turn of an app.
-    """
-    turn = max(1, requests // 2)
-    times: list[list[float]] = [[] for _ in apps]
-    # What was built so far stays; a collection in a turn looks only at what requests leave behind.
-    gc.collect()
-    gc.freeze()
-    try:
-        for number in range(rounds):
-            order = [(number + place) % len(apps) for place in range(len(apps))]
-            spent = [0.0] * len(apps)
-            for index in (*order, *reversed(order)):
-                gc.collect()
-                spent[index] += apps[index].run(turn)
-                after(apps[index])
-            for of_app, nanoseconds in zip(times, spent, strict=True):
-                of_app.append(nanoseconds / 2)
-    finally:
-        gc.unfreeze()
-    return times
-
-
-@dataclasses.dataclass
-class Ratio:
-    """The throughput of an app as a part of that of another."""
-
-    of_medians: float
-    #: The median over the rounds, of the ratio within each.
-    paired: float
-    #: The interval in which that lies, with 95 %.
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, times: Sequence[float], base: Sequence[float]) -> Ratio:
-        """Throughput is the inverse of the time, so the base comes first."""
-        ratios = [one / other for one, other in zip(base, times, strict=True)]
-        chance = random.Random(0)
-        medians = sorted(
-            statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(2000)
-        )
-        return cls(
-            of_medians=statistics.median(base) / statistics.median(times),
-            paired=statistics.median(ratios),
-            low=medians[49],
-            high=medians[-50],
-        )
-
-
-def check_statements(apps: Sequence[Variant]) -> dict[str, int]:
-    """How many statements each app runs in a request.
+def check_counts(apps: Sequence[Variant]) -> dict[str, tuple[int, int]]:
+    """How many statements each app runs in a request, and how often it asks Redis.
 
     :raises AssertionError: more, or fewer, than it should.
     """
-    counts = {variant.name: variant.count_statements() for variant in apps}
-    for name, count in counts.items():
-        if count != counts[WITHOUT] + MORE_STATEMENTS[name]:
-            raise AssertionError(f"'{name}' runs {count} statements, not as many as it should.")
+    counts = {variant.name: variant.count() for variant in apps}
+    for name, (statements, commands) in counts.items():
+        more = statements - counts[WITHOUT][0], commands - counts[WITHOUT][1]
+        if more != MORE[name]:
+            raise AssertionError(
+                f"'{name}' runs {statements} statements, and asks Redis {commands} times: not as"
+                " often as it should."
+            )
     return counts
 
 
@@ -427,24 +324,26 @@ def check_revocation(apps: Sequence[Variant]) -> None:
     """
     for variant in apps:
         variant.app.test_client().post("/revoke")
-        checks = variant.name in (WITH, BY_HAND)
+        checks = variant.name in (*REGISTERED, BY_HAND)
         if variant.answer() != (NOBODY if checks else NAME):
             raise AssertionError(f"'{variant.name}' has not heard of the revocation, or too much.")
 
 
 def report_throughput(config: Config, rounds: int, requests: int) -> None:
+    turn = max(1, requests // 2)
     with variants(config, VARIANTS) as apps:
-        counts = check_statements(apps)
-        times = measure(apps, rounds, requests, after=lambda _: None)
+        counts = check_counts(apps)
+        times = measure(apps, rounds, lambda app: app.run(turn))
         check_revocation(apps)
-    click.echo(f"{'throughput':16}{'SQL':>5}{'µs':>8}{'medians':>10}{'paired':>8}{'95 %':>10}")
+    head = f"{'throughput':16}{'SQL':>5}{'Redis':>7}{'µs':>8}"
+    click.echo(f"{head}{'medians':>10}{'paired':>8}{'95 %':>10}")
     for variant, of_variant in zip(apps, times, strict=True):
         microseconds = statistics.median(of_variant) / 1000
-        line = f"{variant.name:16}{counts[variant.name]:5}{microseconds:8.1f}"
+        statements, commands = counts[variant.name]
+        line = f"{variant.name:16}{statements:5}{commands:7}{microseconds:8.1f}"
         if variant.name != WITHOUT:
-            ratio = Ratio.of(of_variant, times[0])
-            line += f"{ratio.of_medians:10.3f}{ratio.paired:8.3f}"
-            line += f"   {ratio.low:.3f} to {ratio.high:.3f}"
+            # Throughput is the inverse of the time.
+            line += str(Ratio.of(times[0], of_variant))
         click.echo(line)
 
 
@@ -457,6 +356,7 @@ PIECES: dict[str, str | None] = {
     "user_loader": None,
     "gate.check": None,
     "records.load": "gate.check",
+    "home.get": "records.load",
     "after_request": None,
     "save_session": None,
     "teardown": None,
@@ -478,13 +378,16 @@ class Stopwatch:
         self._time_all("teardown", app.teardown_appcontext_funcs)
         manager = variant.login_manager
         manager.user_loader(self._timed("user_loader", manager._user_callback))
-        if variant.name == WITH:
+        if variant.name in REGISTERED:
             user_accessed.disconnect(gate.check, app)
             # Signals hold their receivers weakly.
             self._check = self._timed("gate.check", gate.check)
             user_accessed.connect(self._check, app)
-            records = app.extensions["session_registry.installation"].records
+            installation = app.extensions["session_registry.installation"]
+            records, home = installation.records, installation.home
             vars(records)["load"] = self._timed("records.load", records.load)
+            if home is not None:
+                vars(home)["get"] = self._timed("home.get", home.get)
 
     def _timed(self, piece: str, function: _Function) -> _Function:
         @functools.wraps(function)
@@ -508,18 +411,25 @@ class Stopwatch:
 
 def report_pieces(config: Config, rounds: int, requests: int) -> None:
     """Time the pieces of a request, apart from the throughput, which this makes worse."""
-    names = (WITHOUT, WITH, BY_HAND)
     turn = max(1, requests // 2)
-    with variants(config, names) as apps:
+    with variants(config, (WITHOUT, *REGISTERED, BY_HAND)) as apps:
         watches = {variant.name: Stopwatch(variant) for variant in apps}
-        times = measure(apps, rounds, turn * 2, lambda app: watches[app.name].end_turn(turn))
-    click.echo(f"{'where it goes, µs':24}" + "".join(f"{name:>10}" for name in names))
+        times = measure(
+            apps,
+            rounds,
+            lambda app: app.run(turn),
+            after=lambda app: watches[app.name].end_turn(turn),
+        )
+    names = list(watches)
+    click.echo(f"{'where it goes, µs':24}" + "".join(f"{name:>16}" for name in names))
     medians = {
         name: {piece: statistics.median(turns) / 1000 for piece, turns in watch.turns.items()}
         for name, watch in watches.items()
     }
     for piece, outer in PIECES.items():
-        indent = "    " if outer else ""
+        indent = ""
+        while outer is not None:
+            indent, outer = indent + "    ", PIECES[outer]
         _echo_line(indent + piece, [medians[name][piece] for name in names])
     whole = [statistics.median(of_app) / 1000 for of_app in times]
     rest = [
@@ -531,7 +441,8 @@ def report_pieces(config: Config, rounds: int, requests: int) -> None:
 
 
 def _echo_line(title: str, values: Sequence[float]) -> None:
-    click.echo(f"{title:24}" + "".join(f"{value:10.1f}" if value else " " * 10 for value in values))
+    line = "".join(f"{value:16.1f}" if value else " " * 16 for value in values)
+    click.echo(f"{title:24}{line}".rstrip())
 
 
 # -- the command -------------------------------------------------------------------------------

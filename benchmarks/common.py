@@ -1,0 +1,293 @@
+"""What the benchmarks share: servers, the rows they begin with, turns there and back, ratios."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime as dt
+import gc
+import itertools
+import os
+import random
+import statistics
+import typing as t
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from flask_login import UserMixin
+from flask_sqlalchemy import SQLAlchemy
+from werkzeug.security import generate_password_hash
+
+from flask_session_registry.home import UserSession
+from flask_session_registry.redis_home import RedisHome
+
+Config = dict[str, t.Any]
+#: One of the things that are compared.
+Subject = t.TypeVar("Subject")
+
+NAME = b"Ada Lovelace"
+USER_AGENT = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
+
+
+class UnavailableError(Exception):
+    """A part of the benchmark can't run here. The message is a sentence for the reader."""
+
+
+# -- what is there at the beginning ------------------------------------------------------------
+
+
+def define_user(db: SQLAlchemy) -> type[t.Any]:
+    """The user model, for a ``db`` of its own on tables that all variants share."""
+
+    class User(UserMixin, db.Model):  # type: ignore[misc, name-defined]
+        __tablename__ = "users"
+        id: sa_orm.Mapped[int] = sa_orm.mapped_column(primary_key=True)
+        email: sa_orm.Mapped[str] = sa_orm.mapped_column(sa.String(255), unique=True)
+        name: sa_orm.Mapped[str] = sa_orm.mapped_column(sa.String(255))
+        password_hash: sa_orm.Mapped[str] = sa_orm.mapped_column(sa.String(255))
+
+    return User
+
+
+def users(count: int) -> list[dict[str, t.Any]]:
+    """The rows of users 1 to ``count``."""
+    password_hash = generate_password_hash("benchmark")
+    return [
+        {
+            "id": id,
+            "email": f"user-{id}@example.org",
+            "name": NAME.decode(),
+            "password_hash": password_hash,
+        }
+        for id in range(1, count + 1)
+    ]
+
+
+def user_sessions(user_ids: Iterable[int]) -> list[dict[str, t.Any]]:
+    """The row of one user session for each of these."""
+    now = dt.datetime.now(dt.timezone.utc)
+    return [
+        {
+            "id": uuid.uuid4(),
+            "generation": 0,
+            "user_id": user_id,
+            "ip_address": f"198.51.100.{user_id % 256}",
+            "user_agent": USER_AGENT,
+            "created_at": now,
+            "last_seen_at": now,
+            "authenticated_at": now,
+            "fingerprint": uuid.uuid4().hex * 2,
+        }
+        for user_id in user_ids
+    ]
+
+
+class _Later:
+    """Stands for a client of Redis, and keeps the commands of a home to send them at once."""
+
+    def __init__(self, client: t.Any) -> None:
+        self._client = client
+        self._commands = client.pipeline(transaction=False)
+        self._scripts: dict[str, str] = {}
+
+    def eval(self, script: str, *arguments: t.Any) -> None:
+        if script not in self._scripts:
+            self._scripts[script] = self._client.script_load(script)
+        self._commands.evalsha(self._scripts[script], *arguments)
+
+    def set(self, *arguments: t.Any, **keywords: t.Any) -> None:
+        self._commands.set(*arguments, **keywords)
+
+    def pipeline(self, **_: t.Any) -> _Later:
+        return self
+
+    def execute(self) -> None:
+        """What a home sends by itself waits as well."""
+
+    def send(self) -> None:
+        self._commands.execute()
+
+
+def keep_in_redis(config: Config, rows: Iterable[Mapping[str, t.Any]]) -> None:
+    """Keep the user sessions of these rows in Redis too, a thousand in a round trip.
+
+    Those that are there already are again as they were.
+    """
+    client, prefix = config["SESSION_REGISTRY_REDIS"], config["SESSION_REGISTRY_REDIS_PREFIX"]
+    due_at = dt.datetime.now(dt.timezone.utc) + dt.timedelta(days=31)
+    left = iter(rows)
+    while part := list(itertools.islice(left, 1000)):
+        later = _Later(client)
+        home = RedisHome(later, prefix)
+        for row in part:
+            session = UserSession(**row, due_at=due_at)
+            session.id = home.place(session.id, session.user_id)
+            home.add(session)
+        later.send()
+
+
+# -- servers -----------------------------------------------------------------------------------
+
+
+def _scratch() -> str:
+    return f"session_registry_benchmark_{uuid.uuid4().hex[:12]}"
+
+
+@contextlib.contextmanager
+def postgresql() -> Iterator[Config]:
+    """Flask-Session's Redis store, and a schema of our own on PostgreSQL.
+
+    In the same Redis the registry may keep its records: see :func:`redis`.
+
+    :raises UnavailableError: a server or its client is missing.
+    """
+    scratch = _scratch()
+    with redis(scratch) as records, _schema(scratch) as database:
+        yield {
+            "SESSION_TYPE": "redis",
+            "SESSION_REDIS": records["SESSION_REGISTRY_REDIS"],
+            "SESSION_KEY_PREFIX": f"{scratch}:",
+            **records,
+            **database,
+        }
+
+
+@contextlib.contextmanager
+def redis(scratch: str | None = None) -> Iterator[Config]:
+    """Where the registry keeps its records, if it is told to keep them in Redis.
+
+    :param scratch: what all keys begin with that are there for the time being.
+    :raises UnavailableError: the server or its client is missing.
+    """
+    scratch = scratch or _scratch()
+    try:
+        from redis import Redis, RedisError
+    except ImportError:
+        raise UnavailableError("The package 'redis' is not installed.") from None
+    client = Redis.from_url(
+        os.environ.get("REDIS_URL", "redis://127.0.0.1:6379"), socket_connect_timeout=5
+    )
+    try:
+        client.ping()
+    except RedisError as error:
+        raise UnavailableError(f"Redis can't be reached (REDIS_URL): {error}") from None
+    try:
+        yield {
+            "SESSION_REGISTRY_REDIS": client,
+            "SESSION_REGISTRY_REDIS_PREFIX": f"{scratch}:records:",
+        }
+    finally:
+        pipeline = client.pipeline(transaction=False)
+        for key in client.scan_iter(f"{scratch}:*", count=1000):
+            pipeline.unlink(key)
+        pipeline.execute()
+        client.close()
+
+
+@contextlib.contextmanager
+def _schema(name: str) -> Iterator[Config]:
+    default = "postgresql://postgres@127.0.0.1:5432/test"
+    url = sa.make_url(os.environ.get("DATABASE_URL", default))
+    if url.get_backend_name() != "postgresql":
+        raise UnavailableError(f"DATABASE_URL names '{url.get_backend_name()}', not PostgreSQL.")
+    url = url.set(drivername="postgresql+psycopg")
+    try:
+        engine = sa.create_engine(
+            url, poolclass=sa.pool.NullPool, connect_args={"connect_timeout": 5}
+        )
+        with engine.begin() as connection:
+            connection.execute(sa.schema.CreateSchema(name))
+    except ImportError:
+        raise UnavailableError("The package 'psycopg' is not installed.") from None
+    except sa.exc.DBAPIError as error:
+        reason = str(error.orig).partition("\n")[0]
+        raise UnavailableError(f"PostgreSQL can't be used (DATABASE_URL): {reason}") from None
+    try:
+        yield {
+            "SQLALCHEMY_DATABASE_URI": url,
+            "SQLALCHEMY_ENGINE_OPTIONS": {"connect_args": {"options": f"-csearch_path={name}"}},
+        }
+    finally:
+        with engine.begin() as connection:
+            connection.execute(sa.schema.DropSchema(name, cascade=True))
+
+
+# -- turns and ratios --------------------------------------------------------------------------
+
+
+def measure(
+    subjects: Sequence[Subject],
+    rounds: int,
+    run: Callable[[Subject], float],
+    *,
+    after: Callable[[Subject], object] = lambda _: None,
+) -> list[list[float]]:
+    """The nanoseconds that ``run`` returns, for each subject and each round.
+
+    A round goes through the subjects there and back (ABBA), so that a machine that gets slower, or
+    faster, favours none. Each round begins with another one.
+
+    :param after: called after each turn of a subject.
+    """
+    times: list[list[float]] = [[] for _ in subjects]
+    # What was built so far stays; a collection in a turn looks only at what the turn leaves behind.
+    gc.collect()
+    gc.freeze()
+    try:
+        for number in range(rounds):
+            order = [(number + place) % len(subjects) for place in range(len(subjects))]
+            spent = [0.0] * len(subjects)
+            for index in (*order, *reversed(order)):
+                gc.collect()
+                spent[index] += run(subjects[index])
+                after(subjects[index])
+            for of_subject, nanoseconds in zip(times, spent, strict=True):
+                of_subject.append(nanoseconds / 2)
+    finally:
+        gc.unfreeze()
+    return times
+
+
+@dataclasses.dataclass
+class Ratio:
+    """What was measured of one subject as a multiple of what was measured of another."""
+
+    of_medians: float
+    #: The median over the rounds, of the ratio within each.
+    paired: float
+    #: The interval in which that lies, with 95 %.
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, above: Sequence[float], below: Sequence[float]) -> Ratio:
+        """``above`` / ``below``, round by round."""
+        ratios = [one / other for one, other in zip(above, below, strict=True)]
+        chance = random.Random(0)
+        medians = sorted(
+            statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(2000)
+        )
+        return cls(
+            of_medians=statistics.median(above) / statistics.median(below),
+            paired=statistics.median(ratios),
+            low=medians[49],
+            high=medians[-50],
+        )
+
+    def __str__(self) -> str:
+        interval = f"{self.low:.3f} to {self.high:.3f}"
+        return f"{self.of_medians:10.3f}{self.paired:8.3f}   {interval}"
+
+
+@contextlib.contextmanager
+def listening(engine: sa.Engine, **receivers: Callable[..., None]) -> Iterator[None]:
+    """Receive events of an engine, by their names, within the block."""
+    for event, receiver in receivers.items():
+        sa.event.listen(engine, event, receiver)
+    try:
+        yield
+    finally:
+        for event, receiver in receivers.items():
+            sa.event.remove(engine, event, receiver)

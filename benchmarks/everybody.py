@@ -1,0 +1,143 @@
+"""What does it cost to end the sessions of everybody, beside what cannot be left out?"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import typing as t
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import sqlalchemy as sa
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+
+from flask_session_registry import SessionRegistry
+from flask_session_registry.bulk import Tally, revoke_many
+from flask_session_registry.filters import Filter
+from flask_session_registry.installation import get_installation
+
+from .common import Config, user_sessions
+
+#: How many sessions each user has.
+EACH = 5
+#: How many keys go into one command, as in the registry.
+KEYS = 1000
+ENTRY = b"\0" * 216
+
+
+def report(
+    config: Config, make_app: Callable[[Config], tuple[Flask, SQLAlchemy, t.Any]], count: int
+) -> None:
+    """End ``count`` sessions in each way, one after the other, there and back."""
+    app, db, user_model = make_app({**config, "SESSION_REGISTRY_AUTO_PRUNE": None})
+    registry = SessionRegistry(app)
+    client, prefix = config["SESSION_REDIS"], config["SESSION_KEY_PREFIX"]
+    with app.app_context():
+        db.create_all()
+        table = registry.UserSession.__table__
+        _add_users(db.engine, user_model.__table__, count // EACH)
+        click.echo(f"{count} sessions of {count // EACH} users")
+        times: dict[str, list[float]] = {"floor": [], "with": []}
+        for name in ("floor", "with", "with", "floor"):
+            _fill(db.engine, table, client, prefix, count)
+            begin = time.perf_counter()
+            if name == "floor":
+                _floor(db.engine, table, client)
+            else:
+                _command(app, count)
+            times[name].append(time.perf_counter() - begin)
+            db.session.remove()
+            _check(db.engine, table, client, prefix, count)
+        db.engine.dispose()
+    for name, seconds in times.items():
+        click.echo(f"{name:8}{sum(seconds) / 2:8.1f} s  ({', '.join(f'{s:.1f}' for s in seconds)})")
+    click.echo(f"ratio   {sum(times['with']) / sum(times['floor']):8.2f}")
+
+
+def _floor(engine: sa.Engine, table: sa.Table, client: t.Any) -> None:
+    """One bare UPDATE, and an UNLINK of every thousand keys, read as they are needed."""
+    column = table.c
+    with engine.begin() as connection:
+        connection.execute(
+            table.update()
+            .where(column.revoked_at.is_(None))
+            .values(revoked_at=sa.func.now(), revoked_reason="revoked", revocation=uuid.uuid4())
+        )
+    with engine.connect() as connection:
+        rows = connection.execution_options(yield_per=KEYS).execute(sa.select(column.store_id))
+        for keys in rows.scalars().partitions():
+            client.unlink(*keys)
+
+
+def _command(app: Flask, count: int) -> None:
+    """What the command does; how much more memory it held at the end than after a tenth."""
+    tally = Tally()
+    sizes: list[tuple[int, int]] = []
+    for _ in revoke_many(get_installation(), app, None, Filter(), reason="revoked", tally=tally):
+        sizes.append((tally.ended, _memory()))
+    if tally.ended != count or tally.purged != count:
+        raise AssertionError(f"{tally} is not all of {count}.")
+    early = next(size for ended, size in sizes if ended >= count / 10)
+    click.echo(f"Memory after a tenth {early} MiB, at most {max(size for _, size in sizes)} MiB")
+
+
+def _memory() -> int:
+    """How much of it this process holds, in MiB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096 // 2**20
+
+
+def _add_users(engine: sa.Engine, table: sa.Table, count: int) -> None:
+    with engine.begin() as connection:
+        number = sa.func.generate_series(1, count).table_valued("number").render_derived().c.number
+        text = sa.cast(number, sa.Text)
+        connection.execute(
+            table.insert().from_select(
+                ["id", "email", "name", "password_hash"],
+                sa.select(number, text, text, sa.literal("a hash")),
+            )
+        )
+
+
+def _fill(engine: sa.Engine, table: sa.Table, client: t.Any, prefix: str, count: int) -> None:
+    """The same rows and entries before each turn, in a table without a past."""
+    digest = sa.func.encode(
+        sa.func.sha256(sa.cast(sa.cast(sa.func.gen_random_uuid(), sa.Text), sa.LargeBinary)), "hex"
+    )
+    series = sa.func.generate_series(0, count - 1).table_valued("number").render_derived()
+    values = user_sessions([0])[0] | {
+        "id": sa.func.gen_random_uuid(),
+        "user_id": 1 + series.c.number // EACH,
+        "store_id": sa.literal(prefix) + digest,
+    }
+    columns = [
+        value if isinstance(value, sa.ClauseElement) else sa.literal(value)
+        for value in values.values()
+    ]
+    with _autocommit(engine) as connection:
+        connection.execute(sa.text(f"TRUNCATE {table}"))
+        connection.execute(
+            table.insert().from_select(list(values), sa.select(*columns).select_from(series))
+        )
+        connection.execute(sa.text(f"VACUUM ANALYZE {table}"))
+    with engine.connect() as connection:
+        rows = connection.execution_options(yield_per=KEYS).execute(sa.select(table.c.store_id))
+        for keys in rows.scalars().partitions():
+            client.mset(dict.fromkeys(keys, ENTRY))
+
+
+def _check(engine: sa.Engine, table: sa.Table, client: t.Any, prefix: str, count: int) -> None:
+    with engine.connect() as connection:
+        ended = connection.scalar(sa.select(sa.func.count(table.c.revoked_at)))
+    left = next(client.scan_iter(f"{prefix}*", count=10_000), None)
+    if ended != count or left is not None:
+        raise AssertionError(f"{ended} of {count} have ended, and {left and 'some'} entry is left.")
+
+
+@contextlib.contextmanager
+def _autocommit(engine: sa.Engine) -> Iterator[sa.Connection]:
+    with engine.connect() as connection:
+        yield connection.execution_options(isolation_level="AUTOCOMMIT")
