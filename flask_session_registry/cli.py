@@ -2,41 +2,119 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import itertools
+import json
 import sys
 import typing as t
+from collections.abc import Callable, Iterator
 
 import click
 from flask import current_app
 from flask.cli import with_appcontext
 
-from .installation import get_installation, unwrap
-from .records import Records
-from .revocation import check_reason, revoke_users
+from . import filters, shown
+from .bulk import Tally, revoke_many
+from .doctor import examine
+from .errors import RecordsError
+from .filters import Filter
+from .housekeeping import LONG_PATIENCE, prune
+from .installation import Installation, Records, get_installation, unwrap
+from .plain_text import plain
+from .revocation import check_reason
 
-#: How many users are signed out in one transaction.
-_USERS = 500
+#: How many sessions a dry run shows.
+_SAMPLE = 10
 
 
-def _reason(_: click.Context, __: click.Parameter, value: str) -> str:
-    try:
-        return check_reason(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
+def _written(read: Callable[[str], t.Any]) -> Callable[..., t.Any]:
+    """A value in a notation of ours.
+
+    :param read: makes the value of what was written, or raises a ``ValueError`` that says what to
+        write instead.
+    """
+
+    def convert(_: click.Context, __: click.Parameter, value: str | None) -> t.Any:
+        if value is None:
+            return None
+        try:
+            value.encode()
+            return read(value)
+        except UnicodeEncodeError:
+            raise click.BadParameter("It is not UTF-8.") from None
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+
+    return convert
 
 
-@click.command("revoke-sessions")
+_by = click.option(
+    "--by", metavar="COLUMN", help="What USER is a value of. [default: the primary key]"
+)
+_as_json = click.option(
+    "--format",
+    "as_json",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    callback=lambda _, __, value: value == "json",
+    help="How to answer; as JSON, in one object.",
+)
+
+
+class _Command(click.Command):
+    """One that says in a sentence that the user sessions can't be reached."""
+
+    def invoke(self, ctx: click.Context) -> t.Any:
+        try:
+            return super().invoke(ctx)
+        except RecordsError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.command("revoke-sessions", cls=_Command)
 @click.argument("users", nargs=-1, metavar="[USER]...")
 @click.option("--all", "everybody", is_flag=True, help="End the sessions of everybody.")
-@click.option("--by", metavar="COLUMN", help="What USER is a value of. [default: the primary key]")
+@_by
+@click.option(
+    "--older-than",
+    "begun_by",
+    callback=_written(filters.ago),
+    metavar="DURATION",
+    help="Only those that began at least so long ago: '45s', '90m', '12h', '30d', '2w'.",
+)
+@click.option(
+    "--idle-for",
+    "unseen_since",
+    callback=_written(filters.ago),
+    metavar="DURATION",
+    help="Only those that were last seen at least so long ago. How exactly that is known, says"
+    " 'SESSION_REGISTRY_TOUCH_INTERVAL'.",
+)
+@click.option(
+    "--ip",
+    "network",
+    callback=_written(filters.network),
+    metavar="ADDRESS|NETWORK",
+    help="Only those that were last seen from there: '203.0.113.9', '10.0.0.0/8'.",
+)
+@click.option(
+    "--user-agent",
+    callback=_written(filters.part_of_user_agent),
+    metavar="TEXT",
+    help="Only those whose user agent has this in it, in small or capital letters.",
+)
 @click.option(
     "--reason",
     default="revoked",
     show_default=True,
-    callback=_reason,
+    callback=_written(check_reason),
     help="Kept with the sessions, and told by the signal.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say how many sessions would end.")
+@click.option("--dry-run", is_flag=True, help="Only say how many would end, and show the first.")
 @click.option("--yes", is_flag=True, help="Do not ask before ending everybody's sessions.")
+@_as_json
 @with_appcontext
 def revoke_sessions(
     users: tuple[str, ...],
@@ -45,42 +123,174 @@ def revoke_sessions(
     reason: str,
     dry_run: bool,
     yes: bool,
+    as_json: bool,
+    **meant: t.Any,
 ) -> None:
-    """End all sessions of the users named, or of everybody.
+    """End all sessions of the users named, or of everybody; or those of them that are meant.
 
-    They are signed out at their next request, on every device. Interrupted, it has ended what it
-    said; started again, it goes on with the rest.
+    They are signed out at their next request, on every device. With several of '--older-than',
+    '--idle-for', '--ip' and '--user-agent', only sessions end that all of them mean. Interrupted,
+    it says how many have ended; started again, it goes on with the rest.
+
+    \b
+    Exit codes:
+      0  Done, also if there was nothing to end.
+      1  An error, and nothing was changed; or stopped half-way, and it says how far it came.
+      2  Wrong usage.
     """
     if bool(users) == everybody:
         raise click.UsageError("Name one or more users, or say '--all'.")
     if everybody and by is not None:
         raise click.UsageError("'--by' goes with the users that you name.")
-    records = get_installation().records
-    user_ids = None if everybody else _find(records, users, by)
+    filter = Filter(**meant)
+    installation = get_installation()
+    if filter.unseen_since is not None and installation.settings.touch_interval is None:
+        raise click.UsageError(
+            "With 'SESSION_REGISTRY_TOUCH_INTERVAL' set to None, nobody knows when a session was"
+            " last seen. Use '--older-than'."
+        )
+    records = installation.records
+    user_ids = None if everybody else _find(installation, users, by)
     if dry_run:
-        click.echo(f"{_sessions(records.count(user_ids))} would end. Nothing was changed.")
+        _show(records, user_ids, filter, as_json=as_json)
         return
+    count = None
     if everybody and not yes:
-        click.confirm(f"End {_sessions(records.count(None))}, of everybody?", abort=True, err=True)
-    _revoke(records, user_ids, reason)
+        count = records.count(user_ids, filter)
+        whose = "everybody" if filter.is_met_by_all() else "everybody who is meant"
+        click.confirm(f"End {_sessions(count)}, of {whose}?", abort=True, err=True)
+    tally = Tally()
+    try:
+        with _progress(
+            lambda: records.count(user_ids, filter) if count is None else count
+        ) as advance:
+            for ended in revoke_many(
+                installation,
+                unwrap(current_app),
+                user_ids,
+                filter,
+                reason=reason,
+                tally=tally,
+            ):
+                advance(ended)
+    except BaseException:
+        click.echo(
+            f"Stopped: {_sessions(tally.ended)} ended so far. Started again, it goes on with the"
+            " rest.",
+            err=True,
+        )
+        raise
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(tally)))
+        return
+    click.echo(
+        f"{_sessions(tally.ended)} ended; {_entries(tally.purged)} purged from the session store."
+    )
+    if tally.unpurged:
+        click.echo(
+            f"{_entries(tally.unpurged)} could not be deleted. The sessions are over all the same.",
+            err=True,
+        )
 
 
-commands: dict[str, click.Command] = {"revoke-sessions": revoke_sessions}
+@click.group("sessions")
+def sessions() -> None:
+    """User sessions: where people are signed in."""
 
 
-def _find(records: Records, users: tuple[str, ...], by: str | None) -> list[t.Any]:
+@sessions.command("list", cls=_Command)
+@click.argument("user")
+@_by
+@click.option("--ended", is_flag=True, help="Also those that are over, as far as they are kept.")
+@_as_json
+@with_appcontext
+def list_sessions(user: str, by: str | None, ended: bool, as_json: bool) -> None:
+    """Show where a user is signed in, most recently seen first."""
+    installation = get_installation()
+    records, expiry = installation.records, installation.expiry(unwrap(current_app))
+    session = installation.db_session()
+    found: list[tuple[t.Any, bool]] = []
+    for user_id in _find(installation, (user,), by):
+        active = records.active(session, user_id, expiry=expiry)
+        found += [(row, True) for row in active]
+        if ended:
+            rows = records.kept(session, user_id)
+            found += [(row, False) for row in rows if row not in active]
+    if as_json:
+        details = [shown.details_of(row, is_active=is_active) for row, is_active in found]
+        click.echo(json.dumps({"sessions": details}))
+        return
+    blocks = [shown.block_of(row, is_active=is_active) for row, is_active in found]
+    click.echo("\n\n".join(blocks) or "No sessions.")
+
+
+@sessions.command("prune", cls=_Command)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    help="How many sessions at most, of each kind. [default: all]",
+)
+@_as_json
+@with_appcontext
+def prune_sessions(limit: int | None, as_json: bool) -> None:
+    """End what has expired, purge what is pending, forget what is old.
+
+    For a cron job, where 'SESSION_REGISTRY_AUTO_PRUNE' is off. It may be run twice, or while the
+    app prunes by itself.
+    """
+    result = prune(get_installation(), unwrap(current_app), limit=limit, patience=LONG_PATIENCE)
+    if as_json:
+        click.echo(json.dumps(result._asdict()))
+        return
+    click.echo(
+        f"{_sessions(result.ended)} had expired and ended; {result.purged} purged from the session"
+        f" store; {result.forgotten} forgotten."
+    )
+
+
+@sessions.command("doctor")
+@_as_json
+@with_appcontext
+def examine_installation(as_json: bool) -> None:
+    """Say what is wrong with the installation, and what to do.
+
+    \b
+    Exit codes:
+      0  Nothing is wrong, or there are only warnings.
+      1  There are errors.
+    """
+    findings = list(examine(unwrap(current_app)))
+    errors = sum(finding.level == "error" for finding in findings)
+    if as_json:
+        click.echo(json.dumps({"findings": [finding._asdict() for finding in findings]}))
+    else:
+        for level, problem, remedy in findings:
+            click.echo(f"{level.capitalize()}: {plain(problem)} {plain(remedy)}")
+        click.echo(
+            f"{_number(errors, 'error')}, {_number(len(findings) - errors, 'warning')}."
+            if findings
+            else "Nothing is wrong."
+        )
+    if errors:
+        sys.exit(1)
+
+
+commands: list[click.Command] = [revoke_sessions, sessions]
+
+
+def _find(installation: Installation, named: tuple[str, ...], by: str | None) -> list[t.Any]:
     """The keys of the users named.
 
     :raises ClickException: a user is unknown, or the column is.
     """
-    model = records.credentials.user_model
-    if by is not None and by not in records.user_columns:
-        raise click.ClickException(f"'{model.__name__}' has no column '{by}'.")
+    users = installation.users
+    if by is not None and by not in users.columns:
+        raise click.ClickException(f"'{users.model.__name__}' has no column '{by}'.")
     found: list[t.Any] = []
     unknown = []
-    for user in users:
+    for user in named:
         try:
-            matches = records.find_users(by or records.user_key.key, user)
+            matches = users.find(by or users.key.key, user)
         except TypeError:
             raise click.ClickException(
                 f"Users can't be named by '{by}', which holds neither text nor whole numbers nor"
@@ -89,53 +299,47 @@ def _find(records: Records, users: tuple[str, ...], by: str | None) -> list[t.An
         found += matches
         if not matches:
             unknown.append(user)
+    # What follows is read over other connections, of which there may be no second one.
+    users.release()
     if unknown:
         names = ", ".join(f"'{name}'" for name in unknown)
         raise click.ClickException(
-            f"There is no user whose '{by or records.user_key.key}' is {names}."
-            " Nothing was changed."
+            f"There is no user whose '{by or users.key.key}' is {names}. Nothing was changed."
         )
     return list(dict.fromkeys(found))
 
 
-def _revoke(records: Records, user_ids: list[t.Any] | None, reason: str) -> None:
-    installation, app = get_installation(), unwrap(current_app)
-    session = records.db.session
-    ended = purged = unpurged = 0
-    with click.progressbar(
-        length=records.count(user_ids),
-        label="Ending sessions",
-        file=sys.stderr,
-    ) as bar:
-        for batch in _batches(records, user_ids):
-            count, revocation = revoke_users(
-                installation, app, batch, reason=reason, session=session()
-            )
-            session.commit()
-            ended += count
-            purged += revocation.purged
-            unpurged += revocation.unpurged
-            bar.update(count)
-    click.echo(f"{_sessions(ended)} ended; {_entries(purged)} purged from the session store.")
-    if unpurged:
-        click.echo(
-            f"{_entries(unpurged)} could not be deleted. The sessions are over all the same.",
-            err=True,
-        )
-
-
-def _batches(records: Records, user_ids: list[t.Any] | None) -> t.Iterator[list[t.Any]]:
-    if user_ids is not None:
-        yield from (user_ids[n : n + _USERS] for n in range(0, len(user_ids), _USERS))
+def _show(records: Records, user_ids: list[t.Any] | None, filter: Filter, *, as_json: bool) -> None:
+    """What would end."""
+    count = records.count(user_ids, filter)
+    meant = itertools.chain.from_iterable(records.meant(user_ids, filter))
+    sample = list(itertools.islice(meant, _SAMPLE))
+    if as_json:
+        click.echo(json.dumps({"would_end": count, "sample": list(map(shown.json_of, sample))}))
         return
-    batch: list[t.Any] = records.holders(None, _USERS)
-    while batch:
-        yield batch
-        batch = records.holders(batch[-1], _USERS)
+    click.echo(f"{_sessions(count)} would end. Nothing was changed.")
+    for line in shown.lines_of(sample):
+        click.echo(f"  {line}")
+    if count > len(sample) > 0:
+        click.echo(f"  ... and {count - len(sample)} more")
+
+
+@contextlib.contextmanager
+def _progress(length: Callable[[], int]) -> Iterator[Callable[[int], None]]:
+    """A progress bar for whoever is watching; in a pipe there is none, nor is its length asked."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    with click.progressbar(length=length(), label="Ending sessions", file=sys.stderr) as bar:
+        yield bar.update
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _sessions(count: int) -> str:
-    return f"{count} session{'' if count == 1 else 's'}"
+    return _number(count, "session")
 
 
 def _entries(count: int) -> str:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import datetime as dt
 
+#: Stands for a moment that nobody knows: before all others.
+EPOCH = dt.datetime.fromtimestamp(0, dt.timezone.utc)
+
 
 def now() -> dt.datetime:
     """Aware UTC, with microseconds. Tests move the time by replacing this function."""
     return dt.datetime.now(dt.timezone.utc)
+
+
+def ago(duration: dt.timedelta) -> dt.datetime:
+    """The moment so long before now, and not before the epoch."""
+    moment = now()
+    return EPOCH if duration >= moment - EPOCH else moment - duration
 
 
 def as_utc(value: dt.datetime) -> dt.datetime:

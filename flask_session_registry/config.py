@@ -9,6 +9,7 @@ import typing as t
 from collections.abc import Callable, Mapping
 
 from .errors import ConfigurationError
+from .home import is_home
 
 PREFIX = "SESSION_REGISTRY_"
 
@@ -34,6 +35,46 @@ def _duration(value: object) -> dt.timedelta | None:
     if isinstance(value, dt.timedelta) and value > dt.timedelta(0):
         return value
     raise ValueError(expected)
+
+
+def _age(value: object) -> dt.timedelta:
+    """A duration that may be zero."""
+    if value == 0 and not isinstance(value, bool):
+        return dt.timedelta(0)
+    try:
+        duration = _duration(value)
+    except ValueError:
+        duration = None
+    if duration is None:
+        raise ValueError("a number of seconds, zero or more, or a timedelta")
+    return duration
+
+
+def _count(value: object) -> int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    raise ValueError("a whole number above zero, or None")
+
+
+def _one_of(*choices: str) -> Callable[[object], str]:
+    def check(value: object) -> str:
+        if isinstance(value, str) and value in choices:
+            return value
+        raise ValueError(" or ".join(f"'{choice}'" for choice in choices))
+
+    return check
+
+
+def _home(value: object) -> object:
+    if value in ("sql", "redis") or is_home(value):
+        return value
+    raise ValueError("'sql', 'redis', or an object with the verbs of 'Home'")
+
+
+def _prefix(value: object) -> str:
+    if isinstance(value, str) and value and not set(value) & set("{}"):
+        return value
+    raise ValueError("text without braces")
 
 
 def _attributes(value: object) -> tuple[str, ...]:
@@ -74,6 +115,32 @@ SETTINGS = (
         "whether every change of the password through an instance ends the user's other sessions",
     ),
     Setting(
+        "RECORDS",
+        "sql",
+        _home,
+        "where user sessions are kept: in a table of the users' database, in Redis, or in a 'Home' "
+        "of your own",
+    ),
+    Setting(
+        "REDIS",
+        None,
+        lambda value: value,
+        "the client of the Redis that user sessions are kept in; None: the session store's own",
+    ),
+    Setting(
+        "REDIS_PREFIX",
+        "session_registry:",
+        _prefix,
+        "what all keys of user sessions in Redis begin with; another one for each app",
+    ),
+    Setting(
+        "UNREGISTERED",
+        "reject",
+        _one_of("reject", "adopt"),
+        "what becomes of a session from before the installation: it is refused, or it goes on, "
+        "unless anything of its user was revoked since",
+    ),
+    Setting(
         "HASH_SESSION_IDS",
         True,
         _boolean,
@@ -84,6 +151,42 @@ SETTINGS = (
         dt.timedelta(minutes=5),
         _duration,
         "how often 'last_seen_at' is written at most; None: never",
+    ),
+    Setting(
+        "IDLE_TIMEOUT",
+        None,
+        _duration,
+        "how long after it was last seen a session ends, remembered or not; None: see the README",
+    ),
+    Setting(
+        "ABSOLUTE_TIMEOUT",
+        None,
+        _duration,
+        "how long after it began a session ends, whatever it does; None: it need not end",
+    ),
+    Setting(
+        "MAX_SESSIONS",
+        None,
+        _count,
+        "how many active sessions a user may have; None: as many as they like",
+    ),
+    Setting(
+        "MAX_SESSIONS_ACTION",
+        "revoke_oldest",
+        _one_of("revoke_oldest", "reject"),
+        "what happens to a login beyond that: the oldest session ends, or the login is refused",
+    ),
+    Setting(
+        "RETENTION",
+        dt.timedelta(days=30),
+        _age,
+        "how long the row of an ended session is kept; 0: it is deleted once its entry is",
+    ),
+    Setting(
+        "AUTO_PRUNE",
+        dt.timedelta(hours=1),
+        _duration,
+        "how often each process prunes a batch at the end of a request; None: never",
     ),
 )
 
@@ -96,11 +199,24 @@ class Settings:
 
     #: Which attributes hold the password; empty: no fingerprint.
     password_attribute: tuple[str, ...]
+    #: Whether sessions from before the installation go on.
+    adopts: bool
     #: Whether 'password_attribute' is the app's own choice, or the default to search.
     password_attribute_is_set: bool
     revoke_on_password_change: bool
+    #: 'sql', 'redis', or a home.
+    records: t.Any
+    redis: t.Any
+    redis_prefix: str
+    unregistered: str
     hash_session_ids: bool
     touch_interval: dt.timedelta | None
+    idle_timeout: dt.timedelta | None
+    absolute_timeout: dt.timedelta | None
+    max_sessions: int | None
+    max_sessions_action: str
+    retention: dt.timedelta
+    auto_prune: dt.timedelta | None
 
     def __init__(self, config: Mapping[str, t.Any]) -> None:
         known = {PREFIX + setting.name for setting in SETTINGS}
@@ -116,6 +232,21 @@ class Settings:
                 raise ConfigurationError(
                     f"The setting '{name}' is {value!r}. It must be {expected}."
                 ) from None
+        if self.idle_timeout is not None:
+            if self.touch_interval is None:
+                raise ConfigurationError(
+                    f"'{PREFIX}IDLE_TIMEOUT' needs to know when a session was last seen. Do not set"
+                    f" '{PREFIX}TOUCH_INTERVAL' to None."
+                )
+            # Or a session in use would look idle for as long as that is not written.
+            self.touch_interval = min(self.touch_interval, self.idle_timeout / 10)
+        self.adopts = self.unregistered == "adopt"
+        if self.adopts and self.records != "sql":
+            raise ConfigurationError(
+                f"'{PREFIX}UNREGISTERED' is 'adopt', for which the user sessions must be kept in"
+                f" SQL: only a transaction can say for certain who must not be adopted any more."
+                f" Take out '{PREFIX}RECORDS' while you roll out, or sign everybody out."
+            )
         self.password_attribute_is_set = PREFIX + "PASSWORD_ATTRIBUTE" in config
 
 

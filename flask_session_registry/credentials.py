@@ -138,6 +138,10 @@ class Credentials:
                 state.info[self._known] = known
         return known
 
+    def fingerprints(self, user: object) -> list[str | None]:
+        """The fingerprints of the values that are known, in the same order."""
+        return [fingerprint(values) for values in self.known(user)]
+
     def change(self, connection: sa.Connection, user: object) -> tuple[Values, Values] | None:
         """After an update: the values before and after it; ``None`` if they have not changed."""
         state = sa.inspect(user, raiseerr=True)

@@ -20,3 +20,10 @@ class NotInstalledError(SessionRegistryError, RuntimeError):
 
 class UserError(SessionRegistryError, ValueError):
     """What was given as a user is none: another class, or not saved yet."""
+
+
+class RecordsError(SessionRegistryError):
+    """The user sessions can't be asked: their home, Redis say, is down.
+
+    From a revocation it means that nothing was revoked, or not everything: call it again.
+    """

@@ -10,13 +10,15 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
-from flask import Flask, current_app, session
+from flask import Flask, current_app
 from flask_login import user_accessed
 from flask_sqlalchemy import SQLAlchemy
 
-from . import gate, revocation, session_ids, tracking
+from . import gate, housekeeping, revocation, session_ids, tracking
 from .cli import commands
-from .errors import ConfigurationError
+from .errors import ConfigurationError, SessionRegistryError
+from .home import UserSession
+from .housekeeping import PruneResult
 from .installation import Installation, get_installation, install, unwrap
 from .models import UserSessionMixin
 
@@ -79,6 +81,11 @@ class SessionRegistry:
             on_complete=revocation.listen,
         )
         install(app, self, installation)
+        if installation.settings.adopts and installation.settings.hash_session_ids:
+            session_ids.read_unhashed_too(
+                app.session_interface,
+                moved=functools.partial(tracking.delete_later, installation=installation),
+            )
         user_accessed.connect(gate.check, app)
         tracking.connect(app)
         app.before_request_funcs.setdefault(None, []).insert(
@@ -89,7 +96,8 @@ class SessionRegistry:
             0, functools.partial(tracking.finish, app=app)
         )
         app.teardown_appcontext_funcs.insert(0, functools.partial(tracking.run_later, app=app))
-        app.cli.add_command(commands["revoke-sessions"])
+        for command in commands:
+            app.cli.add_command(command)
         if not installation.is_complete:
             installation.complete_when_possible(app)
 
@@ -97,8 +105,8 @@ class SessionRegistry:
 
     @property
     def UserSession(self) -> type[t.Any]:
-        """The mapped class of user sessions, of the current app."""
-        return get_installation().records.model
+        """The class of user sessions of the current app: mapped, unless they are in no table."""
+        return get_installation().session_model or UserSession
 
     @property
     def current(self) -> UserSessionMixin | None:
@@ -110,8 +118,7 @@ class SessionRegistry:
         current = gate.current(installation)
         if current is None:
             return None
-        records = installation.records
-        return t.cast("UserSessionMixin | None", records.db.session.get(records.model, current.id))
+        return t.cast("UserSessionMixin | None", installation.records.get(current.id))
 
     @property
     def rejected(self) -> str | None:
@@ -120,7 +127,8 @@ class SessionRegistry:
         ``"password_changed"``, ``"logged_out"``, ``"replaced"``, or the reason that a revocation
         gave, even if the entry is gone from the store by now; ``"rotated"``: a session id from
         before a rotation; ``"inactive"``: the user is not active; ``"unregistered"``: it never had
-        a user session; ``"unknown"``: it has none now.
+        a user session; ``"unknown"``: it has none now; ``"expired"``: see the timeouts;
+        ``"max_sessions"``: the user has signed in elsewhere too often since.
         """
         installation = get_installation()
         return gate.reason_of_refusal(installation)
@@ -135,7 +143,7 @@ class SessionRegistry:
         return installation.records.active(
             installation.session_of(user),
             user_id,
-            since=installation.expired_before(unwrap(current_app)),
+            expiry=installation.expiry(unwrap(current_app)),
         )
 
     # -- ending it -----------------------------------------------------------------------------
@@ -164,15 +172,14 @@ class SessionRegistry:
         installation = get_installation()
         user_id = installation.user_id_of(user)
         spare = gate.current(installation) if except_current else None
-        count, _ = revocation.revoke_users(
+        return revocation.revoke_users(
             installation,
             unwrap(current_app),
             [user_id],
             reason=reason,
             session=_plain(session) or installation.session_of(user),
             spare=spare.id if spare is not None else None,
-        )
-        return count
+        ).count
 
     def revoke(
         self, user_session_or_id: t.Any, *, user: t.Any = None, reason: str = "revoked"
@@ -187,7 +194,6 @@ class SessionRegistry:
         """
         installation = get_installation()
         revocation.check_reason(reason)
-        records = installation.records
         owner = None if user is None else installation.user_id_of(user)
         id = getattr(user_session_or_id, "id", user_session_or_id)
         if not isinstance(id, uuid.UUID):
@@ -195,7 +201,7 @@ class SessionRegistry:
                 id = uuid.UUID(id)
             except (AttributeError, TypeError, ValueError):
                 return False
-        session = _session_of(user_session_or_id) or records.db.session()
+        session = _session_of(user_session_or_id) or installation.db_session()
         return revocation.revoke_one(
             installation, unwrap(current_app), id, user_id=owner, reason=reason, session=session
         )
@@ -239,18 +245,51 @@ class SessionRegistry:
     def rotate(self) -> None:
         """Give this request's session a new id; the old one is dead when the request has ended.
 
-        For a gain of privilege (OWASP ASVS 5.0, 7.2.4). Does nothing where nobody is signed in by
-        a session, nor in the request of a login, which rotates by itself.
+        For a gain of privilege. Does nothing where nobody is signed in by a session, nor in the
+        request of a login, which rotates by itself, as ``confirm_login()`` does (OWASP ASVS 5.0,
+        7.2.4).
 
         :raises RuntimeError: there is no request.
         """
         installation = get_installation()
         if not installation.is_in_request:
             raise RuntimeError("'rotate()' works on the session of a request, and there is none.")
-        current = gate.current(installation)
-        if current is not None and not current.is_rotating:
-            current.is_rotating = True
-            session_ids.change(current_app.session_interface, session)
+        tracking.rotate(unwrap(current_app), installation)
+
+    # -- housekeeping --------------------------------------------------------------------------
+
+    def prune(self, limit: int | None = None) -> PruneResult:
+        """End what has expired, purge what is pending, forget what is old.
+
+        Ended sessions whose entries could not be deleted from the session store, because it was
+        down or the process died, are purged now; what a rotation has left behind there, too. Rows
+        that ended longer ago than ``RETENTION`` are deleted, after their entries once more.
+
+        It works in batches, each in a short transaction of its own, and may be run twice, or in
+        two processes at once. A store that is down ends it early, and is told by the signal
+        ``purge_failed``. Sessions of users whose rows somebody else is writing are left for the
+        next time.
+
+        :param limit: how many user sessions at most, of each kind; by default, all.
+        :returns: how many ended, were purged, and were forgotten.
+        :raises ValueError: a limit below one.
+        :raises SessionRegistryError: ``db.session`` has an open transaction, which would hold what
+            this waits for.
+        """
+        if limit is not None and limit < 1:
+            raise ValueError(f"'limit' is {limit!r}. It must be above zero, or None.")
+        installation = get_installation()
+        if installation.users.is_in_transaction:
+            raise SessionRegistryError(
+                "'prune()' works in transactions of its own, and 'db.session' has one open. Commit"
+                " or roll back first."
+            )
+        return housekeeping.prune(
+            installation,
+            unwrap(current_app),
+            limit=limit,
+            patience=housekeeping.LONG_PATIENCE,
+        )
 
 
 def _plain(

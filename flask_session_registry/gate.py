@@ -6,21 +6,21 @@ asks who the user is. When unsure: no.
 
 from __future__ import annotations
 
-import logging
+import datetime as dt
 import typing as t
 import uuid
 
-import sqlalchemy as sa
 from flask import Flask, request, session
 from flask_login import current_user
 from werkzeug.exceptions import ServiceUnavailable
 
-from . import clock, remember, session_ids, signals
+from . import adoption, clock, remember, session_ids, signals
 from .credentials import fingerprint
-from .installation import Installation, get_installation, unwrap
+from .expiry import Expiry
+from .installation import Installation, Records, get_installation, unwrap
+from .log import log
+from .records import UNAVAILABLE
 from .state import MARKER, Current, RequestState, read_marker
-
-_log = logging.getLogger("flask_session_registry")
 
 
 def check(app: Flask) -> None:
@@ -47,12 +47,12 @@ def check(app: Flask) -> None:
             reason, id = _check_session(app, installation, state, carried, claimed)
         else:
             reason, id = _check_remembered(app, installation, state)
-    except sa.exc.SQLAlchemyError:
-        _log.exception(
-            "The table of user sessions could not be read. Is the database up, and has"
-            " 'flask db upgrade' been run?"
+    except UNAVAILABLE:
+        log.exception(
+            "The user sessions could not be read. Is the database up, and Redis, if they are there?"
+            " If they are in a table, has 'flask db upgrade' been run?"
         )
-        installation.records.db.session.rollback()
+        installation.db_session.rollback()
         state.is_unavailable = True
         make_anonymous(app, state)
         raise ServiceUnavailable(
@@ -83,7 +83,13 @@ def reason_of_refusal(installation: Installation) -> str | None:
     if not installation.is_in_request:
         return None
     current_user._get_current_object()
-    return complete_reason(installation, installation.state)
+    state = installation.state
+    try:
+        return complete_reason(installation, state)
+    except UNAVAILABLE:
+        log.exception("It could not be asked why a session is gone.")
+        installation.db_session.rollback()
+        return state.rejected
 
 
 def complete_reason(installation: Installation, state: RequestState) -> str | None:
@@ -104,11 +110,14 @@ def current_before(installation: Installation, app: Flask) -> Current | None:
     state = installation.state
     if state.current is not None or state.login is not None or state.rejected:
         return state.current
-    carried = unwrap(session).get(MARKER)
+    carried, claimed = unwrap(session).get(MARKER), None
     if carried is None and app.config["SESSION_COOKIE_NAME"] in request.cookies:
-        carried = (_session_at_the_beginning(installation, app) or {}).get(MARKER)
+        opened = _session_at_the_beginning(installation, app) or {}
+        carried, claimed = opened.get(MARKER), opened.get("_user_id")
     if carried is not None:
         _check_session(app, installation, state, carried, None)
+    elif claimed is not None:
+        _check_unregistered(app, installation, state, claimed)
     elif remember.is_offered(app):
         _check_remembered(app, installation, state)
     return state.current
@@ -117,7 +126,7 @@ def current_before(installation: Installation, app: Flask) -> Current | None:
 def _session_at_the_beginning(installation: Installation, app: Flask) -> dict[str, t.Any] | None:
     """What the browser's cookie stands for, whatever this request has done to it since."""
     # A store in SQL asks the app's session, which may hold what is not finished.
-    with installation.records.db.session.no_autoflush:
+    with installation.db_session.no_autoflush:
         opened = app.session_interface.open_session(app, unwrap(request))
     return None if opened is None else dict(opened)
 
@@ -143,18 +152,40 @@ def _check_session(
     carried: object,
     claimed: str | None,
 ) -> _Verdict:
+    if carried is None:
+        return _check_unregistered(app, installation, state, t.cast(str, claimed))
     marker = read_marker(carried)
     if marker is None:
-        return "unregistered" if carried is None else "unknown", None
+        return "unknown", None
     return _check_row(app, installation, state, marker, claimed), marker[0]
 
 
+def _check_unregistered(
+    app: Flask, installation: Installation, state: RequestState, claimed: str
+) -> _Verdict:
+    """A session without a marker may go on, or has gone on already, if such are adopted."""
+    if not installation.settings.adopts:
+        return "unregistered", None
+    id = adoption.id_of_cookie(app)
+    if installation.table.has(id):
+        reason = _check_row(app, installation, state, (id, 0), claimed)
+        if state.current is not None:
+            session[MARKER] = state.current.marker
+        return reason, id
+    is_adopted = adoption.begin(app, installation, state, claimed, id=id)
+    return None if is_adopted else "unregistered", None
+
+
 def _check_remembered(app: Flask, installation: Installation, state: RequestState) -> _Verdict:
-    companion = remember.companion(app)
     claimed = remember.claimed_user(app)
+    if claimed is not None and installation.settings.adopts and remember.is_alone(app):
+        is_adopted = adoption.begin(app, installation, state, claimed, id=uuid.uuid4())
+        return None if is_adopted else "unregistered", None
+    companion = remember.companion(app)
     if companion is None or claimed is None:
         return "unknown", None
-    reason = _check_row(app, installation, state, (companion.id, companion.generation), claimed)
+    marker = (companion.id, companion.generation)
+    reason = _check_row(app, installation, state, marker, claimed, is_remembered=True)
     return reason, companion.id
 
 
@@ -164,32 +195,67 @@ def _check_row(
     state: RequestState,
     marker: tuple[uuid.UUID, int],
     claimed: str | None,
+    *,
+    is_remembered: bool = False,
 ) -> str | None:
     """Compare what the browser carries with the row; why not, or ``None`` if it stands."""
     id, generation = marker
     row = installation.records.load(id)
     if row is None:
         return installation.records.reason(id) or "unknown"
-    user, row_generation, credential, last_seen_at, store_id, *passwords = row
+    user, row_generation, credential, last_seen_at, store_id, created_at, *passwords = row
     if credential != fingerprint((*passwords,)):
+        # Elsewhere than in a table, between the commit of a new password and what follows it, also
+        # the session that it was changed in has an earlier one.
+        state.is_late = installation.home is not None
         return "password_changed"
     if row_generation != generation:
+        # A late request with the id from before a rotation comes from a browser that is signed in.
+        state.is_late = True
         return "rotated"
     if claimed is not None and remember.id_of(app, user) != str(claimed):
         return "unknown"
+    keys = () if store_id is None else (store_id,)
     if not user.is_active:
-        state.inactive = id
+        state.to_end = (id, keys, "inactive")
         return "inactive"
+    last_seen_at = clock.as_utc(last_seen_at)
     interval = installation.settings.touch_interval
+    is_touch_due = interval is not None and clock.now() - last_seen_at >= interval
+    # What was seen a moment ago can have expired by its age only.
+    if (is_touch_due or interval is None or created_at is not None) and _has_expired(
+        installation.records, installation.expiry(app), id, last_seen_at, created_at, is_remembered
+    ):
+        state.to_end = (id, keys, "expired")
+        return "expired"
     state.current = Current(
         id=id,
         generation=generation,
         user=user,
         session_id=session_ids.session_id(unwrap(session)),
         store_id=store_id,
-        is_touch_due=interval is not None and clock.now() - clock.as_utc(last_seen_at) >= interval,
+        is_touch_due=is_touch_due,
     )
     return None
+
+
+def _has_expired(
+    records: Records,
+    expiry: Expiry,
+    id: uuid.UUID,
+    last_seen_at: dt.datetime,
+    created_at: dt.datetime | None,
+    is_remembered: bool,
+) -> bool:
+    if created_at is not None:
+        created_at = clock.as_utc(created_at)
+    if expiry.has_timed_out(last_seen_at, created_at):
+        return True
+    return (
+        last_seen_at <= expiry.unseen_since
+        and not is_remembered
+        and not records.is_remembered(id, expiry.now)
+    )
 
 
 def _refuse(
@@ -200,8 +266,7 @@ def _refuse(
     id: uuid.UUID | None,
 ) -> None:
     state.rejected, state.rejected_id = reason, id
-    # A late request with the id from before a rotation comes from a browser that is signed in.
-    state.forgets_remember = reason != "rotated" and remember.is_offered(app)
+    state.forgets_remember = not state.is_late and remember.is_offered(app)
     browser = unwrap(session)
     written: dict[str, t.Any] = {}
     if browser.modified:

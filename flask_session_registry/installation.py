@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import functools
+import inspect
+import random
+import threading
 import time
 import typing as t
+import uuid
 import weakref
 from collections.abc import Callable
 
@@ -27,15 +31,28 @@ from flask_sqlalchemy import SQLAlchemy
 from . import clock, models, session_ids
 from .config import Settings
 from .credentials import Credentials, password_attributes
+from .elsewhere import Elsewhere
+from .entries import Entries, store_of
 from .errors import ConfigurationError, NotInstalledError, UserError
-from .records import Records
+from .expiry import Expiry
+from .home import Home
+from .records import Limit
+from .redis_home import RedisHome
 from .state import RequestState
+from .table import Table
+from .users import Users
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
+#: Where the user sessions of an app are kept.
+Records = Table | Elsewhere
+
 _EXTENSION = "session_registry"
 _INSTALLATION = "session_registry.installation"
+
+#: The first requests may come at once, and a table can be defined only once.
+_defining = threading.RLock()
 
 
 class Installation:
@@ -46,7 +63,8 @@ class Installation:
     """
 
     credentials: Credentials
-    session_model: type[t.Any]
+    #: The mapped class of user sessions; ``None``: they are in no table.
+    session_model: type[t.Any] | None = None
 
     def __init__(
         self,
@@ -66,6 +84,7 @@ class Installation:
         self._environ_key = f"flask_session_registry.{id(self)}"
         self._began_key = f"{self._environ_key}.began"
         self._is_ready = False
+        self._prunes_at: float | None = None
         if app.config.get("SESSION_TYPE") and not isinstance(
             app.session_interface, ServerSideSessionInterface
         ):
@@ -86,18 +105,89 @@ class Installation:
             raise ConfigurationError(
                 f"'session_model' is {session_model!r}. Build it on 'UserSessionMixin'."
             )
+        self.entries = _entries_of(app)
+        self.home = self._find_home()
         self.find_models(app)
         session_ids.choose_store_ids(self.interface, hashed=self.settings.hash_session_ids)
+
+    def _find_home(self) -> Home | None:
+        """Where user sessions are kept; ``None``: in a table.
+
+        :raises ConfigurationError: there is no client for it, or one that can't be used.
+        """
+        kept = self.settings.records
+        if kept == "sql":
+            return None
+        if self._session_model is not None:
+            raise ConfigurationError(
+                "'session_model' is for user sessions in a table, and 'SESSION_REGISTRY_RECORDS'"
+                " says that they are kept elsewhere. Take out one of the two."
+            )
+        if kept != "redis":
+            return t.cast(Home, kept)
+        client = self.settings.redis
+        if client is None and type(self.interface).__name__ == "RedisSessionInterface":
+            client = t.cast(t.Any, self.interface).client
+        if client is None:
+            raise ConfigurationError(
+                "'SESSION_REGISTRY_RECORDS' is 'redis', and there is no client. Give one in"
+                " 'SESSION_REGISTRY_REDIS'."
+            )
+        if (
+            not hasattr(client, "zscan")
+            or inspect.iscoroutinefunction(client.get)
+            or (hasattr(client, "command_stack") or "asyncio" in type(client).__module__)
+        ):
+            raise ConfigurationError(
+                f"'SESSION_REGISTRY_REDIS' is a '{type(client).__name__}', which is no client of"
+                " redis-py. Give a 'Redis' or a 'RedisCluster' that does not wait by 'await'."
+            )
+        if (
+            getattr(client, "read_from_replicas", False)
+            or getattr(client, "load_balancing_strategy", None)
+            or not getattr(getattr(client, "connection_pool", None), "is_master", True)
+        ):
+            raise ConfigurationError(
+                "The client in 'SESSION_REGISTRY_REDIS' reads from replicas, which may not know yet"
+                " that a session has ended. Give one that reads from the primaries."
+            )
+        return RedisHome(client, self.settings.redis_prefix)
 
     @property
     def is_complete(self) -> bool:
         """Whether the user model is known, and the table defined."""
-        return hasattr(self, "session_model")
+        return hasattr(self, "credentials")
+
+    @functools.cached_property
+    def users(self) -> Users:
+        # Only when first used: by then every model is imported.
+        return Users(t.cast(SQLAlchemy, self._db), self.credentials)
 
     @functools.cached_property
     def records(self) -> Records:
-        # Only when first used: by then every model is imported.
-        return Records(t.cast(SQLAlchemy, self._db), self.session_model, self.credentials)
+        if self.home is not None:
+            return Elsewhere(
+                self.users,
+                self.home,
+                expiry=lambda: self.expiry(unwrap(current_app)),
+                retention=self.settings.retention,
+            )
+        return Table(
+            self.users,
+            t.cast("type[t.Any]", self.session_model),
+            self.credentials,
+            loads_beginning=self.settings.absolute_timeout is not None,
+        )
+
+    @property
+    def table(self) -> Table:
+        """The same, where only a table will do."""
+        return t.cast(Table, self.records)
+
+    @property
+    def db_session(self) -> sa_orm.scoped_session[t.Any]:
+        """The app's database session."""
+        return t.cast(SQLAlchemy, self._db).session
 
     def find_models(self, app: Flask) -> bool:
         """Find the user model and define the table, if that is possible by now.
@@ -139,6 +229,12 @@ class Installation:
     def _define(self) -> bool:
         if self.is_complete:
             return True
+        with _defining:
+            return self._define_alone()
+
+    def _define_alone(self) -> bool:
+        if self.is_complete:
+            return True
         if self._db is None:
             return False
         user_model = self._user_model or models.find_user_model(self._db)
@@ -150,14 +246,24 @@ class Installation:
             self.settings.password_attribute,
             search=not self.settings.password_attribute_is_set,
         )
+        if self.home is not None:
+            self.credentials = _without_table(Credentials(user_model, names))
+            self._on_complete(self)
+            return True
         session_model = self._session_model or models.define_user_session(self._db, user_model)
         if not hasattr(session_model, "user_id"):
             raise ConfigurationError(
                 f"'{session_model.__name__}' has no 'user_id'. Declare it, with its foreign key to"
                 f" '{user_model.__name__}'."
             )
-        self.credentials = Credentials(user_model, names)
+        if self.settings.adopts and not sa.inspect(session_model).columns.user_id.nullable:
+            raise ConfigurationError(
+                f"'{session_model.__name__}.user_id' must not be null, and with"
+                " 'SESSION_REGISTRY_UNREGISTERED' set to 'adopt' there are rows of nobody. Let it"
+                " be null, as when a user is deleted."
+            )
         self.session_model = session_model
+        self.credentials = Credentials(user_model, names)
         self._on_complete(self)
         return True
 
@@ -192,10 +298,46 @@ class Installation:
             models.find_user_model(t.cast(SQLAlchemy, self._db))
         self._is_ready = True
 
-    def expired_before(self, app: Flask) -> dt.datetime:
-        """A session that was last seen before this has expired, unless it is remembered."""
-        interval = self.settings.touch_interval or dt.timedelta(0)
-        return clock.now() - app.permanent_session_lifetime - interval
+    def expiry(self, app: Flask) -> Expiry:
+        """The rule by which user sessions have expired by now."""
+        settings = self.settings
+        idle, absolute = settings.idle_timeout, settings.absolute_timeout
+        unseen = app.permanent_session_lifetime, settings.touch_interval or dt.timedelta(0)
+        return Expiry(
+            now=clock.now(),
+            unseen_since=clock.ago(_sum(*unseen)),
+            idle_since=None if idle is None else clock.ago(idle),
+            begun_by=None if absolute is None else clock.ago(absolute),
+        )
+
+    @functools.cached_property
+    def limit(self) -> Limit | None:
+        """How many active sessions a user may have."""
+        most = self.settings.max_sessions
+        if most is None:
+            return None
+        return Limit(most, rejects=self.settings.max_sessions_action == "reject")
+
+    @property
+    def retention(self) -> dt.timedelta | None:
+        """How long the row of an ended session is kept; ``None``: for ever.
+
+        As long as sessions are adopted, a row that has ended is what tells that one must not be.
+        """
+        return None if self.settings.adopts else self.settings.retention
+
+    def is_prune_due(self) -> bool:
+        """Whether it is time for this process to prune; if so, the next time is later."""
+        if self.settings.auto_prune is None:
+            return False
+        interval, now = self.settings.auto_prune.total_seconds(), time.monotonic()
+        if self._prunes_at is None:
+            # Each process chooses for itself: not all at once, nor only those that live for long.
+            self._prunes_at = now + random.uniform(0, interval)  # noqa: S311
+        if now < self._prunes_at:
+            return False
+        self._prunes_at = now + interval
+        return True
 
     def begin_request(self, app: Flask) -> None:
         """The first thing in each request: stop if the app is put together wrongly."""
@@ -251,7 +393,53 @@ class Installation:
 
     def session_of(self, user: object) -> sa_orm.Session:
         """The database session that an instance belongs to, else the app's."""
-        return sa_orm.object_session(unwrap(user)) or self.records.db.session()
+        return sa_orm.object_session(unwrap(user)) or self.db_session()
+
+
+def _sum(one: dt.timedelta, other: dt.timedelta) -> dt.timedelta:
+    return one + min(other, dt.timedelta.max - one)
+
+
+def _without_table(credentials: Credentials) -> Credentials:
+    """These, if users are named by a key that can be kept elsewhere.
+
+    :raises ConfigurationError: it can't.
+    """
+    column: t.Any = credentials.key.type
+    kind = None
+    with contextlib.suppress(NotImplementedError):
+        kind = column.python_type
+    if kind not in (int, str, uuid.UUID):
+        raise ConfigurationError(
+            f"The primary key of '{credentials.user_model.__name__}' is neither a whole number nor"
+            " text nor a UUID, so that user sessions must be kept in SQL. Take out"
+            " 'SESSION_REGISTRY_RECORDS'."
+        )
+    return credentials
+
+
+def _entries_of(app: Flask) -> Entries:
+    """The entries of the app's session store.
+
+    :raises ConfigurationError: it is of an unknown kind, or not the one that was configured.
+    """
+    interface = app.session_interface
+    store = store_of(interface)
+    if store is None:
+        raise ConfigurationError(
+            f"The session interface of this app, '{type(interface).__name__}', is neither Flask's"
+            " nor Flask-Session's. Say how its entries are deleted: 'register_session_store'."
+        )
+    setting = f"SESSION_{str(app.config.get('SESSION_TYPE')).upper()}"
+    client = app.config.get(setting)
+    # Flask-Session takes a client that it does not know, a Redis Cluster say, for none.
+    if client is not None and getattr(interface, "client", client) is not client:
+        raise ConfigurationError(
+            f"Flask-Session does not use the client in '{setting}', but one for this machine that"
+            " it has made itself. Set 'app.session_interface.client' to yours, between"
+            " 'Session(app)' and the 'init_app' of 'SessionRegistry'."
+        )
+    return Entries(interface, store)
 
 
 def unwrap(user: t.Any) -> t.Any:

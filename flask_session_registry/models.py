@@ -9,7 +9,7 @@ import uuid
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy.dialects import mysql
+from sqlalchemy.dialects import mysql, postgresql
 
 from . import clock
 from .errors import ConfigurationError
@@ -21,6 +21,14 @@ _DEFINED = "_flask_session_registry_model"
 # Plain types with variants, because a migration can't import a type of ours. MariaDB drops the
 # microseconds of a DATETIME unless told otherwise.
 _MOMENT = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+
+#: Rows are written where they stand: a page of PostgreSQL has room for their next versions.
+#: SQLAlchemy 2.0 can't say so.
+_PAGES: dict[str, t.Any] = (
+    {"postgresql_with": {"fillfactor": 50}}
+    if "with" in dict(postgresql.dialect.construct_arguments or [])[sa.Table]
+    else {}
+)
 
 
 class UserSessionMixin:
@@ -61,7 +69,9 @@ class UserSessionMixin:
     #: When the session ended; ``None``: it has not.
     revoked_at: sa_orm.Mapped[t.Optional[dt.datetime]] = sa_orm.mapped_column(_MOMENT)
     #: Why it ended: ``"password_changed"``, ``"logged_out"``, ``"replaced"``, or what
-    #: :meth:`SessionRegistry.revoke` was told.
+    #: :meth:`SessionRegistry.revoke` was told. Two kinds of rows without a user are no sessions:
+    #: ``"rotated"`` keeps the key of an entry that is to be deleted, ``"barred"`` says who must not
+    #: be adopted.
     revoked_reason: sa_orm.Mapped[t.Optional[str]] = sa_orm.mapped_column(sa.String(64))
     #: Which revocation ended it. All sessions that one revocation ended carry the same value.
     revocation: sa_orm.Mapped[t.Optional[uuid.UUID]] = sa_orm.mapped_column(sa.Uuid)
@@ -167,7 +177,7 @@ def define_user_session(db: SQLAlchemy, user_model: type[t.Any]) -> type[t.Any]:
             "__module__": __name__,
             "__doc__": "One signed-in browser of one user.",
             "__tablename__": "user_sessions",
-            "__table_args__": {"schema": users.schema},
+            "__table_args__": {"schema": users.schema, **_PAGES},
             "__bind_key__": users.metadata.info.get("bind_key"),
             "user_id": sa_orm.mapped_column(
                 key.type, sa.ForeignKey(key, ondelete="SET NULL"), index=True

@@ -8,7 +8,6 @@ worth nothing.
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import time
 import typing as t
 import uuid
@@ -16,12 +15,13 @@ import uuid
 from flask import Flask, Response, request, session
 from flask_login import COOKIE_DURATION, COOKIE_HTTPONLY, COOKIE_NAME, COOKIE_SECURE
 from flask_login.utils import decode_cookie, encode_cookie
-from itsdangerous import BadSignature, URLSafeSerializer
 from werkzeug.datastructures import ImmutableMultiDict
 from werkzeug.http import dump_cookie, parse_date
 
-from . import clock
+from . import clock, signing
 from .state import Current, read_marker
+
+_PURPOSE = "remember"
 
 
 class Companion(t.NamedTuple):
@@ -61,6 +61,11 @@ def is_offered(app: Flask) -> bool:
     return cookie_name(app) in request.cookies
 
 
+def is_alone(app: Flask) -> bool:
+    """Whether the browser has sent a "remember me" cookie and nothing beside it."""
+    return is_offered(app) and companion_name(app) not in request.cookies
+
+
 def is_of_another(app: Flask, user: str) -> bool:
     """Whether the browser has sent a "remember me" cookie that names somebody else."""
     cookie = request.cookies.get(cookie_name(app))
@@ -68,21 +73,19 @@ def is_of_another(app: Flask, user: str) -> bool:
 
 
 def claimed_user(app: Flask) -> str | None:
-    """The user that Flask-Login's cookie names; ``None`` if it is forged."""
+    """The user that Flask-Login's cookie names; ``None`` if it is forged, or there is none."""
     try:
-        return t.cast("str | None", decode_cookie(request.cookies[cookie_name(app)]))
+        return t.cast("str | None", decode_cookie(request.cookies.get(cookie_name(app), "")))
     except (TypeError, ValueError):
         return None
 
 
 def companion(app: Flask) -> Companion | None:
     """What the browser's second cookie says; ``None`` if it is missing, forged or expired."""
-    value = request.cookies.get(companion_name(app))
-    if not value:
-        return None
+    value = request.cookies.get(companion_name(app), "")
     try:
-        carried, until = _serializer(app).loads(value)
-    except (BadSignature, TypeError, ValueError):
+        carried, until = signing.read(app, value, purpose=_PURPOSE)
+    except (TypeError, ValueError):
         return None
     known = read_marker(carried)
     if known is None or not isinstance(until, int) or until <= time.time():
@@ -117,26 +120,41 @@ def accompany(app: Flask, response: Response, offer: Offer, current: Current | N
     """Treat the second cookie as this answer treats the first, with the same attributes."""
     value = ""
     if offer.value and current is not None:
-        value = _serializer(app).dumps([current.marker, int(offer.until.timestamp())])
+        value = _companion(app, current, int(offer.until.timestamp()))
     response.headers.add("Set-Cookie", f"{companion_name(app)}={value};{offer.attributes}")
 
 
-def renew(app: Flask, response: Response, current: Current) -> None:
-    """Give a browser that has both cookies new ones after a rotation, until the same day."""
-    held = companion(app)
-    if held is None:
-        return
-    until = dt.datetime.fromtimestamp(held.until, dt.timezone.utc)
-    carried = _serializer(app).dumps([current.marker, held.until])
+def renew(
+    app: Flask, response: Response, current: Current, *, until: dt.datetime | None = None
+) -> None:
+    """Give a browser new ones of both cookies.
+
+    :param until: by default as long as those that it has; if it hasn't both, it is given none.
+    """
+    if until is None:
+        held = companion(app)
+        if held is None:
+            return
+        until = dt.datetime.fromtimestamp(held.until, dt.timezone.utc)
+    carried = _companion(app, current, int(until.timestamp()))
     _set(app, response, cookie_name(app), encode_cookie(str(session["_user_id"])), until)
     _set(app, response, companion_name(app), carried, until)
 
 
+def duration(app: Flask) -> dt.timedelta:
+    """For how long a browser is remembered."""
+    found = app.config.get("REMEMBER_COOKIE_DURATION", COOKIE_DURATION)
+    return found if isinstance(found, dt.timedelta) else dt.timedelta(seconds=found)
+
+
 def forget(app: Flask, response: Response) -> None:
     """Take both cookies away from the browser."""
-    epoch = dt.datetime.fromtimestamp(0, dt.timezone.utc)
     for name in (cookie_name(app), companion_name(app)):
-        _set(app, response, name, "", epoch)
+        _set(app, response, name, "", clock.EPOCH)
+
+
+def _companion(app: Flask, current: Current, until: int) -> str:
+    return signing.sign(app, [current.marker, until], purpose=_PURPOSE)
 
 
 def _set(app: Flask, response: Response, name: str, value: str, until: dt.datetime) -> None:
@@ -153,13 +171,4 @@ def _set(app: Flask, response: Response, name: str, value: str, until: dt.dateti
             httponly=config.get("REMEMBER_COOKIE_HTTPONLY", COOKIE_HTTPONLY),
             samesite=config.get("REMEMBER_COOKIE_SAMESITE"),
         ),
-    )
-
-
-def _serializer(app: Flask) -> URLSafeSerializer:
-    keys = [*(app.config.get("SECRET_KEY_FALLBACKS") or ()), app.secret_key]
-    return URLSafeSerializer(
-        keys,
-        salt="flask-session-registry.remember",
-        signer_kwargs={"digest_method": hashlib.sha256},
     )

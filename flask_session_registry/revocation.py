@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import typing as t
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -14,79 +13,151 @@ import sqlalchemy.orm as sa_orm
 from flask import Flask, current_app, has_app_context
 from flask import session as flask_session
 
-from . import entries, gate, remember, session_ids, signals
+from . import adoption, gate, remember, session_ids, signals
 from .credentials import fingerprint, is_rehash, rehash
+from .errors import RecordsError
+from .housekeeping import Purge
 from .installation import Installation, find_installation, get_installation, unwrap
-from .records import Execute
+from .log import log
+from .records import UNAVAILABLE, Ending, Execute, PasswordChange, Renewal, Stored
 from .state import MARKER, Current, RequestState, read_marker
-from .transaction import on_commit
+from .transaction import on_commit, waiting_for
 
 PASSWORD_CHANGED = "password_changed"
 
-_log = logging.getLogger("flask_session_registry")
 _LISTENING = "_flask_session_registry_listening"
 _View = t.TypeVar("_View", bound=Callable[..., t.Any])
 
 
 class Revocation:
-    """One revocation, from its ``UPDATE`` to what follows the commit.
-
-    Which rows it has ended is asked of the database after the commit, by the id that all of them
-    carry: what a savepoint took back, or a transaction that was never committed, is not found.
-    """
+    """One revocation, from the transaction that it is part of to what follows the commit."""
 
     def __init__(
-        self, installation: Installation, app: Flask, user_ids: Sequence[t.Any], reason: str
+        self,
+        installation: Installation,
+        app: Flask,
+        user_ids: Sequence[t.Any],
+        reason: str,
+        *,
+        are_deleted: bool = False,
     ) -> None:
         self.installation = installation
         self.app = app
         self.user_ids = user_ids
         self.reason = check_reason(reason)
         self.id = uuid.uuid4()
+        #: Whether the users are gone when their sessions have ended.
+        self.are_deleted = are_deleted
+        #: Whether there is something that must not be stored if it is left uncommitted.
+        self.has_written = False
+        #: How many sessions have ended by now.
+        self.ended = 0
         #: How many store entries were purged after the commit.
         self.purged = 0
         #: How many are still there, because the store could not be asked.
         self.unpurged = 0
-        self._has_work = False
+        self._change: PasswordChange | None = None
+        self.ending: Ending | None = None
 
     def end(
-        self, execute: Execute, *, spare: uuid.UUID | None = None, only: uuid.UUID | None = None
-    ) -> int:
-        count = self.installation.records.end_all(
+        self,
+        execute: Execute,
+        *,
+        change: PasswordChange | None = None,
+        only: uuid.UUID | None = None,
+        among: t.Any = None,
+        **how: t.Any,
+    ) -> Ending:
+        """End what :meth:`Table.end_all` ends, with the same parameters."""
+        ending = self.installation.records.end_all(
             execute,
             self.user_ids,
             revocation=self.id,
             reason=self.reason,
-            spare=spare,
+            change=change,
             only=only,
+            among=among,
+            are_deleted=self.are_deleted,
+            **how,
         )
-        self._has_work = count > 0 or spare is not None
-        return count
+        self._change, self.ending = change, ending
+        self.has_written = ending.count > 0
+        if self.installation.settings.adopts and (ending.count or (only is None and among is None)):
+            self.installation.table.bar(execute, self.user_ids)
+            self.has_written = True
+        return ending
+
+    @property
+    def count(self) -> int:
+        """How many sessions it ends, as far as is known before the commit."""
+        return self.ending.count if self.ending else 0
 
     def follow_commit_of(self, session: sa_orm.Session) -> None:
-        pending = on_commit(session, self._committed)
+        pending = on_commit(session, self._committed, subject=self)
         if self.installation.is_in_request:
             self.installation.state.pending.append(pending)
 
     def _committed(self) -> None:
-        if not self._has_work:
+        ending = self.ending
+        if ending is None or not (ending.count or ending.is_renewed):
             return
         with _app_context(self.app):
-            _follow_current(self.installation, self.user_ids)
-            for batch in self.installation.records.ended_by(self.id, self.user_ids):
-                ended = [(row.id, row.store_id) for row in batch]
-                stored = sum(row.store_id is not None for row in batch)
-                purged = purge(self.installation, self.app, ended)
-                self.purged += purged
-                self.unpurged += stored - purged
-                for user_id in dict.fromkeys(row.user_id for row in batch):
-                    signals.send(
-                        signals.session_revoked,
-                        self.app,
-                        ids=tuple(row.id for row in batch if row.user_id == user_id),
-                        user_id=user_id,
-                        reason=self.reason,
-                    )
+            if ending.is_done_by_commit:
+                self.ended = ending.count
+                _follow_current(self.installation, self.user_ids)
+                self._carry_out(ending)
+                return
+            try:
+                self._carry_out(ending)
+            except RecordsError as error:
+                if self._change is None:
+                    raise
+                log.warning(
+                    "What follows the change of a password could not be done (%s). The sessions"
+                    " are over all the same, and so may be the one that it was changed in.",
+                    type(error.__cause__).__name__,
+                )
+            finally:
+                _follow_current(self.installation, self.user_ids)
+
+    def _carry_out(self, ending: Ending) -> None:
+        purge = Purge(self.installation, self.app)
+        for batch in ending.carry_out():
+            if not ending.is_done_by_commit:
+                self.ended += len(batch)
+            ended = [(row.id, row.keys) for row in batch]
+            stored = sum(bool(keys) for _, keys in ended)
+            is_purged = purge.delete_of(ended)
+            if is_purged:
+                self.purged += stored
+            else:
+                self.unpurged += stored
+            for user_id, ids in self._by_owner(batch).items():
+                signals.send(
+                    signals.session_revoked,
+                    self.app,
+                    ids=tuple(ids),
+                    user_id=user_id,
+                    reason=self.reason,
+                )
+            if is_purged and stored:
+                self._note(functools.partial(ending.purged, batch))
+        self._note(ending.close)
+
+    def _note(self, take_down: Callable[[], None]) -> None:
+        """Take down that entries are gone; if that fails, they are deleted once more."""
+        try:
+            take_down()
+        except UNAVAILABLE:
+            log.exception("It could not be taken down that store entries were deleted.")
+
+    def _by_owner(self, batch: Sequence[Stored]) -> dict[t.Any, list[uuid.UUID]]:
+        """Whose sessions these were: the row of a deleted user may not know any more."""
+        owned: dict[t.Any, list[uuid.UUID]] = {}
+        for row in batch:
+            owner = self.user_ids[0] if self.are_deleted else row.user_id
+            owned.setdefault(owner, []).append(row.id)
+        return owned
 
 
 def check_reason(reason: str) -> str:
@@ -107,14 +178,27 @@ def revoke_users(
     reason: str,
     session: sa_orm.Session,
     spare: uuid.UUID | None = None,
-) -> tuple[int, Revocation]:
-    """End all sessions of users, in the transaction of ``session``; how many there were."""
+    among: t.Any = None,
+) -> Revocation:
+    """End the sessions of users, with the transaction of ``session``.
+
+    :param among: which; by default all of them.
+    """
     revocation = Revocation(installation, app, user_ids, reason)
     installation.records.lock_users(session.execute, user_ids)
-    count = revocation.end(session.execute, spare=spare)
-    if count:
+    adoption.settle(installation, session.execute, user_ids)
+    already = _endings_of(session)
+    revocation.end(session.execute, spare=spare, among=among, already=already)
+    if revocation.has_written:
         revocation.follow_commit_of(session)
-    return count, revocation
+    return revocation
+
+
+def _endings_of(session: sa_orm.Session) -> list[Ending]:
+    """What the transaction of ``session`` ends already."""
+    subjects = waiting_for(session)
+    endings = (one.ending for one in subjects if isinstance(one, Revocation))
+    return [ending for ending in endings if ending is not None]
 
 
 def revoke_one(
@@ -126,42 +210,17 @@ def revoke_one(
     reason: str,
     session: sa_orm.Session,
 ) -> bool:
-    """End one session, in the transaction of ``session``; with ``user_id``, only that user's."""
+    """End one session, with the transaction of ``session``; with ``user_id``, only that user's."""
     owner = installation.records.owner(session.execute, id)
     if not owner or (user_id is not None and owner[0] != user_id):
         return False
     installation.records.lock_users(session.execute, owner)
+    adoption.settle(installation, session.execute, owner)
     revocation = Revocation(installation, app, owner, reason)
-    if not revocation.end(session.execute, only=id):
+    if not revocation.end(session.execute, only=id, already=_endings_of(session)).count:
         return False
     revocation.follow_commit_of(session)
     return True
-
-
-def purge(
-    installation: Installation, app: Flask, ended: Sequence[tuple[uuid.UUID, str | None]]
-) -> int:
-    """Delete the store entries of ended sessions; how many.
-
-    Decides nothing: the sessions are over. If it fails that is logged and told, and the rows stay
-    as they are, to be tried again.
-    """
-    stored = {row[0]: row[1] for row in ended if row[1] is not None}
-    if not stored:
-        return 0
-    try:
-        entries.delete(app.session_interface, t.cast("list[str]", list(stored.values())))
-        installation.records.purged(list(stored))
-    except Exception as error:
-        _log.warning(
-            "The store entries of %d ended sessions could not be deleted (%s). The sessions are"
-            " over all the same.",
-            len(stored),
-            type(error).__name__,
-        )
-        signals.send(signals.purge_failed, app, ids=tuple(stored), error=error)
-        return 0
-    return len(stored)
 
 
 def _follow_current(installation: Installation, user_ids: Sequence[t.Any]) -> None:
@@ -174,12 +233,12 @@ def _follow_current(installation: Installation, user_ids: Sequence[t.Any]) -> No
     if current is None:
         # Nobody has asked who this is. If it has ended, it must not be written back.
         marker = None if state.is_known(carried) else read_marker(carried)
-        if marker is not None and installation.records.standing(marker[0]) is None:
+        if marker is not None and _standing(installation, marker[0]) is None:
             _sign_out(app, state)
         return
     if current.user_id not in user_ids:
         return
-    generation = installation.records.standing(current.id)
+    generation = _standing(installation, current.id)
     is_carried = carried == current.marker
     if generation is None:
         state.current = None
@@ -192,6 +251,14 @@ def _follow_current(installation: Installation, user_ids: Sequence[t.Any]) -> No
         if is_carried:
             session_ids.change(app.session_interface, browser)
             browser[MARKER] = current.marker
+
+
+def _standing(installation: Installation, id: uuid.UUID) -> int | None:
+    """The generation of a session that stands; ``None``: none, as far as can be known."""
+    try:
+        return installation.records.standing(id)
+    except RecordsError:
+        return None
 
 
 def _sign_out(app: Flask, state: RequestState) -> None:
@@ -221,6 +288,7 @@ def listen(installation: Installation) -> None:
         listening = set()
         setattr(model, _LISTENING, listening)
         sa.event.listen(model, "after_update", _on_update, propagate=True)
+        sa.event.listen(model, "before_delete", _on_delete, propagate=True)
     if credentials.names not in listening:
         listening.add(credentials.names)
         credentials.listen()
@@ -233,30 +301,84 @@ def _on_update(_: object, connection: sa.Connection, user: t.Any) -> None:
         return
     credentials, records = installation.credentials, installation.records
     change = credentials.change(connection, user)
+    if not user.is_active:
+        # Activated again, nobody is to be signed in by it.
+        _end_all(installation, connection, user, "inactive")
+        return
     if change is None:
         return
     before, after = (fingerprint(values) for values in change)
     user_id = installation.user_id_of(user)
-    if is_rehash(user):
-        records.follow_rehash(connection.execute, user_id, before=before, after=after)
-        return
+    adoption.settle(installation, connection.execute, [user_id])
     state = installation.known_state
+    session = t.cast(sa_orm.Session, sa_orm.object_session(user))
+    if is_rehash(user):
+        follow = records.follow_rehash(connection.execute, user_id, before=before, after=after)
+        pending = on_commit(session, functools.partial(_follow_rehash, unwrap(current_app), follow))
+        if state is not None:
+            # Left uncommitted, it is no more to be stored than a new password is.
+            state.pending.append(pending)
+        return
     reason = state.watch_reason if state else None
     if reason is None:
         if not installation.settings.revoke_on_password_change:
+            if installation.settings.adopts:
+                # It would be adopted with the new fingerprint.
+                installation.table.bar(connection.execute, [user_id])
             return
         reason = PASSWORD_CHANGED
     current: Current | None = state.current if state else None
-    spare = None
+    renewal = None
     if current is not None and current.user_id == user_id:
-        known = (current.generation, current.generation + current.recredited)
-        if records.recredit(connection.execute, current.id, generations=known, fingerprint=after):
-            current.recredited += 1
-            spare = current.id
+        renewal = Renewal(
+            current.id,
+            generations=(current.generation, current.generation + current.recredited),
+            has_entry=current.store_id is not None,
+        )
     revocation = Revocation(installation, unwrap(current_app), [user_id], reason)
-    revocation.end(connection.execute, spare=spare)
+    ending = revocation.end(connection.execute, change=PasswordChange(after, renewal), already=None)
+    if current is not None and ending.is_renewed:
+        current.recredited += 1
     # Also if nobody was signed in: left uncommitted, the password is not to be stored either.
-    revocation.follow_commit_of(t.cast(sa_orm.Session, sa_orm.object_session(user)))
+    revocation.follow_commit_of(session)
+
+
+def _follow_rehash(app: Flask, follow: Callable[[], None]) -> None:
+    """Let the sessions follow a new hash of the same password that has been committed."""
+    with _app_context(app):
+        try:
+            follow()
+        except RecordsError as error:
+            log.warning(
+                "User sessions could not follow a new hash of their password (%s), and are over.",
+                type(error.__cause__).__name__,
+            )
+
+
+def _on_delete(_: object, connection: sa.Connection, user: t.Any) -> None:
+    """Within a flush that is about to delete a user."""
+    installation = find_installation()
+    if installation is not None and isinstance(user, installation.credentials.user_model):
+        user_id = installation.user_id_of(user)
+        installation.records.lock_users(connection.execute, [user_id])
+        _end_all(installation, connection, user, "deleted", are_deleted=True)
+
+
+def _end_all(
+    installation: Installation,
+    connection: sa.Connection,
+    user: t.Any,
+    reason: str,
+    *,
+    are_deleted: bool = False,
+) -> None:
+    """End all sessions of a user whose row is locked, within a flush."""
+    user_id = installation.user_id_of(user)
+    app = unwrap(current_app)
+    revocation = Revocation(installation, app, [user_id], reason, are_deleted=are_deleted)
+    revocation.end(connection.execute, already=None)
+    if revocation.has_written:
+        revocation.follow_commit_of(t.cast(sa_orm.Session, sa_orm.object_session(user)))
 
 
 def watching(view: _View, reason: str) -> _View:
@@ -272,7 +394,7 @@ def watching(view: _View, reason: str) -> _View:
             return current_app.ensure_sync(view)(*args, **kwargs)
         except BaseException:
             # A session store in SQL would commit what the view left behind.
-            installation.records.db.session.rollback()
+            installation.db_session.rollback()
             raise
         finally:
             state.watch_reason = before

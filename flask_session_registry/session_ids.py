@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 import typing as t
+from collections.abc import Callable
 
-from flask import Flask, request
+from flask import Flask, Request, Response, request
 from flask.sessions import SessionInterface, SessionMixin
 from flask_session.base import ServerSideSessionInterface
 from itsdangerous import BadSignature
 
+from .entries import store_of
 from .state import MARKER
 
 # What Flask-Session itself hands out. Anything else that a cookie may say is no session id, and
 # must not reach a store as a key; nor must a hash, which may be from a dump of hashed keys.
-_ISSUED = re.compile(r"(?![0-9a-f]{64}$)[A-Za-z0-9_-]{1,180}")
+_ISSUED = re.compile(r"(?![0-9a-fA-F]{64}$)[A-Za-z0-9_-]{1,180}")
 
 #: What Flask-Login and Flask itself keep in a session that a login has just been written to.
 _OF_THE_LOGIN = ("_user_id", "_fresh", "_id", "_remember", "_remember_seconds", "_permanent")
@@ -43,15 +46,55 @@ def choose_store_ids(interface: SessionInterface, *, hashed: bool) -> None:
     interface._get_store_id = store_id_of
 
 
+def read_unhashed_too(interface: SessionInterface, *, moved: Callable[[str], None]) -> None:
+    """Find entries from before session ids were hashed, too, and move them to their hashed key.
+
+    :param moved: called with the key that an entry had, when it has been saved under its new one.
+    """
+    if not isinstance(interface, ServerSideSessionInterface):
+        return
+    opened, saved, prefix = interface.open_session, interface.save_session, interface.key_prefix
+
+    def open_session(app: Flask, request: Request) -> t.Any:
+        found: t.Any = opened(app, request)
+        sent = sent_id(app, request)
+        # Never by what looks like a hash: it may be from a dump of the store.
+        if sent is None or sent == found.sid or not _ISSUED.fullmatch(sent):
+            return found
+        data = interface._retrieve_session_data(prefix + sent)
+        if data is None:
+            return found
+        found = interface.session_class(data, sid=sent)
+        found.modified = True
+        found.moved_from = prefix + sent
+        return found
+
+    def save_session(app: Flask, session: t.Any, response: Response) -> None:
+        saved(app, session, response)
+        before = getattr(session, "moved_from", None)
+        if before is not None and session.modified:
+            moved(before)
+
+    interface.open_session = open_session
+    interface.save_session = save_session
+
+
 def session_id(session: SessionMixin) -> str | None:
     return getattr(session, "sid", None)
 
 
+def are_on_server(interface: SessionInterface) -> bool:
+    """Whether sessions are entries in a store on a server, and not all in the browser."""
+    store = store_of(interface)
+    return store is not None and store.delete is not None
+
+
 def store_id(interface: SessionInterface, session_id: str | None) -> str | None:
     """The key of the entry of a session id; ``None`` where there is no entry."""
-    if session_id is None or not isinstance(interface, ServerSideSessionInterface):
+    store = store_of(interface)
+    if session_id is None or store is None or store.delete is None:
         return None
-    return t.cast(str, interface._get_store_id(session_id))
+    return store.key(interface, session_id)
 
 
 def lost_store_id(app: Flask, session: SessionMixin) -> str | None:
@@ -59,16 +102,24 @@ def lost_store_id(app: Flask, session: SessionMixin) -> str | None:
 
     Flask-Session opens a new session, under a new id, when it finds no entry.
     """
-    interface = app.session_interface
-    sent = request.cookies.get(app.config["SESSION_COOKIE_NAME"])
-    if not sent or not isinstance(interface, ServerSideSessionInterface):
+    sent = sent_id(app, request)
+    if sent is None or sent == session_id(session):
         return None
-    if interface.use_signer:
+    return store_id(app.session_interface, sent)
+
+
+def sent_id(app: Flask, request: Request) -> str | None:
+    """The session id that the browser has sent, if sessions are kept on a server."""
+    interface: t.Any = app.session_interface
+    sent = request.cookies.get(app.config["SESSION_COOKIE_NAME"])
+    if not sent or not are_on_server(interface):
+        return None
+    if getattr(interface, "use_signer", False):
         try:
-            sent = interface._unsign(app, sent)
+            return t.cast(str, interface._unsign(app, sent))
         except BadSignature:
             return None
-    return None if sent == session_id(session) else store_id(interface, sent)
+    return sent
 
 
 def change(interface: SessionInterface, session: SessionMixin) -> None:
@@ -79,6 +130,8 @@ def change(interface: SessionInterface, session: SessionMixin) -> None:
     """
     if isinstance(interface, ServerSideSessionInterface):
         t.cast(t.Any, session).sid = interface._generate_sid(interface.sid_length)
+    elif are_on_server(interface):
+        t.cast(t.Any, session).sid = secrets.token_urlsafe(32)
 
 
 def forget(interface: SessionInterface, session: SessionMixin) -> None:

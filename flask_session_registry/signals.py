@@ -6,16 +6,22 @@ stands, and no receiver may undo it.
 
 from __future__ import annotations
 
-import logging
+import contextvars
+import functools
+import inspect
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from blinker import NamedSignal, Namespace
 from flask import Flask
 
-_namespace = Namespace()
-_log = logging.getLogger("flask_session_registry")
+from .log import log
 
-#: A login has been recorded: ``user_session_id``, ``user_id``.
+_namespace = Namespace()
+
+#: A login has been recorded: ``user_session_id``, ``user_id``, ``new_device`` (whether this user
+#: was never seen with such a device before, by the rule in the README).
 session_registered = _namespace.signal("session-registered")
 
 #: User sessions have ended by a revocation, and that is committed: ``ids`` (a tuple, at most a
@@ -34,6 +40,16 @@ purge_failed = _namespace.signal("purge-failed")
 def send(signal: NamedSignal, app: Flask, **arguments: Any) -> None:
     for receiver in signal.receivers_for(app):
         try:
-            receiver(app, **arguments)
+            _call(app, receiver, arguments)
         except Exception:
-            _log.exception("A receiver of the signal '%s' failed.", signal.name)
+            log.exception("A receiver of the signal '%s' failed.", signal.name)
+
+
+def _call(app: Flask, receiver: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    call = functools.partial(app.ensure_sync(receiver), app, **arguments)
+    if not inspect.iscoroutinefunction(receiver):
+        call()
+        return
+    # This may be the thread of a loop, in which no other can run.
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        thread.submit(contextvars.copy_context().run, call).result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import typing as t
 import uuid
 
@@ -46,6 +47,8 @@ class Current:
     is_touch_due: bool
     #: Whether ``rotate()`` was called.
     is_rotating: bool = False
+    #: Whether the password was given once more.
+    is_confirmed: bool = False
     #: Whether a "remember me" cookie brought it back under a new session id.
     has_returned: bool = False
     #: How often this request has given the row another fingerprint and generation, in
@@ -59,9 +62,27 @@ class Current:
         return marker(self.id, self.generation)
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        return () if self.store_id is None else (self.store_id,)
+
+    @property
     def user_id(self) -> t.Any:
         """The primary key of the user."""
         return sa.inspect(self.user).identity[0]
+
+
+@dataclasses.dataclass(slots=True)
+class Adoption:
+    """A session from before the registry that goes on, and has no row yet."""
+
+    user: t.Any
+    #: What its row will say, but for the fingerprint.
+    values: dict[str, t.Any]
+
+    @property
+    def remember_until(self) -> dt.datetime | None:
+        """Until when a "remember me" cookie can renew it; ``None``: it has none."""
+        return t.cast("dt.datetime | None", self.values["remember_until"])
 
 
 @dataclasses.dataclass(slots=True)
@@ -86,12 +107,17 @@ class RequestState:
 
     current: Current | None = None
     login: Login | None = None
+    adoption: Adoption | None = None
+    #: The user session of a login that has been written down in this request.
+    registered: uuid.UUID | None = None
     #: The key that the browser's cookie names, if there is no such entry.
     lost_store_id: str | None = None
     #: Why the session of this request was refused.
     rejected: str | None = None
     #: Which user session that was; ``None`` if it named none.
     rejected_id: uuid.UUID | None = None
+    #: Whether it was refused although its browser is, or will be, signed in.
+    is_late: bool = False
     #: The database could not be asked: nothing may be written, no cookie touched.
     is_unavailable: bool = False
     #: The session was emptied, and what the browser holds is not to be taken away.
@@ -104,10 +130,10 @@ class RequestState:
     pending: list[Pending] = dataclasses.field(default_factory=list)
     #: Keys of entries that this request has left behind.
     left_behind: list[str] = dataclasses.field(default_factory=list)
-    #: A user session whose user is no longer active, to be ended.
-    inactive: uuid.UUID | None = None
+    #: A user session that the check has refused and that is to end: its id, keys and the reason.
+    to_end: tuple[uuid.UUID, tuple[str, ...], str] | None = None
     #: User sessions that this request has ended: their ids and keys.
-    ended: list[tuple[uuid.UUID, str | None]] = dataclasses.field(default_factory=list)
+    ended: list[tuple[uuid.UUID, tuple[str, ...]]] = dataclasses.field(default_factory=list)
 
     def is_known(self, carried: object) -> bool:
         """Whether this very session was accepted, or opened, earlier in this request."""

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import ipaddress
-import logging
-import re
 import typing as t
 import uuid
 
 import sqlalchemy as sa
 from flask import Flask, Response, g, request, session
-from flask_login import user_loaded_from_cookie, user_logged_in, user_logged_out
-from werkzeug.exceptions import ServiceUnavailable
+from flask_login import (
+    user_loaded_from_cookie,
+    user_logged_in,
+    user_logged_out,
+    user_login_confirmed,
+)
+from werkzeug.exceptions import Forbidden, HTTPException, ServiceUnavailable
 
-from . import clock, entries, gate, remember, session_ids, signals
-from .credentials import fingerprint
+from . import adoption, clock, devices, gate, remember, session_ids, signals
 from .errors import UserError
+from .housekeeping import Purge, prune
 from .installation import Installation, get_installation, installation_on, unwrap
-from .revocation import purge
-from .state import MARKER, Current, Login, RequestState
+from .log import log
+from .records import BATCH, UNAVAILABLE, LimitReachedError
+from .sight import sight
+from .state import MARKER, Adoption, Current, Login, RequestState
 
 #: A request that took longer than this looks once more before its session is written, in seconds.
 #: From its beginning, not from the check, which may see the database as it was at the beginning.
@@ -29,12 +33,7 @@ LATE = 1.0
 #: For so long after a rotation, the browser may have requests under way with the old id.
 OVERLAP = dt.timedelta(seconds=10)
 
-_USER_AGENT_LENGTH = 512
-#: Characters that can break a line, a terminal or the direction of a text.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _LATER = "_session_registry_later"
-
-_log = logging.getLogger("flask_session_registry")
 
 
 @dataclasses.dataclass
@@ -42,20 +41,25 @@ class Later:
     """What can wait until the app's database session is gone."""
 
     installation: Installation
-    ended: list[tuple[uuid.UUID, str | None]]
+    ended: list[tuple[uuid.UUID, tuple[str, ...]]]
     left_behind: list[str]
-    inactive: uuid.UUID | None
+    to_end: tuple[uuid.UUID, tuple[str, ...], str] | None
     touched: tuple[uuid.UUID, dict[str, t.Any]] | None
+    prunes: bool
 
     def run(self, app: Flask) -> None:
         records = self.installation.records
-        purge(self.installation, app, self.ended)
-        if self.left_behind:
-            entries.delete(app.session_interface, self.left_behind)
-        if self.inactive:
-            records.end(self.inactive, "inactive")
+        purge = Purge(self.installation, app)
+        if self.to_end is not None:
+            id, keys, reason = self.to_end
+            if records.end(id, reason):
+                self.ended.append((id, keys))
+        purge.purge(self.ended)
+        purge.delete(self.left_behind)
         if self.touched:
             records.touch(*self.touched)
+        if self.prunes:
+            prune(self.installation, app, limit=BATCH)
 
 
 def connect(app: Flask) -> None:
@@ -63,6 +67,7 @@ def connect(app: Flask) -> None:
     user_logged_in.connect(_logged_in, app)
     user_logged_out.connect(_logged_out, app)
     user_loaded_from_cookie.connect(_returned, app)
+    user_login_confirmed.connect(_confirmed, app)
 
 
 # -- during the request ------------------------------------------------------------------------
@@ -75,8 +80,8 @@ def _logged_in(app: Flask, user: t.Any) -> None:
     except BaseException as error:
         # Flask-Login has signed the user in already.
         _sign_out(app)
-        if isinstance(error, sa.exc.SQLAlchemyError):
-            _log.exception("A login could not be prepared.")
+        if isinstance(error, UNAVAILABLE):
+            log.exception("A login could not be prepared.")
             raise _unrecorded() from None
         raise
 
@@ -106,8 +111,8 @@ def _logged_out(app: Flask, **_: t.Any) -> None:
     installation = get_installation()
     try:
         gate.current_before(installation, app)
-    except sa.exc.SQLAlchemyError:
-        _log.exception("A logout could not be prepared.")
+    except UNAVAILABLE:
+        log.exception("A logout could not be prepared.")
         installation.state.is_unavailable = True
         raise _unrecorded() from None
 
@@ -127,13 +132,29 @@ def _returned(app: Flask, **_: t.Any) -> None:
     session[MARKER] = current.marker
 
 
+def _confirmed(app: Flask, **_: t.Any) -> None:
+    """The password was given once more: that is a login, as to the session id."""
+    current = rotate(app, get_installation())
+    if current is not None:
+        current.is_confirmed = True
+
+
+def rotate(app: Flask, installation: Installation) -> Current | None:
+    """Let the session of this request go on under a new id; ``None``: there is none."""
+    current = gate.current(installation)
+    if current is not None and not current.is_rotating:
+        current.is_rotating = True
+        session_ids.change(app.session_interface, session)
+    return current
+
+
 # -- at the end of the request -----------------------------------------------------------------
 
 
 def finish(response: Response, *, app: Flask) -> Response:
     """Compare what the check accepted with what the session says now, and write it down.
 
-    The last thing before Flask saves the session. May run twice, if saving fails.
+    The last thing before Flask saves the session. Runs once more for the error page if that fails.
     """
     installation = installation_on(app)
     state = installation.state_in(request.environ) if installation else None
@@ -141,14 +162,27 @@ def finish(response: Response, *, app: Flask) -> Response:
         return response
     _roll_back_uncommitted(installation, state)
     try:
-        if not state.is_unavailable:
+        if state.registered is not None:
+            _take_back(app, installation, state)
+        elif not state.is_unavailable:
             _write_down(app, installation, state, response)
-    except sa.exc.SQLAlchemyError:
-        _log.exception("What became of a session could not be written down.")
-        response = _unavailable(app, state)
+    except UNAVAILABLE:
+        log.exception("What became of a session could not be written down.")
+        response = _refused(app, state, _unrecorded())
+    except LimitReachedError:
+        response = _refused(app, state, _too_many())
     if state.is_unavailable or _must_not_be_written(installation, state):
         session_ids.forget(app.session_interface, session)
     return response
+
+
+def _take_back(app: Flask, installation: Installation, state: RequestState) -> None:
+    """The login that was written down: its session could not be saved, so nobody has it."""
+    id, state.registered = t.cast(uuid.UUID, state.registered), None
+    installation.users.release()
+    installation.records.end(id, "not_saved")
+    state.current = None
+    _sign_out(app)
 
 
 def _must_not_be_written(installation: Installation, state: RequestState) -> bool:
@@ -165,18 +199,18 @@ def _must_not_be_written(installation: Installation, state: RequestState) -> boo
         # A late request with the id from before a rotation: this browser is signed in by now. After
         # that, it is one that has nothing but the old id, and must be able to sign in.
         return installation.records.was_rotated_since(state.rejected_id, clock.now() - OVERLAP)
-    except sa.exc.SQLAlchemyError:
-        _log.exception("It could not be asked whether a request is late.")
-        installation.records.db.session.rollback()
+    except UNAVAILABLE:
+        log.exception("It could not be asked whether a request is late.")
+        installation.db_session.rollback()
         # A visitor who was not refused has nothing to do with the table.
         return state.rejected is not None
 
 
 def _roll_back_uncommitted(installation: Installation, state: RequestState) -> None:
-    session = installation.records.db.session
+    session = installation.db_session
     for pending in state.pending:
-        if pending.is_open and pending.is_of_this_thread(session()):
-            _log.warning(
+        if pending.is_open and pending.is_nobody_elses(session()):
+            log.warning(
                 "A revocation, or the change of a password, was not committed by the end of the"
                 " request '%s' and has been rolled back: nobody was signed out. Commit the"
                 " transaction in the view.",
@@ -189,11 +223,14 @@ def _write_down(
     app: Flask, installation: Installation, state: RequestState, response: Response
 ) -> None:
     offer = remember.offer(app, response)
+    adopted, state.adoption = state.adoption, None
+    if adopted is not None:
+        _adopt(app, installation, state, adopted)
     browser = unwrap(session)
     carried = browser.get(MARKER) if "_user_id" in browser else None
     is_renewed = False
     if state.login is not None and state.login.marker == carried:
-        _register(app, installation, state, state.login, offer)
+        _register(app, installation, state, state.login, offer, response)
         state.forgets_remember |= remember.is_offered(app)
     elif state.current is not None and state.current.marker != carried:
         _end(app, installation, state, state.current)
@@ -206,7 +243,9 @@ def _write_down(
         remember.accompany(app, response, offer, current)
     elif state.forgets_remember:
         remember.forget(app, response)
-    elif is_renewed and current is not None:
+    elif current is not None and adopted is not None and adopted.remember_until is not None:
+        remember.renew(app, response, current, until=adopted.remember_until)
+    elif current is not None and is_renewed:
         remember.renew(app, response, current)
     _put_off(installation, state, offer)
 
@@ -217,6 +256,7 @@ def _register(
     state: RequestState,
     login: Login,
     offer: remember.Offer | None,
+    response: Response,
 ) -> None:
     interface, moment = app.session_interface, clock.now()
     key = session_ids.store_id(interface, session_ids.session_id(session))
@@ -231,21 +271,37 @@ def _register(
         "rotated_at": moment,
         "authenticated_at": moment,
         "remember_until": offer.until if offer and offer.value else None,
-        **_sight(moment),
+        **sight(moment),
     }
-    fingerprints = [fingerprint(known) for known in installation.credentials.known(login.user)]
+    fingerprints = installation.credentials.fingerprints(login.user)
     before = login.replaces
-    installation.records.release()
-    if user_id is None or not installation.records.add(
-        values, fingerprints=fingerprints, replaces=before.id if before else None
-    ):
+    if user_id is not None:
+        login.id = values["id"] = installation.records.place(login.id, user_id)
+        session[MARKER] = login.marker
+    installation.users.release()
+    surplus = None
+    # Nobody asks for it where nobody is told, and no browser is given a cookie for nothing.
+    is_told = signals.session_registered.has_receivers_for(app)
+    is_new_device = False
+    if user_id is not None:
+        is_new_device = is_told and _is_new_device(app, installation, values)
+        surplus = installation.records.add(
+            values,
+            fingerprints=fingerprints,
+            replaces=before.id if before else None,
+            limit=installation.limit,
+            expiry=installation.expiry(app),
+        )
+    if surplus is None:
         raise sa.exc.InvalidRequestError(
             "The user who signed in is not in the database. Commit before the request ends."
         )
     if before is not None:
-        state.ended.append((before.id, before.store_id))
+        state.ended.append((before.id, before.keys))
+    state.ended += [(row.id, row.keys) for row in surplus]
     state.leave_behind(session_ids.store_id(interface, login.session_id), but=key)
     state.login = None
+    state.registered = login.id
     state.current = Current(
         id=login.id,
         generation=0,
@@ -254,13 +310,49 @@ def _register(
         store_id=key,
         is_touch_due=False,
     )
-    signals.send(signals.session_registered, app, user_session_id=login.id, user_id=user_id)
+    if is_told:
+        devices.make_known_to(app, response, user_id)
+    signals.send(
+        signals.session_registered,
+        app,
+        user_session_id=login.id,
+        user_id=user_id,
+        new_device=is_new_device,
+    )
+    if surplus:
+        signals.send(
+            signals.session_revoked,
+            app,
+            ids=tuple(row.id for row in surplus),
+            user_id=user_id,
+            reason="max_sessions",
+        )
+
+
+def _adopt(app: Flask, installation: Installation, state: RequestState, adopted: Adoption) -> None:
+    generation = adoption.finish(installation, adopted)
+    if state.current is not None and generation != state.current.generation:
+        # Its user has had a revocation since the check, or a request in parallel has rotated it.
+        if session.get(MARKER) == state.current.marker:
+            _drop(app, state)
+            return
+        # Somebody has signed in over it since.
+        state.current = None
+        if state.login is not None:
+            state.login.replaces = None
+
+
+def _is_new_device(app: Flask, installation: Installation, login: dict[str, t.Any]) -> bool:
+    """Whether nothing says that this user has signed in with such a device before."""
+    return not devices.is_known_to(app, login["user_id"]) and not installation.records.was_seen(
+        login["user_id"], ip_address=login["ip_address"], user_agent=login["user_agent"]
+    )
 
 
 def _end(app: Flask, installation: Installation, state: RequestState, current: Current) -> None:
-    installation.records.release()
+    installation.users.release()
     installation.records.end(current.id, "logged_out")
-    state.ended.append((current.id, current.store_id))
+    state.ended.append((current.id, current.keys))
     state.current = None
     state.forgets_remember = remember.is_offered(app)
     session.pop(MARKER, None)
@@ -271,20 +363,26 @@ def _end(app: Flask, installation: Installation, state: RequestState, current: C
 
 def _go_on(app: Flask, installation: Installation, state: RequestState, current: Current) -> bool:
     """The session goes on; whether the browser needs a new "remember me" cookie."""
-    interface = app.session_interface
-    session_id = session_ids.session_id(unwrap(session))
-    has_moved = session_id != current.session_id
+    interface, browser = app.session_interface, unwrap(session)
+    session_id = session_ids.session_id(browser)
+    key = session_ids.store_id(interface, session_id)
     rotates = current.is_rotating or (
-        has_moved and not current.has_returned and not current.is_recredited
+        session_id != current.session_id and not current.has_returned and not current.is_recredited
     )
     if current.is_recredited:
         _follow_user(app, installation, current)
-    if has_moved or rotates:
-        key = session_ids.store_id(interface, session_id)
+    # The same id under another key than the row knows: of requests that came back in parallel by
+    # "remember me" cookie each had its own, and the browser has kept this one.
+    if rotates or key != current.store_id:
         becomes = current.generation + rotates
-        installation.records.release()
+        installation.users.release()
         if not installation.records.renew(
-            current.id, generation=current.generation, becomes=becomes, store_id=key
+            current.id,
+            user_id=current.user_id,
+            generation=current.generation,
+            becomes=becomes,
+            store_id=key,
+            is_confirmed=current.is_confirmed,
         ):
             return _drop(app, state)
         state.leave_behind(session_ids.store_id(interface, current.session_id), but=key)
@@ -303,7 +401,7 @@ def _go_on(app: Flask, installation: Installation, state: RequestState, current:
 def _follow_user(app: Flask, installation: Installation, current: Current) -> None:
     """``get_id()`` may have changed with the password."""
     # The commit may have been another session's, and this one know an older user.
-    installation.records.release()
+    installation.users.release()
     row = installation.records.load(current.id, anew=True)
     if row is not None:
         session["_user_id"] = getattr(row[0], app.login_manager.id_attribute)()  # type: ignore[attr-defined]
@@ -328,30 +426,15 @@ def _unrecorded() -> ServiceUnavailable:
     return ServiceUnavailable("Your session could not be recorded. Please try again in a moment.")
 
 
-def _unavailable(app: Flask, state: RequestState) -> Response:
-    """The answer of a request whose session could not be written down."""
+def _too_many() -> Forbidden:
+    return Forbidden("You are signed in on too many devices. Sign out on one of them first.")
+
+
+def _refused(app: Flask, state: RequestState, error: HTTPException) -> Response:
+    """The answer of a request whose session was not written down: all stays as it was."""
     state.is_unavailable = True
     _sign_out(app)
-    return app.make_response(app.handle_http_exception(_unrecorded()))
-
-
-def _sight(moment: dt.datetime) -> dict[str, t.Any]:
-    """When, whence and with what this browser is seen."""
-    return {
-        "last_seen_at": moment,
-        "ip_address": _ip_address(request.remote_addr),
-        "user_agent": _CONTROL.sub(" ", request.user_agent.string)[:_USER_AGENT_LENGTH] or None,
-    }
-
-
-def _ip_address(address: str | None) -> str | None:
-    """The address in its usual form, without a scope; ``None`` if it is none (a socket, say)."""
-    try:
-        found = ipaddress.ip_address((address or "").partition("%")[0])
-    except ValueError:
-        return None
-    # A socket for both families gives an IPv4 address within an IPv6 one.
-    return str(getattr(found, "ipv4_mapped", None) or found)
+    return app.make_response(app.handle_http_exception(error))
 
 
 # -- after the response ------------------------------------------------------------------------
@@ -362,13 +445,20 @@ def _put_off(installation: Installation, state: RequestState, offer: remember.Of
     touched = None
     if current is not None and current.is_touch_due:
         current.is_touch_due = False
-        values = _sight(clock.now())
+        values = sight(clock.now())
         if offer is not None and offer.value:
             values["remember_until"] = offer.until
         touched = (current.id, values)
-    if touched or state.ended or state.left_behind or state.inactive:
-        later = Later(installation, state.ended, state.left_behind, state.inactive, touched)
+    prunes = installation.is_prune_due()
+    if touched or state.ended or state.left_behind or state.to_end or prunes:
+        later = Later(installation, state.ended, state.left_behind, state.to_end, touched, prunes)
         g.setdefault(_LATER, []).append(later)
+
+
+def delete_later(store_id: str, *, installation: Installation) -> None:
+    """Delete an entry once the app's database session is gone."""
+    later = Later(installation, [], [store_id], None, None, prunes=False)
+    g.setdefault(_LATER, []).append(later)
 
 
 def run_later(_: BaseException | None, *, app: Flask) -> None:
@@ -377,4 +467,4 @@ def run_later(_: BaseException | None, *, app: Flask) -> None:
         try:
             later.run(app)
         except Exception:
-            _log.exception("Housekeeping after a request failed.")
+            log.exception("Housekeeping after a request failed.")

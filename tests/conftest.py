@@ -14,7 +14,14 @@ import sqlalchemy as sa
 sys.path.insert(0, str(Path(__file__).parent))
 
 import servers
-from site_under_test import DATABASES, STORES, Browser, Site
+from site_under_test import DATABASES, HOMES, STORES, Browser, Site
+
+from flask_session_registry import (
+    purge_failed,
+    session_registered,
+    session_rejected,
+    session_revoked,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +44,14 @@ SiteFactory = Callable[..., Site]
 
 
 @pytest.fixture(autouse=True)
+def no_receiver_is_left() -> Iterator[None]:
+    """Disconnect what a test has connected to the signals, which are the same for all apps."""
+    yield
+    for signal in (purge_failed, session_registered, session_rejected, session_revoked):
+        signal._clear_state()
+
+
+@pytest.fixture(autouse=True)
 def logger_is_enabled() -> None:
     """Flask-Migrate's logging configuration disables those that exist."""
     logging.getLogger("flask_session_registry").disabled = False
@@ -56,8 +71,21 @@ def databases() -> Iterator[Callable[[str], str | None]]:
         yield find
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each test of a site is run with the user sessions in each of their homes.
+
+    What is about the table is marked so.
+    """
+    if "home" in metafunc.fixturenames:
+        is_about_table = metafunc.definition.get_closest_marker("table")
+        homes = HOMES[:1] if is_about_table else HOMES
+        metafunc.parametrize("home", homes, scope="module")
+
+
 @pytest.fixture
-def make_site(tmp_path: Path, databases: Callable[[str], str | None]) -> Iterator[SiteFactory]:
+def make_site(
+    tmp_path: Path, databases: Callable[[str], str | None], home: str
+) -> Iterator[SiteFactory]:
     """Make sites, each on an empty database and an empty session store."""
     sites: list[Site] = []
 
@@ -68,8 +96,7 @@ def make_site(tmp_path: Path, databases: Callable[[str], str | None]) -> Iterato
             folder,
             store=store,
             database=databases(database),
-            redis_url=servers.redis_url() if store == "redis" else None,
-            **options,
+            **{"home": home, **options},
         )
         sites.append(site)
         return site

@@ -12,8 +12,10 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
+import typing as t
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +27,7 @@ import sqlalchemy as sa
 
 REDIS = "redis://127.0.0.1:6379/0"
 POSTGRESQL = "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"
+MEMCACHED = "127.0.0.1:11211"
 MARIADB = "mysql+pymysql://root@127.0.0.1:3306/mysql"
 
 
@@ -156,7 +159,7 @@ def _mariadb_url() -> str | None:
 def _folder(owner: str) -> str:
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and owner != "root":
         shutil.chown(folder, owner)
     return folder
 
@@ -167,6 +170,137 @@ def redis_url() -> str:
     if url is None:
         _missing("Redis", "TEST_REDIS_URL")
     return str(url)
+
+
+def _memcached_answers(address: tuple[str, int]) -> bool:
+    with suppress(OSError), socket.create_connection(address, timeout=5) as connection:
+        connection.sendall(b"version\r\n")
+        return connection.recv(100).startswith(b"VERSION")
+    return False
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host, int(port)
+
+
+@functools.cache
+def _memcached_address() -> tuple[str, int] | None:
+    address = _address(os.environ.get("TEST_MEMCACHED_URL") or MEMCACHED)
+    if _memcached_answers(address):
+        return address
+    server = _binary("memcached", "/usr/bin/memcached")
+    if "TEST_MEMCACHED_URL" in os.environ or server is None:
+        return None
+    address = ("127.0.0.1", free_port())
+    # It refuses to run as root.
+    user = ["-u", "nobody"] if os.geteuid() == 0 else []
+    _start([server, "-l", address[0], "-p", str(address[1]), *user])
+    return address if wait_for(lambda: _memcached_answers(address)) else None
+
+
+def memcached_address() -> tuple[str, int]:
+    """Host and port of a memcached server."""
+    address = _memcached_address()
+    if address is None:
+        _missing("memcached", "TEST_MEMCACHED_URL")
+    return t.cast("tuple[str, int]", address)
+
+
+@functools.cache
+def dynamodb_url() -> str:
+    """The address of a server that speaks like DynamoDB: moto's, started here."""
+    if "TEST_DYNAMODB_URL" in os.environ:
+        return os.environ["TEST_DYNAMODB_URL"]
+    port = free_port()
+    _start([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)])
+
+    def answers() -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+            return True
+        return False
+
+    assert wait_for(answers, 60)
+    return f"http://127.0.0.1:{port}"
+
+
+@functools.cache
+def _redis_cluster_url() -> str | None:
+    if "TEST_REDIS_CLUSTER_URL" in os.environ:
+        return os.environ["TEST_REDIS_CLUSTER_URL"]
+    server = _binary("redis-server")
+    if server is None:
+        return None
+    ports = [free_port() for _ in range(3)]
+    nodes = []
+    for port in ports:
+        folder = _folder("root")
+        _start(
+            [
+                *(server, "--port", str(port), "--bind", "127.0.0.1", "--dir", folder),
+                # Its own port for the others is by default one that may not exist.
+                *("--cluster-enabled", "yes", "--cluster-port", str(free_port())),
+                *("--save", "", "--appendonly", "no"),
+            ]
+        )
+        assert wait_for(lambda port=port: _redis_answers(f"redis://127.0.0.1:{port}/0"))
+        nodes.append(redis.Redis(port=port))
+    # As 'redis-cli --cluster create' does it.
+    for number, node in enumerate(nodes):
+        first, last = number * 16384 // 3, (number + 1) * 16384 // 3
+        node.execute_command("CLUSTER", "ADDSLOTS", *range(first, last))
+        bus = int(nodes[0].config_get("cluster-port")["cluster-port"])
+        node.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0], bus)
+
+    def is_complete() -> bool:
+        infos = [bytes(node.execute_command("CLUSTER", "INFO")) for node in nodes]
+        return all(b"_state:ok" in info and b"_known_nodes:3" in info for info in infos)
+
+    assert wait_for(is_complete, 60)
+    for node in nodes:
+        node.close()
+    return f"redis://127.0.0.1:{ports[0]}"
+
+
+def redis_cluster() -> redis.RedisCluster:
+    """A client of a Redis Cluster of three nodes."""
+    url = _redis_cluster_url()
+    if url is None:
+        _missing("Redis Cluster", "TEST_REDIS_CLUSTER_URL")
+    return redis.RedisCluster.from_url(str(url))
+
+
+@functools.cache
+def _redis_sentinel() -> tuple[str, int] | None:
+    if "TEST_REDIS_SENTINEL_URL" in os.environ:
+        return _address(os.environ["TEST_REDIS_SENTINEL_URL"])
+    server = _binary("redis-server")
+    if server is None:
+        return None
+    master, port = free_port(), free_port()
+    _start([server, "--port", str(master), "--bind", "127.0.0.1", "--save", ""])
+    assert wait_for(lambda: _redis_answers(f"redis://127.0.0.1:{master}/0"))
+    config = Path(_folder("root"), "sentinel.conf")
+    config.write_text(
+        f"port {port}\nbind 127.0.0.1\nsentinel monitor sessions 127.0.0.1 {master} 1\n"
+    )
+    _start([server, str(config), "--sentinel"])
+    address = ("127.0.0.1", port)
+
+    def knows_master() -> bool:
+        with suppress(redis.RedisError):
+            return bool(redis.Sentinel([address]).discover_master("sessions"))
+        return False
+
+    return address if wait_for(knows_master) else None
+
+
+def redis_sentinel() -> redis.Sentinel:
+    """A Redis Sentinel that watches a server named ``sessions``."""
+    address = _redis_sentinel()
+    if address is None:
+        _missing("Redis Sentinel", "TEST_REDIS_SENTINEL_URL")
+    return redis.Sentinel([t.cast("tuple[str, int]", address)])
 
 
 @contextmanager

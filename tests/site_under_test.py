@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import typing as t
 import uuid
@@ -10,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import redis
+import servers
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
-from cachelib import FileSystemCache, SimpleCache
 from flask import Flask, Response, request, session
 from flask.sessions import SecureCookieSessionInterface
 from flask_login import (
@@ -23,14 +24,21 @@ from flask_login import (
     login_user,
     logout_user,
 )
-from flask_session import Session
 from flask_sqlalchemy import SQLAlchemy
+from memory_home import MemoryHome
+from stores import KINDS, STORES
 
 from flask_session_registry import SessionRegistry
+from flask_session_registry.elsewhere import Elsewhere
+from flask_session_registry.home import UserSession
 
 COOKIES = ("session", "remember_token", "remember_token_session")
-STORES = ("cookie", "redis", "files", "memory", "sqlalchemy")
+__all__ = ["DATABASES", "HOMES", "STORES", "Browser", "Site"]
+
 DATABASES = ("sqlite", "postgresql", "mariadb")
+
+#: Where the user sessions are kept.
+HOMES = ("table", "redis")
 
 
 def user_class(db: SQLAlchemy, **columns: t.Any) -> type[t.Any]:
@@ -60,7 +68,7 @@ class Site:
         *,
         store: str = "files",
         database: str | None = None,
-        redis_url: str | None = None,
+        home: str = "table",
         model: Callable[[SQLAlchemy], type[t.Any]] = user_class,
         users: tuple[str, ...] = ("ann", "bob"),
         init: bool = True,
@@ -74,25 +82,27 @@ class Site:
             SECRET_KEY="only for tests",
             SQLALCHEMY_DATABASE_URI=database or f"sqlite:///{folder}/site.db",
             SESSION_KEY_PREFIX=self.prefix,
+            SESSION_REGISTRY_AUTO_PRUNE=None,
         )
-        if store == "redis":
-            self.redis = redis.Redis.from_url(str(redis_url))
-            app.config.update(SESSION_TYPE="redis", SESSION_REDIS=self.redis)
-        elif store == "files":
-            self.cache: t.Any = FileSystemCache(str(folder / "sessions"), threshold=0)
-            app.config.update(SESSION_TYPE="cachelib", SESSION_CACHELIB=self.cache)
-        elif store == "memory":
-            self.cache = SimpleCache(threshold=10**6)
-            app.config.update(SESSION_TYPE="cachelib", SESSION_CACHELIB=self.cache)
+        self.backend = KINDS[store](app, folder, self.prefix)
+        app.config.update(self.backend.configure())
+        self.home = home
+        if home == "memory":
+            app.config["SESSION_REGISTRY_RECORDS"] = MemoryHome()
+        if home == "redis":
+            app.config.update(
+                SESSION_REGISTRY_RECORDS="redis",
+                SESSION_REGISTRY_REDIS_PREFIX=f"home:{self.prefix}",
+            )
+            if app.config.get("SESSION_TYPE") != "redis":
+                client = redis.Redis.from_url(servers.redis_url())
+                app.config["SESSION_REGISTRY_REDIS"] = client
         self.db = SQLAlchemy()
-        if store == "sqlalchemy":
-            app.config.update(SESSION_TYPE="sqlalchemy", SESSION_SQLALCHEMY=self.db)
         app.config.update(config)
         self.db.init_app(app)
         self.login_manager = LoginManager(app)
         self.User = model(self.db)
-        if store != "cookie":
-            Session(app)
+        self.backend.set_up(self.db)
         self.sessions = SessionRegistry()
         if init:
             self.sessions.init_app(app)
@@ -160,36 +170,108 @@ class Site:
             yield
 
     def rows(self, **by: t.Any) -> list[t.Any]:
-        """All rows, the oldest first."""
+        """All user sessions that were somebody's, the oldest first."""
         with self.context():
+            records = self.installation.records
+            if isinstance(records, Elsewhere):
+                kept = [one for batch in records.home.all() for one in batch]
+                return sorted(
+                    (one for one in kept if one.user_id is not None and _has(one, by)),
+                    key=lambda one: one.created_at,
+                )
             model = self.sessions.UserSession
+            is_nobodys = model.user_id.is_(None) & model.revoked_reason.in_(("rotated", "barred"))
             found = self.db.session.scalars(
-                sa.select(model).filter_by(**by).order_by(model.created_at)
+                sa.select(model)
+                .filter_by(**by)
+                .where(is_nobodys.is_not(True))
+                .order_by(model.created_at)
             ).all()
             self.db.session.expunge_all()
             return list(found)
+
+    def change(
+        self, by: dict[str, t.Any] | None = None, *, ended: bool = False, **values: t.Any
+    ) -> None:
+        """Give user sessions other values, behind the registry's back.
+
+        :param ended: only those that have ended, and those of nobody.
+        """
+        with self.context():
+            records = self.installation.records
+            if isinstance(records, Elsewhere):
+                kept = [one for batch in records.home.all() for one in batch]
+                for one in kept:
+                    if not _has(one, by or {}) or (ended and one.revoked_at is None):
+                        continue
+                    changed = dataclasses.replace(one, **values)
+                    if changed.revoked_at is None:
+                        due_at = records._due_at(changed)
+                    elif changed.purged_at is None:
+                        due_at = changed.revoked_at
+                    else:
+                        due_at = changed.revoked_at + records._retention
+                    records.home.update([one.id], values | {"due_at": due_at}, where={})
+                return
+            model = self.sessions.UserSession
+            statement = sa.update(model).filter_by(**(by or {})).values(**values)
+            if ended:
+                statement = statement.where(model.revoked_at.is_not(None))
+            self.db.session.execute(statement)
+            self.db.session.commit()
+
+    def add_rows(self, rows: list[dict[str, t.Any]]) -> None:
+        """Add user sessions, as so many logins would."""
+        with self.context():
+            records = self.installation.records
+            if isinstance(records, Elsewhere):
+                for row in rows:
+                    one = UserSession(**(row | {"id": records.place(row["id"], row["user_id"])}))
+                    one.due_at = records._due_at(one)
+                    records.home.add(one)
+                return
+            self.db.session.execute(sa.insert(self.sessions.UserSession), rows)
+            self.db.session.commit()
+
+    def forget_all(self) -> None:
+        """Lose all user sessions."""
+        with self.context():
+            records = self.installation.records
+            if isinstance(records, Elsewhere):
+                for batch in records.home.all():
+                    ids = [one.id for one in batch]
+                    ended = {"revoked_at": days_ago(0), "due_at": days_ago(0)}
+                    records.home.update(ids, ended, where={})
+                    records.home.remove(ids)
+                return
+            self.db.session.execute(sa.delete(self.sessions.UserSession))
+            self.db.session.commit()
+
+    @property
+    def installation(self) -> t.Any:
+        return self.app.extensions["session_registry.installation"]
 
     def active(self, name: str = "ann") -> int:
         with self.context():
             return len(self.sessions.active(self.user(name)))
 
+    @property
+    def cache(self) -> t.Any:
+        """The cache of cachelib."""
+        return t.cast(t.Any, self.backend).cache
+
+    @property
+    def redis(self) -> t.Any:
+        """The client of Redis."""
+        return t.cast(t.Any, self.backend).client
+
+    @redis.setter
+    def redis(self, client: t.Any) -> None:
+        t.cast(t.Any, self.backend).client = client
+
     def entries(self) -> dict[str, str]:
         """All entries of the session store: key, and what is in it as text."""
-        if self.store == "redis":
-            keys = list(self.redis.scan_iter(f"{self.prefix}*"))
-            return {key.decode(): repr(self.redis.get(key)) for key in keys}
-        if self.store == "memory":
-            return {key: repr(self.cache.get(key)) for key in self.cache._cache}
-        if self.store == "files":
-            # The names are hashes of the keys.
-            files = [p for p in (self.folder / "sessions").iterdir() if "count" not in p.name]
-            counter = self.cache._get_filename(self.cache._fs_count_file)
-            return {p.name: repr(p.read_bytes()) for p in files if str(p) != counter}
-        if self.store == "sqlalchemy":
-            with self.context(), self.db.engine.connect() as connection:
-                rows = connection.execute(sa.text("SELECT session_id, data FROM sessions"))
-                return {row[0]: repr(row[1]) for row in rows}
-        return {}
+        return self.backend.entries()
 
     def signed_in_entries(self) -> list[str]:
         return [key for key, data in self.entries().items() if "_user_session" in data]
@@ -201,10 +283,13 @@ class Site:
         with self.context():
             for engine in self.db.engines.values():
                 engine.dispose()
-        if self.store == "redis":
-            for key in self.redis.scan_iter(f"{self.prefix}*"):
-                self.redis.delete(key)
-            self.redis.close()
+        if self.home == "redis" and "session_registry.installation" in self.app.extensions:
+            client = self.installation.home.client
+            for key in client.scan_iter(f"home:{self.prefix}*", count=10_000):
+                client.delete(key)
+            if self.app.config.get("SESSION_TYPE") != "redis":
+                client.close()
+        self.backend.close()
 
 
 class Statements:
@@ -289,6 +374,10 @@ class Browser:
         """Somebody else with a copy of the cookies."""
         cookies = self.cookies
         return Browser(self.site, "Copy", {n: cookies[n] for n in names or cookies})
+
+
+def _has(session: t.Any, values: dict[str, t.Any]) -> bool:
+    return all(getattr(session, name) == value for name, value in values.items())
 
 
 def days_ago(days: float) -> dt.datetime:

@@ -1,17 +1,30 @@
-"""``flask revoke-sessions`` (SCENARIO 16)."""
+"""``flask revoke-sessions`` and ``flask sessions`` (SCENARIO 16)."""
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
+import io
+import json
+import os
+import pty
+import re
+import signal
+import sys
+import tracemalloc
 import typing as t
+import uuid
 
 import pytest
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from conftest import SiteFactory
-from site_under_test import Site
-from test_users import make_class, uuid_keys
+from flask.cli import ScriptInfo
+from site_under_test import Browser, Site, days_ago
+from test_users import make_class, string_keys, uuid_keys
 
-from flask_session_registry import cli, entries
+from flask_session_registry import entries, filters, records, session_revoked, table
+from flask_session_registry.installation import installation_on
 
 
 def run(site: Site, *arguments: str, input: str | None = None) -> t.Any:
@@ -48,7 +61,7 @@ def test_several_users_by_name(busy: Site) -> None:
 
 def test_everybody(busy: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """16: in batches; asks first, unless told not to."""
-    monkeypatch.setattr(cli, "_USERS", 1)
+    monkeypatch.setattr(table, "_USERS", 1)
     refused = run(busy, "--all", input="n\n")
     assert refused.exit_code == 1
     assert busy.active("ann") == 2
@@ -104,10 +117,10 @@ def test_store_that_is_down(site: Site, monkeypatch: pytest.MonkeyPatch) -> None
     """34: the sessions end all the same, and it says what is left."""
     site.browser().login()
 
-    def fail(*_: t.Any) -> None:
+    def fail(*_: t.Any, **__: t.Any) -> None:
         raise OSError
 
-    monkeypatch.setattr(entries, "delete", fail)
+    monkeypatch.setattr(entries.Entries, "delete", fail)
     result = run(site, "1")
     assert result.exit_code == 0
     assert "1 session ended; 0 entries purged" in result.stdout
@@ -154,3 +167,670 @@ def test_key_that_no_column_can_hold(make_site: SiteFactory, database: str) -> N
     result = run(site, "9" * 40)
     assert result.exit_code == 1
     assert "There is no user whose 'id' is" in result.stderr
+
+
+# -- only some of them ---------------------------------------------------------------------------
+
+ADDRESSES = ("10.1.2.3", "203.0.113.9", "2001:db8::7")
+
+
+def visit(site: Site, user: str, *, agent: str, address: str, days: float, idle: float) -> Browser:
+    """A browser that signed in so many days ago, and was last seen so many days ago."""
+    browser = site.browser(agent)
+    form = {"name": user, "password": f"hash of {user}"}
+    browser.open("POST", "/login", data=form, environ_overrides={"REMOTE_ADDR": address})
+    newest = site.rows()[-1]
+    site.change({"id": newest.id}, created_at=days_ago(days), last_seen_at=days_ago(idle))
+    return browser
+
+
+@pytest.fixture
+def varied(database_site: Site) -> Site:
+    """Ann has three sessions, Bob has two; all of them differ."""
+    site = database_site
+    visit(site, "ann", agent="Phone 100%", address=ADDRESSES[0], days=1, idle=0.5)
+    visit(site, "ann", agent="Tablet 100_", address=ADDRESSES[1], days=9, idle=3)
+    visit(site, "ann", agent="Old\\Laptop/2", address=ADDRESSES[2], days=20, idle=12)
+    visit(site, "bob", agent="phone 1000", address=ADDRESSES[1], days=2, idle=1.5)
+    visit(site, "bob", agent="", address="unix:", days=21, idle=13)
+    return site
+
+
+def left(site: Site) -> str:
+    """The first letters of the user agents whose sessions have not ended; '-' for none."""
+    return "".join(sorted((row.user_agent or "-")[0] for row in site.rows(revoked_at=None)))
+
+
+FILTERS: list[tuple[str, list[str], str]] = [
+    ("--all", ["--older-than", "9d"], "Pp"),
+    ("--all", ["--older-than", "25w"], "-OPTp"),
+    ("--all", ["--older-than", "216h"], "Pp"),
+    ("--all", ["--idle-for", "2d"], "Pp"),
+    ("--all", ["--idle-for", "2160m"], "P"),
+    ("--all", ["--idle-for", "129600s"], "P"),
+    ("--all", ["--ip", "203.0.113.9"], "-OP"),
+    ("--all", ["--ip", "203.0.113.0/24"], "-OP"),
+    ("--all", ["--ip", "10.0.0.0/8"], "-OTp"),
+    ("--all", ["--ip", "0.0.0.0/0"], "-O"),
+    ("--all", ["--ip", "::/0"], "-PTp"),
+    ("--all", ["--ip", "2001:DB8::/32"], "-PTp"),
+    ("--all", ["--ip", "::ffff:10.1.2.3"], "-OTp"),
+    ("--all", ["--ip", "::ffff:10.0.0.0/104"], "-OTp"),
+    ("--all", ["--user-agent", "PHONE"], "-OT"),
+    ("--all", ["--user-agent", "100%"], "-OTp"),
+    ("--all", ["--user-agent", "100_"], "-OPp"),
+    ("--all", ["--user-agent", "d\\l"], "-PTp"),
+    ("--all", ["--user-agent", "p/2"], "-PTp"),
+    ("--all", ["--user-agent", "%"], "-OTp"),
+    ("--all", ["--ip", "203.0.113.9", "--idle-for", "2d"], "-OPp"),
+    ("--all", ["--user-agent", "phone", "--older-than", "36h"], "-OPT"),
+    ("ann", ["--ip", "203.0.113.9"], "-OPp"),
+    ("ann", ["--user-agent", "phone"], "-OTp"),
+    ("bob", ["--older-than", "1d", "--idle-for", "1d"], "OPT"),
+]
+
+
+@pytest.mark.parametrize(("whom", "filter", "remains"), FILTERS)
+def test_only_some(varied: Site, whom: str, filter: list[str], remains: str) -> None:
+    """16: what is meant ends, and nothing else; a dry run has said how many."""
+    users = ["--all"] if whom == "--all" else ["--by", "name", whom]
+    expected = 5 - len(remains)
+    dry = json.loads(run(varied, *users, *filter, "--dry-run", "--format", "json").stdout)
+    assert (dry["would_end"], len(dry["sample"])) == (expected, expected)
+    before = {str(row.id) for row in varied.rows()}
+    assert left(varied) == "-OPTp"
+    result = run(varied, *users, *filter, "--yes", "--reason", "cleaning up")
+    assert result.exit_code == 0
+    noun = "session" if expected == 1 else "sessions"
+    assert f"{expected} {noun} ended" in result.stdout
+    assert left(varied) == remains
+    ended = {str(row.id) for row in varied.rows(revoked_reason="cleaning up")}
+    assert ended == {row["id"] for row in dry["sample"]} <= before
+
+
+def test_browsers_that_are_not_meant_stay(database_site: Site) -> None:
+    """16: their next request finds them signed in."""
+    site = database_site
+    phone = visit(site, "ann", agent="Phone", address=ADDRESSES[0], days=0, idle=0)
+    tablet = visit(site, "ann", agent="Tablet", address=ADDRESSES[0], days=0, idle=0)
+    run(site, "1", "--user-agent", "phone")
+    assert (phone.is_signed_in, tablet.is_signed_in) == (False, True)
+    assert phone.rejected == "revoked"
+    assert len(site.signed_in_entries()) == 1
+
+
+@pytest.mark.parametrize("size", [1, 2, 1000])
+def test_in_batches(varied: Site, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """16: each batch is one revocation, which locks the owners and ends only what is meant."""
+    monkeypatch.setattr(records, "BATCH", size)
+    monkeypatch.setattr(table, "_BATCHES", 1)
+    dry = json.loads(run(varied, "--all", "--ip", "::/0", "--dry-run", "--format", "json").stdout)
+    assert (dry["would_end"], len(dry["sample"])) == (1, 1)
+    told: list[t.Any] = []
+
+    def receiver(app: t.Any, **arguments: t.Any) -> None:
+        told.append((arguments["ids"], arguments["user_id"]))
+
+    with varied.count_statements() as statements, session_revoked.connected_to(receiver):
+        result = run(varied, "--all", "--yes", "--ip", "0.0.0.0/0")
+    assert "3 sessions ended; 3 entries purged" in result.stdout
+    ended = varied.rows(revoked_reason="revoked")
+    assert sorted((id, user_id) for ids, user_id in told for id in ids) == sorted(
+        (row.id, row.user_id) for row in ended
+    )
+    if varied.home != "table":
+        return
+    assert len({row.revocation for row in ended}) == -(-3 // size)
+    # MariaDB is asked once in the life of a process how its index is called.
+    texts = [text for text in statements.texts if "information_schema" not in text]
+    endings = [
+        number
+        for number, text in enumerate(texts)
+        if text.startswith("UPDATE") and "revoked_reason" in text
+    ]
+    assert len(endings) == -(-3 // size)
+    for number in endings:
+        assert "account" in texts[number - 1]
+        if not varied.app.config["SQLALCHEMY_DATABASE_URI"].startswith("sqlite"):
+            assert "FOR " in texts[number - 1]
+
+
+CHANGES: list[tuple[list[str], dict[str, t.Any]]] = [
+    (["--idle-for", "2d"], {"last_seen_at": days_ago(0)}),
+    (["--ip", "203.0.113.0/24"], {"ip_address": "10.9.9.9"}),
+    (["--ip", "203.0.113.0/24"], {"ip_address": None}),
+    (["--user-agent", "tablet"], {"user_agent": "Other"}),
+    (["--older-than", "2d"], {"revoked_at": days_ago(0), "revoked_reason": "logged_out"}),
+]
+
+
+@pytest.mark.table
+@pytest.mark.parametrize(("filter", "change"), CHANGES)
+def test_what_changes_meanwhile_is_not_ended(
+    varied: Site, monkeypatch: pytest.MonkeyPatch, filter: list[str], change: dict[str, t.Any]
+) -> None:
+    """16: a session that is seen between being read and being ended goes on."""
+    (tablet,) = varied.rows(user_agent="Tablet 100_")
+    still_meant = table.Table._still_meant
+
+    def seen_just_now(self: t.Any, *arguments: t.Any) -> t.Any:
+        with self.users.transaction() as session:
+            model = varied.sessions.UserSession
+            session.execute(sa.update(model).where(model.id == tablet.id).values(change))
+        return still_meant(self, *arguments)
+
+    monkeypatch.setattr(table.Table, "_still_meant", seen_just_now)
+    result = run(varied, "--by", "name", "ann", *filter)
+    assert result.exit_code == 0
+    (after,) = varied.rows(id=tablet.id)
+    assert after.revoked_reason == change.get("revoked_reason")
+
+
+def test_one_connection_is_enough(make_site: SiteFactory) -> None:
+    """16: nothing is read over a second connection while the first is held."""
+    options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 1}
+    site = make_site(SQLALCHEMY_ENGINE_OPTIONS=options)
+    for filter in (["--ip", "127.0.0.1"], []):
+        site.browser().login()
+        for whom in (["1"], ["--all"]):
+            assert "1 session would end" in run(site, *whom, *filter, "--dry-run").stdout
+        assert "1 session ended" in run(site, "1", *filter).stdout
+        site.browser().login()
+        assert "1 session ended" in run(site, "--all", *filter, input="y\n").stdout
+
+
+@pytest.mark.table
+def test_sessions_of_deleted_users_are_not_meant(varied: Site) -> None:
+    """16: nobody can come with them; the next prune ends them."""
+    varied.change(user_id=None)
+    for filter in ([], ["--ip", "0.0.0.0/0"], ["--older-than", "1d"]):
+        assert "0 sessions would end" in run(varied, "--all", *filter, "--dry-run").stdout
+        assert "0 sessions ended" in run(varied, "--all", *filter, "--yes").stdout
+
+
+@pytest.mark.table
+def test_who_is_barred_while_moving_in(make_site: SiteFactory) -> None:
+    """24: by a filter, whoever had a session that is meant; of those never seen, nobody."""
+    site = make_site(SESSION_REGISTRY_UNREGISTERED="adopt")
+    site.browser("Phone").login("ann")
+    site.browser("Laptop").login("bob")
+    assert "1 session ended" in run(site, "--all", "--yes", "--user-agent", "phone").stdout
+
+    def barred() -> list[bool]:
+        with site.context():
+            return [installation_on(site.app).records.is_barred(id) for id in (1, 2, 3)]
+
+    assert barred() == [True, False, False]
+    run(site, "--all", "--yes")
+    assert barred() == [True, True, True]
+
+
+def test_address_that_is_none_is_in_no_network(site: Site) -> None:
+    """16: whoever wrote it."""
+    site.browser().login()
+    site.change(ip_address="somewhere")
+    for network in ("0.0.0.0/0", "::/0"):
+        assert "0 sessions ended" in run(site, "1", "--ip", network).stdout
+
+
+REFUSED = [
+    (["--older-than", "30"], "'30' is no duration. Write"),
+    (["--older-than", "1.5d"], "'1.5d' is no duration"),
+    (["--older-than", "0d"], "'0d' is no duration"),
+    (["--older-than", "-1d"], "'-1d' is no duration"),
+    (["--idle-for", "5y"], "'5y' is no duration"),
+    (["--idle-for", ""], "'' is no duration"),
+    (["--idle-for", "\u0663d"], "is no duration"),
+    (["--idle-for", "99999999999w"], "is longer ago than anything"),
+    (["--idle-for", "9" * 5000 + "w"], "is longer ago than anything"),
+    (["--idle-for", "999999d"], "is longer ago than anything"),
+    (["--ip", "10.0.0"], "is no IP address or network"),
+    (["--ip", "example.com"], "is no IP address or network"),
+    (["--ip", ""], "is no IP address or network"),
+    (["--ip", "10.1.2.3/8"], "Write '10.0.0.0/8' for the whole network"),
+    (["--user-agent", ""], "It is empty."),
+    (["--format", "xml"], "xml"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED)
+def test_filter_that_is_none(busy_site: Site, arguments: list[str], message: str) -> None:
+    """16: exit code 2, a sentence that says what to write, and nothing changed."""
+    result = run(busy_site, "--all", "--yes", *arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.replace("│", "").split())
+    assert busy_site.active("ann") == 2
+
+
+@pytest.fixture
+def busy_site(site: Site) -> Site:
+    """Ann on two browsers."""
+    site.browser("Firefox").login()
+    site.browser("Chrome").login()
+    return site
+
+
+def test_durations() -> None:
+    """16: each unit, to the second."""
+    units = {"45s": 45, "90m": 5400, "12h": 43200, "30d": 2592000, "2w": 1209600, "007d": 604800}
+    for text, seconds in units.items():
+        before = dt.datetime.now(dt.timezone.utc)
+        moment = filters.ago(text) + dt.timedelta(seconds=seconds)
+        assert before <= moment <= dt.datetime.now(dt.timezone.utc)
+
+
+def test_idle_where_nothing_is_touched(make_site: SiteFactory) -> None:
+    """16: refused, because sessions in use would look idle."""
+    site = make_site(SESSION_REGISTRY_TOUCH_INTERVAL=None)
+    site.browser().login()
+    result = run(site, "1", "--idle-for", "1d")
+    assert result.exit_code == 2
+    assert "'SESSION_REGISTRY_TOUCH_INTERVAL' set to None" in result.stderr
+    assert "0 sessions ended" in run(site, "1", "--older-than", "1d").stdout
+
+
+def test_asks_before_ending_those_of_everybody(busy_site: Site) -> None:
+    """16: of everybody, some are too many to end by mistake; of users who are named, none are."""
+    refused = run(busy_site, "--all", "--user-agent", "fire", input="n\n")
+    assert refused.exit_code == 1
+    assert "End 1 session, of everybody who is meant?" in refused.stderr
+    assert busy_site.active("ann") == 2
+    assert "1 session ended" in run(busy_site, "1", "--user-agent", "fire").stdout
+
+
+@pytest.mark.table
+def test_count_is_asked_once(busy_site: Site) -> None:
+    """16: for the question; nobody who is not asked waits for it."""
+
+    def counts(*arguments: str, input: str | None = None) -> int:
+        with busy_site.count_statements() as statements:
+            assert run(busy_site, "--all", *arguments, input=input).exit_code == 0
+        return sum("count(" in text for text in statements.texts)
+
+    assert counts("--user-agent", "none of them", input="y\n") == 1
+    assert counts(input="y\n") == 1
+    assert counts("--yes") == 0
+
+
+def add_sessions(site: Site, count: int) -> None:
+    """Sessions of Ann, with signed cookies."""
+    moment = days_ago(0)
+    rows = [
+        {
+            "id": uuid.uuid4(),
+            "generation": 0,
+            "user_id": 1,
+            "ip_address": "10.0.0.1",
+            "user_agent": "x" * 500,
+            "created_at": moment,
+            "last_seen_at": moment,
+            "authenticated_at": moment,
+        }
+        for _ in range(count)
+    ]
+    site.add_rows(rows)
+
+
+@pytest.mark.parametrize("option", ["--user-agent", "--reason", "--ip", "--older-than"])
+def test_argument_that_is_not_utf_8(site: Site, option: str) -> None:
+    """16: a clear refusal."""
+    site.browser().login()
+    result = run(site, "1", option, "\udcff")
+    assert result.exit_code == 2
+    assert "not UTF-8" in result.stderr
+    assert site.active() == 1
+
+
+@pytest.mark.parametrize("name", ["0_1", " 1", "+1", "\u0661", "1\n"])
+def test_number_that_is_written_otherwise(site: Site, name: str) -> None:
+    """16: it names nobody."""
+    site.browser().login()
+    assert run(site, name).exit_code == 1
+    assert site.active() == 1
+
+
+def test_user_agent_as_it_was_written_down(site: Site) -> None:
+    """What was taken out of the row's is taken out of what is looked for."""
+    site.browser("Fire fox").login()
+    assert "1 session ended" in run(site, "1", "--user-agent", "fire\x07fox").stdout
+
+
+def test_memory_is_flat(make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """40: twice as many sessions that are meant take no more memory."""
+    monkeypatch.setattr(records, "BATCH", 200)
+    site = make_site("cookie")
+
+    def peak(count: int) -> int:
+        add_sessions(site, count)
+        tracemalloc.start()
+        try:
+            result = run(site, "--all", "--yes", "--ip", "10.0.0.0/8")
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+            assert f"{count} session{'' if count == 1 else 's'} ended" in result.stdout
+
+    peak(1)
+    # Two reads, and four.
+    few = peak(records.BATCH * 20)
+    assert peak(records.BATCH * 40) < 1.3 * few
+
+
+# -- what it says --------------------------------------------------------------------------------
+
+
+def test_dry_run_shows_the_first_ten(site: Site) -> None:
+    """16: of eleven; in columns, and with nothing that could break a terminal."""
+    for number in range(11):
+        site.browser(f"Browser {number}").login()
+    site.change(user_agent="\x1b[31mred\u202e", ip_address="\x07")
+    result = run(site, "1", "--dry-run")
+    first, *lines, last = result.stdout.splitlines()
+    assert first == "11 sessions would end. Nothing was changed."
+    assert last == "  ... and 1 more"
+    shown = [line.split()[0] for line in lines]
+    assert len(shown) == 10
+    ids = sorted(str(row.id) for row in site.rows())
+    # Elsewhere than in a table they have no order.
+    assert shown == ids[:10] if site.home == "table" else set(shown) < set(ids)
+    assert all(
+        re.fullmatch(r"  \S{36}  1     [-0-9]{10} [:0-9]{8} UTC   \[31mred", x) for x in lines
+    )
+    assert "more" not in run(site, "1", "--dry-run", "--user-agent", "nobody").stdout
+    sample = json.loads(run(site, "1", "--dry-run", "--format", "json").stdout)["sample"]
+    assert {row["id"] for row in sample} == set(shown)
+
+
+def test_dry_run_as_json(database_site: Site) -> None:
+    """16: exactly these facts; times in UTC, as ISO 8601 has them."""
+    site = database_site
+    visit(site, "ann", agent="Phone", address=ADDRESSES[2], days=2, idle=1)
+    (row,) = site.rows()
+    result = run(site, "1", "--dry-run", "--format", "json")
+    assert result.stderr == ""
+    assert json.loads(result.stdout) == {
+        "would_end": 1,
+        "sample": [
+            {
+                "id": str(row.id),
+                "user_id": 1,
+                "ip_address": "2001:db8::7",
+                "user_agent": "Phone",
+                "created_at": row.created_at.isoformat(),
+                "last_seen_at": row.last_seen_at.isoformat(),
+            }
+        ],
+    }
+    assert row.created_at.isoformat().endswith("+00:00")
+    assert run(site, "2", "--dry-run", "--format", "json").stdout == (
+        '{"would_end": 0, "sample": []}\n'
+    )
+
+
+@pytest.mark.parametrize("model", [uuid_keys, string_keys])
+def test_json_of_keys_that_are_no_numbers(make_site: SiteFactory, model: t.Any) -> None:
+    site = make_site(model=model)
+    site.browser().login()
+    sample = json.loads(run(site, "--all", "--dry-run", "--format", "json").stdout)["sample"]
+    with site.context():
+        assert sample[0]["user_id"] == str(site.user("ann").id)
+
+
+def test_json(busy_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16: one object, and nothing else; the same with a store that is down."""
+    result = run(busy_site, "1", "--user-agent", "firefox", "--format", "json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert json.loads(result.stdout) == {"ended": 1, "purged": 1, "unpurged": 0}
+
+    def fail(*_: t.Any, **__: t.Any) -> None:
+        raise OSError
+
+    monkeypatch.setattr(entries.Entries, "delete", fail)
+    result = run(busy_site, "1", "--format", "json")
+    assert json.loads(result.stdout) == {"ended": 1, "purged": 0, "unpurged": 1}
+    assert json.loads(run(busy_site, "1", "--format", "json").stdout)["ended"] == 0
+
+
+def test_json_with_an_error(busy_site: Site) -> None:
+    """16: nothing on stdout, and the exit code as always."""
+    for arguments, code in ((["99"], 1), (["1", "--all"], 2), (["--all"], 1)):
+        result = run(busy_site, *arguments, "--format", "json")
+        assert (result.exit_code, result.stdout) == (code, "")
+
+
+def test_nothing_but_the_answer_in_a_pipe(busy_site: Site) -> None:
+    """16: a cron job that went well says nothing on stderr."""
+    result = run(busy_site, "--all", "--yes")
+    assert (result.stdout, result.stderr) == (
+        "2 sessions ended; 2 entries purged from the session store.\n",
+        "",
+    )
+
+
+def test_progress_bar_on_a_terminal(
+    busy_site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """16: on stderr, so that stdout is what is asked for."""
+    ours, theirs = pty.openpty()
+    shown = ""
+    with os.fdopen(ours, "rb", buffering=0) as screen, os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+        with busy_site.count_statements() as statements:
+            busy_site.app.cli.main(
+                ["revoke-sessions", "--all", "--format", "json"],
+                obj=ScriptInfo(create_app=lambda: busy_site.app),
+                standalone_mode=False,
+            )
+        terminal.close()
+        # It says that there is no more by an error.
+        with contextlib.suppress(OSError):
+            while True:
+                shown += screen.read(100_000).decode()
+    assert json.loads(capsys.readouterr().out) == {"ended": 2, "purged": 2, "unpurged": 0}
+    assert "Ending sessions" in shown
+    assert "100%" in shown
+    # For the question, and not once more for the bar.
+    assert busy_site.home != "table" or sum("count(" in text for text in statements.texts) == 1
+
+
+@pytest.mark.parametrize("filter", [[], ["--ip", "127.0.0.1"]])
+def test_interrupted(
+    make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch, filter: list[str]
+) -> None:
+    """16: Ctrl-C in the middle of a purge: says how many have ended by then; goes on later."""
+    site = make_site(users=("ann", "bob", "cid", "dan"))
+    for name in ("ann", "bob", "cid", "dan"):
+        site.browser().login(name)
+    monkeypatch.setattr(table, "_USERS", 1)
+    monkeypatch.setattr(records, "BATCH", 1)
+    delete, asked = entries.Entries.delete, []
+
+    def interrupted(self: t.Any, keys: t.Any, **options: t.Any) -> None:
+        asked.append(keys)
+        if len(asked) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        delete(self, keys, **options)
+
+    with monkeypatch.context() as context:
+        context.setattr(entries.Entries, "delete", interrupted)
+        result = run(site, "--all", "--yes", "--format", "json", *filter)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "Stopped: 2 sessions ended so far. Started again" in result.stderr
+    assert len(site.rows(revoked_at=None)) == 2
+    assert "2 sessions ended" in run(site, "--all", "--yes", *filter).stdout
+    assert site.rows(revoked_at=None) == []
+
+
+@pytest.mark.table
+def test_database_fails_in_the_middle(make_site: SiteFactory) -> None:
+    """16: the same of an error: what it says has ended, has."""
+    site = make_site(users=("ann", "bob", "cid"))
+    for name in ("ann", "bob", "cid"):
+        site.browser().login(name)
+    sent: list[str] = []
+
+    def fail(_: t.Any, __: t.Any, statement: str, *___: t.Any) -> None:
+        if statement.startswith("UPDATE") and "revoked_reason" in statement:
+            sent.append(statement)
+            if len(sent) == 2:
+                raise OSError("gone")
+
+    with site.context():
+        engine = site.db.engine
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(table, "_USERS", 1)
+        sa.event.listen(engine, "before_cursor_execute", fail)
+        result = run(site, "--all", "--yes")
+        sa.event.remove(engine, "before_cursor_execute", fail)
+    assert result.exit_code == 1
+    assert "Stopped: 1 session ended so far" in result.stderr
+    assert len(site.rows(revoked_at=None)) == 2
+
+
+def test_exit_codes_are_explained(site: Site) -> None:
+    """16: in the help, a line for each."""
+    text = run(site, "--help").stdout
+    assert re.search(r"Exit codes:\n +0  .*\n +1  .*\n +2  ", text)
+
+
+# -- flask sessions ------------------------------------------------------------------------------
+
+
+def sessions(site: Site, *arguments: str) -> t.Any:
+    return site.app.test_cli_runner().invoke(args=["sessions", *arguments])
+
+
+def listed(site: Site, *arguments: str) -> list[dict[str, t.Any]]:
+    result = sessions(site, "list", *arguments, "--format", "json")
+    assert result.exit_code == 0, result.output
+    return t.cast("list[dict[str, t.Any]]", json.loads(result.stdout)["sessions"])
+
+
+def test_list(varied: Site) -> None:
+    """16: the active sessions of one user, most recently seen first, in blocks."""
+    result = sessions(varied, "list", "--by", "name", "ann")
+    assert result.exit_code == 0
+    blocks = result.stdout.split("\n\n")
+    rows = varied.rows(user_id=1)[::-1]
+    assert [block.splitlines()[0] for block in blocks] == [f"{row.id}, user 1" for row in rows]
+    phone = rows[0]
+    assert blocks[0].splitlines()[1:] == [
+        f"    began       {phone.created_at:%Y-%m-%d %H:%M:%S} UTC",
+        f"    last seen   {phone.last_seen_at:%Y-%m-%d %H:%M:%S} UTC",
+        "    address     10.1.2.3",
+        "    user agent  Phone 100%",
+        "    remembered  -",
+    ]
+    assert listed(varied, "1") == listed(varied, "--by", "name", "ann")
+    assert [row["user_agent"][0] for row in listed(varied, "1")] == ["P", "T", "O"]
+    run(varied, "1")
+    assert sessions(varied, "list", "1").stdout == "No sessions.\n"
+    assert listed(varied, "1") == []
+
+
+def test_list_as_json(database_site: Site) -> None:
+    """16: exactly these facts."""
+    site = database_site
+    site.browser("Phone").login(remember="yes")
+    (row,) = site.rows()
+    assert listed(site, "1") == [
+        {
+            "id": str(row.id),
+            "user_id": 1,
+            "ip_address": "127.0.0.1",
+            "user_agent": "Phone",
+            "created_at": row.created_at.isoformat(),
+            "last_seen_at": row.last_seen_at.isoformat(),
+            "remember_until": row.remember_until.isoformat(),
+            "is_active": True,
+            "ended_at": None,
+            "ended_reason": None,
+        }
+    ]
+    until = f"{row.remember_until:%Y-%m-%d %H:%M:%S} UTC"
+    assert f"    remembered  until {until}\n" in sessions(site, "list", "1").stdout
+
+
+def test_list_of_those_that_ended(varied: Site) -> None:
+    """16: with when and why, after those that are active."""
+    run(varied, "1", "--older-than", "2d", "--reason", "stolen laptop")
+    assert [row["user_agent"][0] for row in listed(varied, "1")] == ["P"]
+    found = listed(varied, "1", "--ended")
+    assert [row["user_agent"][0] for row in found] == ["P", "T", "O"]
+    assert [row["is_active"] for row in found] == [True, False, False]
+    (tablet,) = varied.rows(user_agent="Tablet 100_")
+    assert found[1]["ended_at"] == tablet.revoked_at.isoformat()
+    assert [row["ended_reason"] for row in found] == [None, "stolen laptop", "stolen laptop"]
+    text = sessions(varied, "list", "1", "--ended").stdout
+    ended = f"    ended       {tablet.revoked_at:%Y-%m-%d %H:%M:%S} UTC, stolen laptop\n"
+    assert text.count("    ended  ") == 2
+    assert ended in text
+
+
+def test_list_of_those_that_nobody_has_ended_yet(busy_site: Site) -> None:
+    """16: opened with an earlier password, or expired: not active, and not hidden either."""
+    site = busy_site
+    with site.context():
+        site.db.session.execute(sa.update(site.User).values(password_hash="new"))
+        site.db.session.commit()
+    assert listed(site, "1") == []
+    assert [row["is_active"] for row in listed(site, "1", "--ended")] == [False, False]
+    text = sessions(site, "list", "1", "--ended").stdout
+    assert text.count("    ended       expired, or opened with an earlier password;") == 2
+
+
+def test_list_shows_no_key(busy_site: Site) -> None:
+    """54: neither a session id nor the key of an entry, nor a fingerprint."""
+    run(busy_site, "1", "--user-agent", "chrome")
+    output = sessions(busy_site, "list", "1", "--ended").output
+    output += sessions(busy_site, "list", "1", "--ended", "--format", "json").output
+    output += run(busy_site, "1", "--dry-run").output
+    for row in busy_site.rows():
+        assert str(row.id) in output
+        for secret in (row.store_id.removeprefix(busy_site.prefix), row.fingerprint):
+            assert secret not in output
+
+
+def test_list_breaks_no_terminal(make_site: SiteFactory) -> None:
+    """53: whoever wrote what is in the row, and in the user's key."""
+    site = make_site(model=string_keys)
+    site.browser().login()
+    nasty = "\x1b]0;title\x07a\r\nb\u202ec\x9b31m"
+    with site.context():
+        id = str(site.user("ann").id)
+    site.change(user_agent=nasty, ip_address=nasty)
+    run(site, id, "--reason", nasty)
+    for text in (
+        sessions(site, "list", id, "--ended").stdout,
+        run(site, id, "--dry-run").stdout,
+        sessions(site, "list", id, "--ended", "--format", "json").stdout,
+    ):
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
+
+
+def test_list_of_an_unknown_user(busy_site: Site) -> None:
+    """16: as for revoke-sessions."""
+    for arguments in (["99"], ["--by", "name", "eve"], ["--by", "shoe_size", "45"]):
+        result = sessions(busy_site, "list", *arguments, "--format", "json")
+        assert (result.exit_code, result.stdout) == (1, "")
+    assert sessions(busy_site, "list").exit_code == 2
+
+
+def test_list_of_several_users(make_site: SiteFactory) -> None:
+    """16: a value that several users have."""
+    site = make_site()
+    with site.context():
+        site.db.session.execute(sa.update(site.User).values(note="staff"))
+        site.db.session.commit()
+    site.browser().login("ann")
+    site.browser().login("bob")
+    assert [row["user_id"] for row in listed(site, "--by", "note", "staff")] == [1, 2]
+
+
+def test_prune_as_json(busy_site: Site) -> None:
+    busy_site.change(last_seen_at=days_ago(100))
+    result = sessions(busy_site, "prune", "--format", "json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert json.loads(result.stdout) == {"ended": 2, "purged": 2, "forgotten": 0}

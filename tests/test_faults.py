@@ -19,22 +19,44 @@ from flask_session_registry import SessionRegistryError, entries, purge_failed, 
 BLOCKED = "the database is down"
 
 
+#: Which verbs of a home do what a statement does that begins so.
+VERBS = {
+    "INSERT": ("add",),
+    "UPDATE": ("update",),
+    "SELECT": ("get", "of_users"),
+    "": ("add", "all", "due", "get", "of_users", "remove", "update", "with_key"),
+}
+
+
 class Broken:
-    """Let statements that contain a text fail, as if the database were down."""
+    """Let statements that contain a text fail, as if the database were down.
+
+    Where user sessions are in no table, the verbs of their home that do the same.
+    """
 
     def __init__(self, site: Site, text: str) -> None:
         with site.context():
             self.engine = site.db.engine
         self.text = text
+        self.home = site.installation.home
+        self.verbs = VERBS[text.partition("user_sessions")[0].partition(" ")[0]]
 
     def _fail(self, _: t.Any, __: t.Any, statement: str, *___: t.Any) -> None:
         if self.text in statement:
             raise sa.exc.OperationalError(statement, {}, Exception(BLOCKED))
 
+    def _fail_at_home(self, *_: t.Any, **__: t.Any) -> t.Any:
+        raise ConnectionError(BLOCKED)
+
     def __enter__(self) -> None:
+        if self.home is not None:
+            vars(self.home).update(dict.fromkeys(self.verbs, self._fail_at_home))
         sa.event.listen(self.engine, "before_cursor_execute", self._fail)
 
     def __exit__(self, *_: t.Any) -> None:
+        if self.home is not None:
+            for verb in self.verbs:
+                del vars(self.home)[verb]
         sa.event.remove(self.engine, "before_cursor_execute", self._fail)
 
 
@@ -70,6 +92,7 @@ def test_database_down_and_an_error_page(site: Site, firefox: Browser) -> None:
     assert firefox.is_signed_in
 
 
+@pytest.mark.table
 def test_missing_table_says_what_to_do(
     site: Site, firefox: Browser, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -155,11 +178,7 @@ def test_housekeeping_that_fails(
 ) -> None:
     """What was put off until after the answer never shows: it is logged."""
     firefox.login()
-    with site.context():
-        site.db.session.execute(
-            sa.update(site.sessions.UserSession).values(last_seen_at=sa.func.datetime("2020-01-01"))
-        )
-        site.db.session.commit()
+    site.change(last_seen_at=days_ago(1))
     with Broken(site, "UPDATE user_sessions"):
         assert firefox.is_signed_in
     assert "Housekeeping after a request failed" in caplog.text
@@ -184,10 +203,10 @@ def test_store_that_fails_at_the_purge(
     firefox.login()
     chrome.login()
 
-    def fail(*_: t.Any) -> None:
+    def fail(*_: t.Any, **__: t.Any) -> None:
         raise OSError("no store")
 
-    monkeypatch.setattr(entries, "delete", fail)
+    monkeypatch.setattr(entries.Entries, "delete", fail)
     with purge_failed.connected_to(receiver, site.app):
         assert chrome.post("/password", password="new").status_code == 200
     assert not firefox.is_signed_in
@@ -200,6 +219,7 @@ def test_store_that_fails_at_the_purge(
     assert not any(value in caplog.text for value in firefox.cookies.values())
 
 
+@pytest.mark.table
 def test_follow_up_that_fails(
     site: Site, firefox: Browser, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -342,16 +362,17 @@ def test_inactive_user_is_refused(make_site: SiteFactory) -> None:
 
 
 def test_deleted_user(database_site: Site) -> None:
-    """A user who is deleted is signed out, without an error; the row stays for the purge."""
+    """51: a user who is deleted is signed out, and the row stays for its time, with no owner."""
     firefox = database_site.browser("Firefox")
     firefox.login("ann", remember="1")
     with database_site.context():
         database_site.db.session.delete(database_site.user("ann"))
         database_site.db.session.commit()
-    assert firefox.rejected == "unknown"
+    assert database_site.signed_in_entries() == []
+    assert firefox.rejected == "deleted"
     firefox.lose("session")
     assert not firefox.is_signed_in
-    assert len(database_site.rows()) == 1
+    assert [row.revoked_reason for row in database_site.rows()] == ["deleted"]
 
 
 def test_saving_the_session_fails(make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,6 +439,7 @@ def test_request_leaves_no_cyclic_garbage(site: Site, firefox: Browser) -> None:
         gc.enable()
 
 
+@pytest.mark.table
 def test_database_is_usable_after_a_failed_check(make_site: SiteFactory) -> None:
     """37: an error page may use 'db.session', though the statement of the check has failed."""
     site = make_site("files", "postgresql")
@@ -457,10 +479,7 @@ def test_last_sight_with_one_connection(make_site: SiteFactory, database: str) -
     site = make_site("files", database, SQLALCHEMY_ENGINE_OPTIONS=options)
     firefox = site.browser("Firefox")
     firefox.login()
-    with site.context():
-        model = site.sessions.UserSession
-        site.db.session.execute(sa.update(model).values(last_seen_at=days_ago(1)))
-        site.db.session.commit()
+    site.change(last_seen_at=days_ago(1))
     assert firefox.is_signed_in
     assert site.rows()[0].last_seen_at > days_ago(0.5)
 
@@ -479,3 +498,75 @@ def test_visitor_while_the_table_can_not_be_read(make_site: SiteFactory) -> None
     with Broken(site, "user_sessions"):
         assert visitor.post("/visit").status_code == 200
     assert visitor.get("/cart").json == {"cart": "new"}
+
+
+def test_reason_that_cannot_be_asked(make_site: SiteFactory) -> None:
+    """37: a visitor whose entry is gone is one, and no error, when the database is down."""
+    site = make_site("redis")
+    site.app.config["PROPAGATE_EXCEPTIONS"] = False
+    visitor = site.browser(session="expired-long-ago")
+    with Broken(site, "user_sessions"):
+        answer = visitor.get("/me")
+    assert (answer.status_code, answer.json) == (200, {"name": None, "rejected": None})
+
+
+@pytest.mark.parametrize("store", ["redis", "files", "cookie"])
+def test_login_whose_session_is_not_saved(
+    make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    """38: it does not stand, and takes no place of those that a user may have."""
+    site = make_site(
+        store, SESSION_REGISTRY_MAX_SESSIONS=2, SESSION_REGISTRY_MAX_SESSIONS_ACTION="reject"
+    )
+    site.app.config["PROPAGATE_EXCEPTIONS"] = False
+
+    def fail(*_: t.Any) -> None:
+        raise OSError("the store is down")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(site.app.session_interface, "save_session", fail)
+        for _ in range(3):
+            assert site.browser().login().status_code == 500
+    assert site.active() == 0
+    assert {row.revoked_reason for row in site.rows()} == {"not_saved"}
+    firefox = site.browser()
+    assert firefox.login().status_code == 200
+    assert firefox.is_signed_in
+
+
+def test_login_whose_session_is_not_saved_at_first(
+    site: Site, firefox: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """38: if the store is back for the error page, nobody is signed in by that."""
+    site.app.config["PROPAGATE_EXCEPTIONS"] = False
+    interface = t.cast(t.Any, site.app.session_interface)
+    save = interface.save_session
+    failures = [OSError("the store is down")]
+
+    def fail_once(*arguments: t.Any) -> None:
+        if failures:
+            raise failures.pop()
+        save(*arguments)
+
+    monkeypatch.setattr(interface, "save_session", fail_once)
+    assert firefox.login(remember="1").status_code == 500
+    assert not firefox.is_signed_in
+    assert site.active() == 0
+
+
+@pytest.mark.table
+def test_no_session_id_in_the_log(make_site: SiteFactory, caplog: pytest.LogCaptureFixture) -> None:
+    """54: nor among the parameters of a statement that failed, where ids are not hashed."""
+    site = make_site("redis", SESSION_REGISTRY_HASH_SESSION_IDS=False)
+    firefox = site.browser()
+    firefox.login()
+    id = firefox.cookies["session"]
+    site.redis.delete(f"{site.prefix}{id}")
+    with Broken(site, "user_sessions"):
+        assert firefox.get("/me").status_code == 200
+    with site.context():
+        site.sessions.UserSession.__table__.drop(site.db.engine)
+    assert firefox.get("/me").status_code == 200
+    assert "It could not be asked why a session is gone" in caplog.text
+    assert "no such table" in caplog.text
+    assert id not in caplog.text

@@ -13,12 +13,13 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from cachelib import SimpleCache
 from conftest import SiteFactory
+from crowd import at_once
 from flask import Flask
 from flask_login import LoginManager, UserMixin
 from flask_migrate import Migrate, check, downgrade, init, migrate, upgrade
 from flask_session import Session
 from flask_sqlalchemy import SQLAlchemy
-from site_under_test import Site, user_class
+from site_under_test import Site, days_ago, user_class
 
 from flask_session_registry import ConfigurationError, NotInstalledError, SessionRegistry
 
@@ -51,6 +52,7 @@ def run_migration(site: Site, folder: str) -> None:
         upgrade(folder)
 
 
+@pytest.mark.table
 @pytest.mark.filterwarnings("ignore:'get_engine' is deprecated")
 def test_migration(make_site: SiteFactory, database: str, tmp_path: t.Any) -> None:
     """56: 'flask db migrate' sees the table, 'upgrade' makes it, 'check' finds nothing to do."""
@@ -83,6 +85,7 @@ def test_migration(make_site: SiteFactory, database: str, tmp_path: t.Any) -> No
         site.db.session.commit()
 
 
+@pytest.mark.table
 def test_indexes_leave_out_what_a_revocation_writes(site: Site) -> None:
     """56: nothing that a revocation or a touch writes is in an index."""
     with site.context():
@@ -216,13 +219,11 @@ def test_touch_interval(make_site: SiteFactory, value: t.Any) -> None:
     site = make_site(SESSION_REGISTRY_TOUCH_INTERVAL=value)
     firefox = site.browser()
     firefox.login()
+    yesterday = days_ago(1)
     with site.context():
-        site.db.session.execute(
-            sa.text("UPDATE user_sessions SET last_seen_at = '2020-01-01 00:00:00.000000'")
-        )
-        site.db.session.commit()
+        site.change(last_seen_at=yesterday)
     firefox.get("/me")
-    assert (site.rows()[0].last_seen_at.year == 2020) is (value is None)
+    assert (site.rows()[0].last_seen_at == yesterday) is (value is None)
 
 
 def test_no_password_attribute_found(app: Flask) -> None:
@@ -386,3 +387,23 @@ def test_import_needs_only_the_five(tmp_path: t.Any) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     assert answer.stdout.strip() == "[]"
+
+
+def test_first_requests_at_once() -> None:
+    """57: a table that is defined late is defined once, however many ask for it."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(10):
+            db = SQLAlchemy()
+            users = user_class(db)
+            app = Flask("late")
+            app.config.update(SECRET_KEY="x", SQLALCHEMY_DATABASE_URI="sqlite://")
+            SessionRegistry(app, user_model=users)
+            LoginManager(app)
+            db.init_app(app)
+            app.add_url_rule("/", "index", lambda: "hello")
+            visits = [lambda: app.test_client().get("/").status_code] * 8  # noqa: B023
+            assert at_once(visits) == [200] * 8
+    finally:
+        sys.setswitchinterval(before)

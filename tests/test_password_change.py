@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from conftest import SiteFactory
-from flask import copy_current_request_context, flash, get_flashed_messages, session
+from flask import copy_current_request_context, flash, get_flashed_messages, request, session
 from flask_login import current_user, login_required, login_user
 from site_under_test import DATABASES, Browser, Site
 from test_users import changing_ids
@@ -651,20 +651,31 @@ def test_no_password_attribute(make_site: SiteFactory) -> None:
 
 
 def test_several_password_attributes(make_site: SiteFactory) -> None:
-    """A change of any member of the tuple is a change."""
+    """A change of any member of the tuple is a change: a factor added, or removed.
+
+    OWASP ASVS 5.0, 7.4.3.
+    """
     site = make_site(SESSION_REGISTRY_PASSWORD_ATTRIBUTE=("password_hash", "note"))
 
     @site.app.post("/factor")
     @login_required
     def factor() -> str:
-        current_user.note = "TOTP secret"
+        current_user.note = request.form.get("secret")
         site.db.session.commit()
         return "changed"
 
-    firefox, chrome, _ = sign_in_three(site)
+    firefox, chrome, phone = sign_in_three(site)
+    chrome.post("/factor", secret="of TOTP")
+    assert chrome.is_signed_in
+    assert not firefox.is_signed_in
+    firefox.login()
     chrome.post("/factor")
     assert chrome.is_signed_in
     assert not firefox.is_signed_in
+    phone.login()
+    chrome.post("/password", password="new")
+    assert chrome.is_signed_in
+    assert not phone.is_signed_in
 
 
 def test_password_that_starts_as_none(make_site: SiteFactory) -> None:
@@ -1056,3 +1067,21 @@ def test_failed_flush_leaves_nothing_behind(site: Site, chrome: Browser) -> None
     chrome.login()
     chrome.post("/edit")
     assert chrome.rejected == "password_changed"
+
+
+def test_rehash_that_is_left_uncommitted(store_site: Site) -> None:
+    """11: it is rolled back on every store; Flask-Session's in SQL would commit it."""
+    site = store_site
+
+    @site.app.post("/rehash")
+    def rehash() -> str:
+        with site.sessions.same_credentials(current_user):
+            current_user.password_hash = "rehashed"
+        return "left open"
+
+    chrome = site.browser("Chrome")
+    chrome.login()
+    assert chrome.post("/rehash").status_code == 200
+    with site.context():
+        assert site.user("ann").password_hash == "hash of ann"
+    assert chrome.is_signed_in

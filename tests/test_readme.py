@@ -16,8 +16,13 @@ from pathlib import Path
 import docutils.core
 import docutils.nodes
 import pytest
+import servers
 import sqlalchemy as sa
+from flask import Flask
+from flask.sessions import SessionInterface
+from memory_home import MemoryHome
 
+from flask_session_registry import SessionRegistry, entries
 from flask_session_registry.config import PREFIX, SETTINGS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,9 +31,11 @@ README = (ROOT / "README.rst").read_text()
 
 def blocks(language: str) -> list[str]:
     found = re.findall(
-        rf"^\.\. code-block:: {language}\n\n((?:(?: {{4}}.*)?\n)+)", README, flags=re.MULTILINE
+        rf"^( *)\.\. code-block:: {language}\n\n((?:(?:\1 {{4}}.*)?\n)+)",
+        README,
+        flags=re.MULTILINE,
     )
-    return [textwrap.dedent(block).strip() + "\n" for block in found]
+    return [textwrap.dedent(block).strip() + "\n" for _, block in found]
 
 
 def commands() -> list[str]:
@@ -50,6 +57,16 @@ def test_every_setting_is_explained() -> None:
     named = set(re.findall(rf"``({PREFIX}[A-Z_]+)``", README))
     assert named == {PREFIX + setting.name for setting in SETTINGS}
     assert all(setting.meaning for setting in SETTINGS)
+
+
+def test_every_claim_has_its_test() -> None:
+    """Where the README says which test shows something, there is that test."""
+    claims = set(re.findall(r"``(\w+)\.py::(test_\w+)``", README))
+    assert len(claims) > 10
+    for module, name in claims:
+        assert f"def {name}(" in (ROOT / "tests" / f"{module}.py").read_text(), (module, name)
+    requirements = re.findall(r"^7\.\d\.\d", README, flags=re.MULTILINE)
+    assert len(requirements) == len(set(requirements)) == 19
 
 
 def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,10 +119,52 @@ def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with app.app_context():
         names["test_index"](app, find())
         assert names["make_session_model"](db).__tablename__ == "devices"
+    check_stores(names)
+    check_homes(names)
+    with app.app_context():
         db.engine.dispose()
 
 
-def run(command: str, folder: Path, programs: Path | None = None) -> str:
+def check_homes(names: dict[str, t.Any]) -> None:
+    """Records in Redis, and in a home of one's own, as they are shown."""
+    for keep, where in (
+        (names["keep_records_in_redis"], servers.redis_url()),
+        (names["keep_records_elsewhere"], MemoryHome()),
+    ):
+        app = Flask("elsewhere")
+        app.config.update(SECRET_KEY="only for tests", SQLALCHEMY_DATABASE_URI="sqlite://")
+        keep(app, where)
+        SessionRegistry(app)
+        assert app.extensions["session_registry.installation"].home is not None
+
+
+def check_stores(names: dict[str, t.Any]) -> None:
+    """A Redis Cluster and a store of one's own, as they are shown."""
+    app = Flask("cluster")
+    app.config.update(SECRET_KEY="only for tests", SQLALCHEMY_DATABASE_URI="sqlite://")
+    cluster = servers.redis_cluster()
+    with pytest.warns(RuntimeWarning, match="No valid Redis instance"):
+        names["use_cluster"](app, cluster)
+    assert t.cast(t.Any, app.session_interface).client is cluster
+    cluster.close()
+
+    class Interface(SessionInterface):
+        def __init__(self) -> None:
+            self.entries = {"kept": 1}
+
+    names["use_own_store"](Interface)
+    interface = Interface()
+    store = entries.store_of(interface)
+    assert store is not None
+    key = store.key(interface, "a")
+    assert "a" not in {key}
+    interface.entries[key] = 2
+    entries.Entries(interface, store).delete([key, "gone"])
+    assert interface.entries == {"kept": 1}
+    entries._registered.clear()
+
+
+def run(command: str, folder: Path, programs: Path | None = None, *, exit_code: int = 0) -> str:
     """Run a command of the README in a folder with the README's app."""
     words = shlex.split(command)
     path = str(programs or Path(sys.executable).parent) + os.pathsep + os.environ["PATH"]
@@ -117,7 +176,7 @@ def run(command: str, folder: Path, programs: Path | None = None) -> str:
         env=os.environ | {"PATH": path},
         check=False,
     )
-    assert answer.returncode == 0, answer.stderr
+    assert answer.returncode == exit_code, answer.stderr
     return answer.stdout + answer.stderr
 
 
@@ -156,7 +215,8 @@ def check_commands(folder: Path, programs: Path) -> None:
     flask = [command for command in commands() if command.startswith("flask --app app")]
     migrations = [command for command in flask if " db " in command]
     revocations = [command for command in flask if "revoke-sessions" in command]
-    assert len(migrations) + len(revocations) == len(flask) == 7
+    others = [command for command in flask if " sessions " in command]
+    assert len(migrations) + len(revocations) + len(others) == len(flask) == 12
     for command in migrations:
         run(command, folder, programs)
     seed(folder, programs)
@@ -165,6 +225,12 @@ def check_commands(folder: Path, programs: Path) -> None:
     assert "2 sessions ended" in answers[1]
     assert "0 sessions ended" in answers[2]
     assert "0 sessions would end" in answers[3]
+    assert "0 sessions would end" in answers[4]
+    assert "0 sessions ended" in answers[5]
+    listed, examined, pruned = others
+    assert run(listed, folder, programs).count("stolen laptop") == 1
+    assert "'SECRET_KEY' is a placeholder" in run(examined, folder, programs, exit_code=1)
+    assert "0 sessions had expired" in run(pruned, folder, programs)
 
 
 def test_flask_commands(tmp_path: Path) -> None:

@@ -7,15 +7,14 @@ import typing as t
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import sqlalchemy as sa
 from conftest import SiteFactory
 from flask import request
 from flask_login import current_user, encode_cookie
 from itsdangerous import URLSafeSerializer
-from site_under_test import Browser, Site
+from site_under_test import Browser, Site, days_ago
 from werkzeug.http import parse_cookie
 
-from flask_session_registry import remember
+from flask_session_registry import signing
 
 PAIR = ("remember_token", "remember_token_session")
 
@@ -87,13 +86,13 @@ def forged(site: Site) -> str:
     site.app.secret_key, key = "not the key", site.app.secret_key
     try:
         with site.app.test_request_context():
-            return str(remember._serializer(site.app).dumps(["x.0", 9999999999]))
+            return signing.sign(site.app, ["x.0", 9999999999], purpose="remember")
     finally:
         site.app.secret_key = key
 
 
 def signed(site: Site, *content: t.Any) -> str:
-    return str(remember._serializer(site.app).dumps(content))
+    return signing.sign(site.app, content, purpose="remember")
 
 
 @pytest.mark.parametrize(
@@ -217,17 +216,12 @@ def test_refresh_on_each_request(make_site: SiteFactory) -> None:
     firefox = site.browser("Firefox")
     firefox.login()
     assert site.rows()[0].remember_until is not None
-    with site.context():
-        model = site.sessions.UserSession
-        long_ago = sa.func.datetime("2020-01-01")
-        site.db.session.execute(
-            sa.update(model).values(last_seen_at=long_ago, remember_until=long_ago)
-        )
-        site.db.session.commit()
+    before = days_ago(1)
+    site.change(last_seen_at=before, remember_until=before)
     answer = firefox.get("/me")
     attributes = cookie_attributes(answer)
     assert attributes["remember_token"] == attributes["remember_token_session"]
-    assert site.rows()[0].remember_until.year > 2020
+    assert site.rows()[0].remember_until > days_ago(-300)
     firefox.lose("session")
     assert firefox.is_signed_in
 
@@ -313,7 +307,7 @@ def test_rotation_does_not_prolong(site: Site, firefox: Browser) -> None:
 
     def until() -> int:
         cookie = firefox.cookies["remember_token_session"]
-        return int(remember._serializer(site.app).loads(cookie)[1])
+        return int(signing.read(site.app, cookie, purpose="remember")[1])
 
     before = until()
     firefox.post("/password", password="new")

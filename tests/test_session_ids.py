@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import typing as t
 import uuid
@@ -10,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from conftest import SiteFactory
 from flask import Response, g, render_template_string, request, session
-from flask_login import current_user, login_required, login_user, logout_user
+from flask_login import confirm_login, current_user, login_required, login_user, logout_user
 from site_under_test import Browser, Site, days_ago, is_signed_cookie
 
 from flask_session_registry import clock, session_ids, session_registered, session_rejected
@@ -220,7 +221,7 @@ def test_login_is_told(site: Site, firefox: Browser) -> None:
     with session_registered.connected_to(receiver, site.app):
         firefox.login()
     (row,) = site.rows()
-    assert told == [{"user_session_id": row.id, "user_id": row.user_id}]
+    assert told == [{"user_session_id": row.id, "user_id": row.user_id, "new_device": True}]
 
 
 MALFORMED = {
@@ -360,6 +361,41 @@ def test_rotate(store_site: Site) -> None:
     assert store_site.active() == 1
 
 
+def test_password_given_once_more(store_site: Site) -> None:
+    """'confirm_login()' gives a new id, too; the row says when (OWASP ASVS 5.0, 7.2.4)."""
+
+    @store_site.app.post("/confirm")
+    def confirm() -> str:
+        confirm_login()
+        return "ok"
+
+    firefox = store_site.browser("Firefox")
+    assert firefox.post("/confirm").status_code == 200
+    firefox = store_site.browser("Firefox")
+    firefox.login(remember="1")
+    firefox.lose("session")
+    assert firefox.is_signed_in
+    copy = firefox.copy()
+    (before,) = store_site.rows()
+    firefox.post("/confirm")
+    (after,) = store_site.rows()
+    assert firefox.is_signed_in
+    assert not copy.is_signed_in
+    assert before.authenticated_at == before.created_at < after.authenticated_at
+
+
+def test_id_is_long_enough(make_site: SiteFactory) -> None:
+    """A session id is random, of 128 bits and more (OWASP ASVS 5.0, 7.2.3)."""
+    site = make_site("redis")
+    ids = []
+    for _ in range(20):
+        firefox = site.browser()
+        firefox.login()
+        ids.append(firefox.cookies["session"])
+    assert len(set(ids)) == 20
+    assert all(len(base64.urlsafe_b64decode(id + "==")) >= 16 for id in ids)
+
+
 def test_rotate_of_nobody(site: Site, firefox: Browser) -> None:
     """Where nobody is signed in there is nothing to rotate; without a request it is an error."""
 
@@ -416,13 +452,9 @@ def test_active_is_ordered_by_last_sight(site: Site) -> None:
     for name in ("Firefox", "Chrome", "Phone"):
         site.browser(name).login()
     site.browser("Remembered").login(remember="1")
+    for days, name in ((10, "Firefox"), (1, "Chrome"), (32, "Phone"), (40, "Remembered")):
+        site.change({"user_agent": name}, last_seen_at=days_ago(days))
     with site.context():
-        model = site.sessions.UserSession
-        for days, name in ((10, "Firefox"), (1, "Chrome"), (32, "Phone"), (40, "Remembered")):
-            site.db.session.execute(
-                sa.update(model).where(model.user_agent == name).values(last_seen_at=days_ago(days))
-            )
-        site.db.session.commit()
         rows = site.sessions.active(site.user("ann"))
     assert [row.user_agent for row in rows] == ["Chrome", "Firefox", "Remembered"]
 
@@ -434,10 +466,7 @@ def test_last_sight_is_written_once_an_interval(
     site = database_site
     browser = site.browser("Old version")
     browser.login()
-    with site.context():
-        model = site.sessions.UserSession
-        site.db.session.execute(sa.update(model).values(last_seen_at=days_ago(1)))
-        site.db.session.commit()
+    site.change(last_seen_at=days_ago(1))
     browser.name = "New version"
     browser.get("/me")
     (row,) = site.rows()

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from conftest import SiteFactory
 from flask_login import current_user, login_required
-from site_under_test import Browser, Site
+from site_under_test import Browser, Site, days_ago
 from test_users import make_class
 
 
@@ -31,10 +31,7 @@ def test_request_that_does_not_ask(counted: Site) -> None:
     """None, and no row is touched, however long ago it was last seen."""
     firefox = counted.browser()
     firefox.login()
-    with counted.context():
-        long_ago = sa.text("UPDATE user_sessions SET last_seen_at = '2020-01-01'")
-        counted.db.session.execute(long_ago)
-        counted.db.session.commit()
+    counted.change(last_seen_at=days_ago(1))
     with counted.count_statements() as statements:
         firefox.get("/cart")
         firefox.post("/cart", item="book")
@@ -63,6 +60,7 @@ def test_user_loader_that_asks_otherwise(make_site: SiteFactory) -> None:
     assert len(statements) == 2
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("sessions", [1, 7])
 def test_statements_of_a_revocation(counted: Site, sessions: int) -> None:
     """The lock on the user's row and one UPDATE, whatever the number of sessions."""
@@ -72,11 +70,14 @@ def test_statements_of_a_revocation(counted: Site, sessions: int) -> None:
         user = counted.user("ann")
         with counted.count_statements() as statements:
             counted.sessions.revoke_all(user)
-        assert [text.split()[0] for text in statements.texts] == ["SELECT", "UPDATE"]
+        # MariaDB is asked once in the life of a process how its index is called.
+        texts = [text for text in statements.texts if "information_schema" not in text]
+        assert [text.split()[0] for text in texts] == ["SELECT", "UPDATE"]
         assert "FOR" in statements.texts[0] or counted.db.engine.name == "sqlite"
         counted.db.session.commit()
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("sessions", [1, 7])
 def test_statements_of_a_password_change(counted: Site, sessions: int) -> None:
     """The user's own UPDATE holds the lock; then one for the current row, one for the others."""
@@ -96,7 +97,8 @@ def test_statements_of_a_password_change(counted: Site, sessions: int) -> None:
     for browser in browsers:
         browser.login()
     browsers[0].post("/change")
-    assert [text.split()[:2] for text in seen] == [
+    texts = [text for text in seen if "information_schema" not in text]
+    assert [text.split()[:2] for text in texts] == [
         ["UPDATE", "account"],
         ["UPDATE", "user_sessions"],
         ["UPDATE", "user_sessions"],
@@ -171,6 +173,7 @@ def test_pending_changes_are_not_flushed_by_a_refusal(make_site: SiteFactory) ->
     assert firefox.get("/half-done").text == "False"
 
 
+@pytest.mark.table
 def test_lock_of_a_revocation(make_site: SiteFactory) -> None:
     """In the order of the keys, and not against rows that only refer to the user."""
     site = make_site("cookie", "postgresql")
@@ -179,3 +182,14 @@ def test_lock_of_a_revocation(make_site: SiteFactory) -> None:
         site.db.session.rollback()
     lock = next(text for text in statements.texts if "FOR" in text)
     assert "ORDER BY account.id FOR NO KEY UPDATE" in lock
+
+
+@pytest.mark.table
+def test_room_in_the_pages(make_site: SiteFactory) -> None:
+    """PostgreSQL writes new versions of rows where they stand, if SQLAlchemy can ask for it."""
+    site = make_site("cookie", "postgresql")
+    with site.context():
+        options = site.db.session.scalar(
+            sa.text("SELECT reloptions FROM pg_class WHERE oid = CAST('user_sessions' AS regclass)")
+        )
+    assert options == (None if sa.__version__.startswith("2.0.") else ["fillfactor=50"])

@@ -179,6 +179,7 @@ def test_eager_relationship_is_loaded_whole(make_site: SiteFactory) -> None:
     assert firefox.get("/tags").json == {"tags": 3}
 
 
+@pytest.mark.table
 def test_schema(make_site: SiteFactory, databases: t.Any) -> None:
     """26: the table stands in the schema of the users."""
     engine = sa.create_engine(databases("postgresql"))
@@ -197,6 +198,7 @@ def test_schema(make_site: SiteFactory, databases: t.Any) -> None:
     engine.dispose()
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mariadb"])
 def test_bind(make_site: SiteFactory, databases: t.Any, tmp_path: t.Any, kind: str) -> None:
     """26: the table stands in the database of the users, beside an app's own other one."""
@@ -218,6 +220,7 @@ def test_bind(make_site: SiteFactory, databases: t.Any, tmp_path: t.Any, kind: s
         site.db.drop_all()
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("given", [False, True])
 def test_imported_after_init_app(make_site: SiteFactory, given: bool) -> None:
     """26: the table is defined at the moment that the user model is."""
@@ -296,6 +299,7 @@ def test_relationship_to_a_model_that_is_imported_later(make_site: SiteFactory) 
     assert tag.__name__ == "Tag"
 
 
+@pytest.mark.table
 def test_session_model_of_ones_own(make_site: SiteFactory) -> None:
     """'session_model': another table, with further columns and another name of the key."""
     site = make_site(init=False)
@@ -318,8 +322,27 @@ def test_session_model_of_ones_own(make_site: SiteFactory) -> None:
         assert site.sessions.UserSession is Visit
     check_site(site)
     assert site.rows()[0].city == "nowhere"
+    firefox = site.browser()
+    firefox.login()
+    for password in ("one", "two", "three"):
+        firefox.post("/password", password=password)
+    assert firefox.is_signed_in
 
 
+@pytest.mark.table
+def test_session_model_that_insists_on_a_user(make_site: SiteFactory) -> None:
+    """It can't say who must not be adopted: it stops the app if that is wanted."""
+    site = make_site(init=False, SESSION_REGISTRY_UNREGISTERED="adopt")
+
+    class Visit(UserSessionMixin, site.db.Model):  # type: ignore[misc, name-defined]
+        __tablename__ = "visits"
+        user_id: sa_orm.Mapped[int] = sa_orm.mapped_column(sa.ForeignKey("account.id"))
+
+    with pytest.raises(ConfigurationError, match="must not be null"):
+        SessionRegistry(site.app, session_model=Visit)
+
+
+@pytest.mark.table
 def test_session_model_without_user_id(make_site: SiteFactory) -> None:
     """A class that forgets 'user_id' is refused at start-up."""
     site = make_site(init=False)
@@ -331,6 +354,7 @@ def test_session_model_without_user_id(make_site: SiteFactory) -> None:
         SessionRegistry(site.app, session_model=Visit)
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("session_model", [int, "UserSession"])
 def test_session_model_that_is_none(make_site: SiteFactory, session_model: t.Any) -> None:
     site = make_site(init=False)

@@ -1,20 +1,36 @@
-"""The example app, as the tests of several workers serve it: with views that can be held."""
+"""The example app, as the tests of several workers serve it: with views that can be held.
+
+Passwords are hashed in no time, or the visits would spend most of theirs on that and seldom meet.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
+import uuid
 
 import redis
-from accounts import create_app
-from accounts.extensions import db
+from accounts import create_app, models
+from accounts.extensions import db, sessions
 from accounts.models import User
 from flask import Response, request, session
 from flask_login import current_user, login_required, login_user
 
-app = create_app(
-    {"WTF_CSRF_ENABLED": False, "SESSION_KEY_PREFIX": os.environ["TEST_SESSION_KEY_PREFIX"]}
+models.generate_password_hash = functools.partial(
+    models.generate_password_hash, method="pbkdf2:sha256:1"
 )
-server = redis.Redis.from_url(os.environ["REDIS_URL"])
+app = create_app(
+    {
+        "WTF_CSRF_ENABLED": False,
+        "SESSION_KEY_PREFIX": os.environ["TEST_SESSION_KEY_PREFIX"],
+        "SESSION_REGISTRY_RECORDS": os.environ.get("TEST_RECORDS", "sql"),
+        "SESSION_REGISTRY_REDIS_PREFIX": "records:" + os.environ["TEST_SESSION_KEY_PREFIX"],
+        # By the test of races nearly nothing, so that each request writes 'last_seen_at'.
+        "SESSION_REGISTRY_TOUCH_INTERVAL": float(os.environ.get("TEST_TOUCH_INTERVAL", "300")),
+    }
+)
+# Not where the sessions are kept: that server may be stopped while a request is held.
+server = redis.Redis.from_url(os.environ["TEST_HOLD_URL"])
 
 
 def hold() -> None:
@@ -29,6 +45,41 @@ def hold() -> None:
 def name_the_worker(response: Response) -> Response:
     response.headers["X-Worker"] = str(os.getpid())
     return response
+
+
+@app.post("/users")
+def add_user() -> str:
+    """A new user, in one request."""
+    user = User(email=request.form["email"], name="Ann")
+    user.set_password(request.form["password"])
+    db.session.add(user)
+    db.session.commit()
+    return user.email
+
+
+@app.post("/note")
+@login_required
+def note() -> str:
+    """Write to the session, and so to the store and to 'last_seen_at'."""
+    session["note"] = uuid.uuid4().hex
+    return "noted"
+
+
+@app.post("/end-others-and-change")
+@login_required
+def end_others_and_change() -> str:
+    """What an app may write by hand: the revocation before the new password, in one commit."""
+    sessions.revoke_all(current_user, except_current=True)
+    current_user.set_password(uuid.uuid4().hex)
+    db.session.commit()
+    return "changed"
+
+
+@app.post("/rotate")
+@login_required
+def rotate() -> str:
+    sessions.rotate()
+    return "rotated"
 
 
 @app.post("/held")
@@ -49,7 +100,13 @@ def held_login() -> str:
         return "wrong"
     if "commits" in request.form:
         user.name = "signed in lately"
-    hold()
-    db.session.commit()
-    login_user(user)
+    if "signs_in_first" in request.form:
+        db.session.commit()
+        login_user(user)
+        db.session.rollback()
+        hold()
+    else:
+        hold()
+        db.session.commit()
+        login_user(user)
     return "signed in"

@@ -11,6 +11,8 @@ import sqlalchemy as sa
 from flask import Flask
 from flask_session import Session
 
+from flask_session_registry import session_registered
+
 from . import account, auth, cli, config, errors, headers
 from .extensions import csrf, db, login_manager, migrate, sessions
 
@@ -33,6 +35,7 @@ def create_app(settings=None):
     csrf.init_app(app)
     Session(app)
     sessions.init_app(app)
+    session_registered.connect(auth.tell_of_new_device, app)
 
     app.register_blueprint(auth.blueprint)
     app.register_blueprint(account.blueprint)

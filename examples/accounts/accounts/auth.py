@@ -26,6 +26,7 @@ REASONS = {
     "revoked": "You were signed out from another device.",
     "logged_out": "You have signed out.",
     "inactive": "Your account is not active.",
+    "expired": "You were signed out because you have been away for long.",
 }
 
 
@@ -119,19 +120,50 @@ def whoami():
     return jsonify(user=email, reason=sessions.rejected)
 
 
+def tell_of_new_device(_app, user_session_id, user_id, new_device):
+    """Whoever has the password should not get in without its owner hearing of it."""
+    if not new_device:
+        return
+    user = db.session.get(User, user_id)
+    device = next((row for row in sessions.active(user) if row.id == user_session_id), None)
+    # It may be over already: the password has changed meanwhile, say.
+    if device is not None:
+        mail.send(
+            user.email,
+            f"Somebody has signed in from {device.ip_address}, with {device.user_agent}.\n"
+            "If that was not you, change your password: that signs out everybody else.",
+        )
+
+
 @login_manager.unauthorized_handler
 def ask_to_sign_in():
+    accepted = request.accept_mimetypes
+    if accepted["application/json"] > accepted["text/html"]:
+        return _problem(401, "Please sign in.")
     _say_why_signed_out()
     here = request.full_path.rstrip("?") if request.method == "GET" else None
     return redirect(url_for("auth.sign_in", next=here))
 
 
 def _say_why_signed_out():
-    reason = sessions.rejected
     # Not to a request that was late, from before the session got a new id: this browser is signed
     # in, and a message would cost it its session.
-    if reason is not None and reason != "rotated":
-        flash(REASONS.get(reason, "Your session has ended. Please sign in again."))
+    if sessions.rejected not in (None, "rotated"):
+        flash(_why_signed_out())
+
+
+def _why_signed_out():
+    return REASONS.get(sessions.rejected, "Your session has ended. Please sign in again.")
+
+
+def _problem(status, title):
+    """An answer to a program (RFC 9457), with the reason in a word that it can rely on."""
+    problem = {"status": status, "title": title}
+    if sessions.rejected is not None:
+        problem |= {"reason": sessions.rejected, "detail": _why_signed_out()}
+    answer = jsonify(problem)
+    answer.content_type = "application/problem+json"
+    return answer, status
 
 
 def _is_remembered():

@@ -293,6 +293,35 @@ def test_changed_password_says_why(firefox, chrome):
     assert "because your password was changed" not in firefox.get("/signin").text
 
 
+def test_program_is_told_why(firefox, chrome):
+    """A client that asks for JSON gets a 401 with a reason that it can rely on."""
+    asks = {"headers": {"Accept": "application/json"}}
+    answer = firefox.client.get("/account", **asks)
+    assert (answer.status_code, answer.json) == (401, {"status": 401, "title": "Please sign in."})
+    firefox.sign_in()
+    chrome.sign_in()
+    chrome.change_password(PASSWORD, NEW)
+    answer = firefox.client.get("/account", **asks)
+    assert answer.status_code == 401
+    assert answer.content_type == "application/problem+json"
+    assert answer.json["reason"] == "password_changed"
+    assert "your password was changed on another device" in answer.json["detail"]
+    assert firefox.client.get("/account").status_code == 302
+
+
+def test_mail_about_a_new_device(firefox, chrome, capsys):
+    """The owner hears of a device that was never seen before, and of no other."""
+    firefox.sign_in()
+    mail = capsys.readouterr().err
+    assert f"Mail to {ANN}" in mail
+    assert "from 127.0.0.1, with Firefox" in mail
+    firefox.post("/signout", on="/account")
+    firefox.sign_in()
+    assert "Mail" not in capsys.readouterr().err
+    chrome.sign_in()
+    assert "with Chrome" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -561,7 +590,8 @@ def test_cookies_are_for_the_server_only(app, firefox, monkeypatch, https):
     cookies = {
         cookie.partition("=")[0]: cookie for cookie in response.headers.getlist("Set-Cookie")
     }
-    assert set(cookies) == {"session", "remember_token", "remember_token_session"}
+    remembering = {"remember_token", "remember_token_session"}
+    assert set(cookies) == {"session", "session_device"} | remembering
     assert "Expires" not in cookies["session"]
     for cookie in cookies.values():
         assert "HttpOnly" in cookie

@@ -1,0 +1,104 @@
+"""May a session go on that began before there was a registry?
+
+While ``UNREGISTERED`` is ``"adopt"``, yes: once, and unless anything of its user was revoked since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import typing as t
+import uuid
+from collections.abc import Sequence
+
+from flask import Flask, request, session
+
+from . import clock, remember, session_ids
+from .installation import Installation, unwrap
+from .records import Execute
+from .sight import sight
+from .state import MARKER, Adoption, Current, RequestState
+
+
+def id_of_cookie(app: Flask) -> uuid.UUID:
+    """The id of the user session that goes on from this request's session cookie.
+
+    The same each time: requests in parallel get one row, and a copy that comes later finds it.
+    """
+    cookie = request.cookies.get(app.config["SESSION_COOKIE_NAME"], "")
+    # Not the signature: that can be written in several ways.
+    cookie = session_ids.sent_id(app, request) or cookie.rpartition(".")[0] or cookie
+    if not cookie:
+        # A session that this request has only just been given, by the app's own hand.
+        return uuid.uuid4()
+    digest = hashlib.sha256(f"adopted:{cookie}".encode("utf-8", "surrogatepass")).digest()
+    return uuid.UUID(bytes=digest[:16], version=4)
+
+
+def begin(
+    app: Flask, installation: Installation, state: RequestState, claimed: str, *, id: uuid.UUID
+) -> bool:
+    """Let the session of this request go on under this id; ``False``: it may not.
+
+    Its row follows: see :func:`settle` and :func:`finish`.
+
+    :param claimed: who Flask-Login is about to load.
+    """
+    user = _load(app, claimed)
+    if not isinstance(user, installation.credentials.user_model) or not user.is_active:
+        return False
+    user_id = installation.user_id_of(user)
+    if installation.table.is_barred(user_id):
+        return False
+    moment, session_id = clock.now(), session_ids.session_id(unwrap(session))
+    key = session_ids.store_id(app.session_interface, session_id)
+    state.current = Current(
+        id=id,
+        generation=0,
+        user=user,
+        session_id=session_id,
+        store_id=key,
+        is_touch_due=False,
+    )
+    is_remembered = remember.claimed_user(app) == remember.id_of(app, user)
+    values = {
+        "id": id,
+        "generation": 0,
+        "user_id": user_id,
+        "store_id": key,
+        "created_at": moment,
+        "authenticated_at": clock.EPOCH,
+        "remember_until": moment + remember.duration(app) if is_remembered else None,
+        **sight(moment),
+    }
+    state.adoption = Adoption(user, values)
+    # The hash of now, before anything can reload it.
+    installation.credentials.known(user)
+    session[MARKER] = state.current.marker
+    return True
+
+
+def settle(installation: Installation, execute: Execute, user_ids: Sequence[t.Any]) -> None:
+    """Write the row of this request's session in a transaction that is about to end its user's.
+
+    So that there is one to end, or to spare. The transaction holds the user's row.
+    """
+    state = installation.known_state
+    adoption = state.adoption if state is not None else None
+    if adoption is not None and adoption.values["user_id"] in user_ids:
+        first, *_ = installation.credentials.fingerprints(adoption.user)
+        installation.table.adopt(execute, adoption.values | {"fingerprint": first})
+
+
+def finish(installation: Installation, adoption: Adoption) -> int | None:
+    """Write the row at the end of the request, unless that is done; in which generation it stands.
+
+    ``None``: the session does not go on, because something of its user was revoked meanwhile.
+    """
+    fingerprints = installation.credentials.fingerprints(adoption.user)
+    installation.users.release()
+    return installation.table.adopt_late(adoption.values, fingerprints=fingerprints)
+
+
+def _load(app: Flask, claimed: str) -> t.Any:
+    load = app.login_manager._user_callback  # type: ignore[attr-defined]
+    return None if load is None else load(claimed)

@@ -1,0 +1,788 @@
+"""User sessions that are kept elsewhere than in the app's own database.
+
+What a transaction ends, ends after its commit: nobody but the database knows before whether there
+is one. Until then, and if the process dies in between, the fingerprint keeps out every session that
+was opened with an earlier password.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime as dt
+import functools
+import typing as t
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+
+from . import clock, records
+from .credentials import fingerprint
+from .errors import RecordsError
+from .expiry import Expiry
+from .filters import Filter
+from .home import Home, UserSession
+from .records import (
+    LEFT_BEHIND,
+    Ending,
+    Execute,
+    Limit,
+    LimitReachedError,
+    PasswordChange,
+    Renewal,
+    Sighting,
+    Stored,
+    credential,
+)
+from .users import Users
+
+#: For so long the key of an entry is kept that a session has left behind.
+_OVERLAP = dt.timedelta(minutes=1)
+
+#: How often somebody looks whether such an entry may be deleted, to which a browser may come back.
+_LOOK = dt.timedelta(hours=1)
+
+#: How often a session is read once more that has been changed meanwhile.
+_ATTEMPTS = 20
+
+_STANDS: dict[str, t.Any] = {"revoked_at": None}
+_Item = t.TypeVar("_Item")
+
+
+@contextlib.contextmanager
+def _asking() -> Iterator[None]:
+    """Within it a home is asked, which may raise whatever it likes.
+
+    :raises RecordsError: it did. What its library says may name a server, or a key.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise RecordsError(
+            f"The user sessions could not be asked ({type(error).__name__}). What was asked for may"
+            " not be done: try again."
+        ) from error
+
+
+def _asked(ask: Callable[..., Iterator[_Item]], *arguments: t.Any, **how: t.Any) -> Iterator[_Item]:
+    """What a verb of a home gives, one after the other."""
+    with _asking():
+        batches = ask(*arguments, **how)
+    while True:
+        with _asking():
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+class Among(t.NamedTuple):
+    """Sessions that an operator means, as long as they are as they were."""
+
+    ids: frozenset[uuid.UUID]
+    filter: Filter
+
+    def covers(self, session: UserSession) -> bool:
+        return session.id in self.ids and self.filter.meets(session)
+
+
+class Elsewhere:
+    """The user sessions of one app, with the verbs of :class:`~flask_session_registry.table.Table`.
+
+    :param expiry: makes the rule by which sessions have expired by now.
+    :param retention: how long one that has ended is kept.
+    """
+
+    def __init__(
+        self,
+        users: Users,
+        home: Home,
+        *,
+        expiry: Callable[[], Expiry],
+        retention: dt.timedelta,
+    ) -> None:
+        self.users = users
+        self.home = home
+        self._expiry = expiry
+        # A request under way may still come with it.
+        self._retention = max(retention, _OVERLAP)
+
+    # -- for the check on each request -----------------------------------------------------------
+
+    def load(self, id: uuid.UUID, *, anew: bool = False) -> tuple[t.Any, ...] | None:
+        """The user of a user session, and what the check on each request compares.
+
+        One question to the home and one statement, which spares the user loader its own. ``None``:
+        no such session, it has ended, or its user is gone.
+
+        :returns: as of :meth:`Table.load`.
+        """
+        session = self.get(id)
+        if session is None or session.revoked_at is not None:
+            return None
+        row = self.users.load(session.user_id, anew=anew)
+        if row is None:
+            return None
+        user, *passwords = row
+        return (
+            user,
+            session.generation,
+            session.fingerprint,
+            session.last_seen_at,
+            session.store_id,
+            session.created_at,
+            *passwords,
+        )
+
+    def get(self, id: uuid.UUID) -> UserSession | None:
+        """One session, ended or not; ``None``: there is none."""
+        with _asking():
+            return self.home.get([id]).get(id)
+
+    def is_remembered(self, id: uuid.UUID, now: dt.datetime) -> bool:
+        """Whether a "remember me" cookie could still renew this session."""
+        session = self.get(id)
+        until = session.remember_until if session else None
+        return until is not None and until > now
+
+    def reason(self, id: uuid.UUID) -> str | None:
+        """Why a session ended; ``None`` if it has not, or there is none."""
+        session = self.get(id)
+        return session.revoked_reason if session else None
+
+    def reason_of_entry(self, store_id: str) -> tuple[str | None, uuid.UUID | None]:
+        """Why the session does not stand that has, or had, this key in the store; which it is.
+
+        ``"rotated"``: it goes on under another one. ``None``: it stands, or there is none.
+        """
+        with _asking():
+            id = self.home.with_key(store_id)
+        session = None if id is None else self.get(id)
+        if session is None:
+            return None, None
+        if session.revoked_reason == LEFT_BEHIND and session.revocation is not None:
+            # One that its session could have come back to: what became of that?
+            return self.reason(session.revocation) or LEFT_BEHIND, id
+        is_earlier = session.store_id != store_id
+        return session.revoked_reason or (LEFT_BEHIND if is_earlier else None), id
+
+    def was_rotated_since(self, id: uuid.UUID, moment: dt.datetime) -> bool:
+        """Whether the id of a session was last changed after this moment."""
+        session = self.get(id)
+        rotated_at = session.rotated_at if session else None
+        return rotated_at is not None and rotated_at > moment
+
+    def standing(self, id: uuid.UUID) -> int | None:
+        """The generation of a session as it stands now; ``None`` if it has ended."""
+        session = self.get(id)
+        return None if session is None or session.revoked_at is not None else session.generation
+
+    standing_now = standing
+
+    # -- what a transaction of the app ends -------------------------------------------------------
+
+    def owner(self, execute: Execute, id: uuid.UUID) -> list[t.Any]:
+        """Whose session this is, in a list; empty if there is none."""
+        session = self.get(id)
+        return [] if session is None else [session.user_id]
+
+    def lock_users(self, execute: Execute, user_ids: Sequence[t.Any]) -> set[t.Any]:
+        """Nothing is to be locked: what is done after the commit is done one by one."""
+        return set(user_ids)
+
+    def end_all(
+        self,
+        execute: Execute,
+        user_ids: Sequence[t.Any],
+        *,
+        revocation: uuid.UUID,
+        reason: str,
+        spare: uuid.UUID | None = None,
+        only: uuid.UUID | None = None,
+        among: Among | None = None,
+        change: PasswordChange | None = None,
+        are_deleted: bool = False,
+        already: Sequence[Ending] | None = None,
+    ) -> Ending:
+        """End the sessions of users, after the transaction has committed.
+
+        :param among: what :meth:`to_end` has given: only they end.
+        :param change: the password was changed: that one session goes on, and so do those that
+            were opened with the new password since.
+        :param already: what the transaction ends anyhow, and is not counted. ``None``: nobody wants
+            to know how many there are, and the home is not asked.
+        """
+        ending = _ToEnd(
+            self,
+            user_ids,
+            values={"revocation": revocation, "revoked_reason": reason},
+            spare=spare,
+            only=only,
+            among=among,
+            change=change,
+            is_renewed=change is not None and change.current is not None,
+        )
+        if already is None:
+            ending.count = 1
+        else:
+            before = t.cast("Sequence[_ToEnd]", already)
+            ending.count = sum(
+                not any(earlier.covers(one) for earlier in before)
+                for batch in ending.batches()
+                for one in batch
+            )
+        return ending
+
+    def follow_rehash(
+        self, execute: Execute, user_id: t.Any, *, before: str | None, after: str | None
+    ) -> Callable[[], None]:
+        """Move the fingerprints of a user's sessions along with a new hash of the password.
+
+        :returns: what does it, after the commit.
+        """
+        return functools.partial(self._follow_rehash, user_id, before, after)
+
+    def _follow_rehash(self, user_id: t.Any, before: str | None, after: str | None) -> None:
+        where = _STANDS | {"fingerprint": before}
+        for batch in self._of_users([user_id]):
+            self._update([session.id for session in batch], {"fingerprint": after}, where=where)
+
+    def recredit(self, change: PasswordChange) -> bool:
+        """Give the session that a password was changed in its fingerprint, and a new generation."""
+        if change.current is None:
+            return False
+        for _ in range(_ATTEMPTS):
+            session = self.get(change.current.id)
+            lowest, highest = change.current.generations
+            if session is None or not lowest <= session.generation <= highest:
+                return False
+            if self._recredit(session, change.current, change.fingerprint):
+                return True
+        return False
+
+    def _recredit(self, session: UserSession, current: Renewal, fingerprint: str | None) -> bool:
+        """The same, unless it has got another key meanwhile."""
+        if current.has_entry:
+            self._leave_behind(session, session.previous_store_id)
+        values = {
+            "fingerprint": fingerprint,
+            "generation": session.generation + 1,
+            "rotated_at": clock.now(),
+            # Its entry is dead from here on; the next one is written by the answer.
+            "previous_store_id": session.store_id or session.previous_store_id,
+            "store_id": None,
+        }
+        return bool(self._change(session, values, where=_as_it_was(session)))
+
+    # -- where a user is signed in ----------------------------------------------------------------
+
+    def active(self, session: sa_orm.Session, user_id: t.Any, *, expiry: Expiry) -> list[t.Any]:
+        """The active sessions of a user, most recently seen first."""
+        row = session.execute(self.users.passwords.where(self.users.key == user_id)).first()
+        if row is None:
+            return []
+        current = fingerprint(tuple(row[1:]))
+        found = [
+            one
+            for batch in self._of_users([user_id])
+            for one in batch
+            if one.fingerprint == current and not _is_over(one, expiry)
+        ]
+        return sorted(found, key=_last_seen_first)
+
+    def kept(self, session: sa_orm.Session, user_id: t.Any) -> list[t.Any]:
+        """All sessions of a user, ended ones too, most recently seen first."""
+        batches = (*self._of_users([user_id]), *self._of_users([user_id], ended=True))
+        return sorted((one for batch in batches for one in batch), key=_last_seen_first)
+
+    def was_seen(self, user_id: t.Any, *, ip_address: str | None, user_agent: str | None) -> bool:
+        """Whether a session of this user is kept that was seen at this address, with this agent.
+
+        One that a revocation has ended says nothing: it may have been somebody else's.
+        """
+        # What isn't known is equal to nothing.
+        return None not in (ip_address, user_agent) and any(
+            (one.ip_address, one.user_agent, one.revocation) == (ip_address, user_agent, None)
+            for one in self.kept(self.users.db.session(), user_id)
+        )
+
+    # -- what a request does to its own session ---------------------------------------------------
+
+    def place(self, id: uuid.UUID, user_id: t.Any) -> uuid.UUID:
+        """The id of a new session of this user, made of a random one."""
+        with _asking():
+            return self.home.place(id, user_id)
+
+    def add(
+        self,
+        values: dict[str, t.Any],
+        *,
+        fingerprints: Sequence[str | None],
+        replaces: uuid.UUID | None,
+        limit: Limit | None,
+        expiry: Expiry,
+    ) -> list[Stored] | None:
+        """Add a session and end the one it replaces; ``None`` if there is no such user.
+
+        :param fingerprints: of the credential that was checked, and of those stored since. The
+            session gets the one that is current; if none is, the first: it is dead on arrival.
+        :returns: the sessions that had to end because of the limit.
+        :raises LimitReachedError: the new one had to be refused because of it.
+        """
+        user_id = values["user_id"]
+        stored = self.users.passwords_of([user_id])
+        if not stored:
+            return None
+        now = fingerprint(stored[user_id])
+        session = UserSession(**values, fingerprint=credential(now, fingerprints))
+        session.due_at = self._due_at(session)
+        surplus: list[Stored] = []
+        try:
+            with _asking():
+                self.home.add(session)
+            if limit is not None and now in fingerprints:
+                surplus = self._surplus(session, limit, expiry, but=replaces)
+            if replaces is not None:
+                self.end(replaces, "replaced")
+        except (RecordsError, LimitReachedError):
+            # Nobody has it: it is none that stands, nor one that has ended.
+            with contextlib.suppress(RecordsError):
+                self.end(session.id, "not_saved")
+                self.forget([session.id])
+            raise
+        return surplus
+
+    def _surplus(
+        self, session: UserSession, limit: Limit, expiry: Expiry, *, but: uuid.UUID | None
+    ) -> list[Stored]:
+        """End the oldest sessions of a user, if there is one too many; which they are.
+
+        Of several that were added at once each counts those that were added before it, so that
+        never more are let in than there is room for.
+        """
+        active = [
+            one
+            for batch in self._of_users([session.user_id])
+            for one in batch
+            if one.fingerprint == session.fingerprint
+            and one.id != but
+            and not _is_over(one, expiry)
+        ]
+        ids = [one.id for one in active]
+        if limit.rejects:
+            if session.id in ids[limit.most :]:
+                raise LimitReachedError
+            return []
+        return self._end(ids[: -limit.most], {"revoked_reason": "max_sessions"})
+
+    def renew(
+        self,
+        id: uuid.UUID,
+        *,
+        user_id: t.Any,
+        generation: int,
+        becomes: int,
+        store_id: str | None,
+        is_confirmed: bool = False,
+    ) -> bool:
+        """Let a session go on under another key or generation; ``False``: it no longer stands.
+
+        :param is_confirmed: whether the user has just given the password once more.
+        """
+        # In the same generation the old key is as good: the browser may come back to it.
+        rotates = becomes != generation
+        for _ in range(_ATTEMPTS):
+            session = self.get(id)
+            if session is None or (session.generation, session.revoked_at) != (generation, None):
+                return False
+            if self._renew(session, becomes, store_id, rotates, is_confirmed):
+                return True
+        raise RecordsError("A user session was changed by others all the time: try again.")
+
+    def _renew(
+        self,
+        session: UserSession,
+        becomes: int,
+        store_id: str | None,
+        rotates: bool,
+        is_confirmed: bool,
+    ) -> bool:
+        """The same, unless it has got another key meanwhile, which would be left behind."""
+        moment = clock.now()
+        if store_id is not None:
+            left = session.previous_store_id if rotates else session.store_id
+            self._leave_behind(session, left, link=None if rotates else session.id)
+        values: dict[str, t.Any] = {"generation": becomes, "rotated_at": moment}
+        if is_confirmed:
+            values["authenticated_at"] = moment
+        if rotates:
+            values["previous_store_id"] = session.store_id or session.previous_store_id
+        values["store_id"] = store_id
+        return bool(self._change(session, values, where=_as_it_was(session)))
+
+    def touch(self, id: uuid.UUID, values: dict[str, t.Any]) -> None:
+        """Write when, whence and with what a session was last seen. Revives nothing."""
+        session = self.get(id)
+        if session is not None:
+            self._change(session, values, where=_STANDS)
+
+    def end(self, id: uuid.UUID, reason: str) -> bool:
+        """End one session; ``False`` if it had ended already."""
+        return bool(self._end([id], {"revoked_reason": reason}))
+
+    def purged(self, ids: Sequence[uuid.UUID], *, but_previous: bool = False) -> int:
+        """Take down that the entries of ended sessions are gone from the session store.
+
+        :param but_previous: whether one from before a rotation may still be there.
+        :returns: of how many that was not known yet.
+        """
+        moment = clock.now()
+        where: dict[str, t.Any] = {"purged_at": None}
+        if but_previous:
+            where["previous_store_id"] = None
+        values = {"purged_at": moment, "due_at": moment + self._retention}
+        return len(self._update(ids, values, where=where))
+
+    # -- housekeeping ------------------------------------------------------------------------------
+
+    def expired(self, expiry: Expiry, *, everywhere: bool) -> Iterator[list[Stored]]:
+        """Sessions that are over and have not ended yet.
+
+        :param everywhere: also those of deleted users, and those that an earlier password keeps
+            out, because the process died that was to end them. All sessions are looked at.
+        """
+        found = _asked(self.home.all) if everywhere else _asked(self.home.due, expiry.now)
+        for batch in found:
+            standing = [one for one in batch if one.revoked_at is None]
+            over = {one.id for one in self._over(standing, expiry)}
+            for one in standing:
+                if one.id not in over and one.due_at and one.due_at <= expiry.now:
+                    # Another timeout is set than when it was last seen.
+                    self._change(one, {}, where=_STANDS)
+            yield [_stored(one) for one in standing if one.id in over]
+
+    def expire(self, ids: Sequence[uuid.UUID], expiry: Expiry) -> int:
+        """End those of these sessions that are over still; how many."""
+        with _asking():
+            found = self.home.get(ids)
+        standing = [one for one in found.values() if one.revoked_at is None]
+        return sum(
+            len(
+                self._end(
+                    [one.id],
+                    {"revoked_reason": "expired"},
+                    where={"last_seen_at": one.last_seen_at, "fingerprint": one.fingerprint},
+                )
+            )
+            for one in self._over(standing, expiry)
+        )
+
+    def _over(self, sessions: Sequence[UserSession], expiry: Expiry) -> Iterator[UserSession]:
+        known = self.users.passwords_of({one.user_id for one in sessions}) if sessions else {}
+        current = {user_id: fingerprint(values) for user_id, values in known.items()}
+        for one in sessions:
+            if (
+                one.user_id not in current
+                or one.fingerprint != current[one.user_id]
+                or _is_over(one, expiry)
+            ):
+                yield one
+
+    def unpurged(self) -> Iterator[list[Stored]]:
+        """Ended sessions whose entries may still be in the session store."""
+        for batch in _asked(self.home.due, clock.now()):
+            unpurged = [one for one in batch if _is_unpurged(one)]
+            # Those that have none are kept for their time, and not looked at before.
+            moment = clock.now()
+            rest = [one.id for one in batch if self._has_nothing_to_purge(one, moment)]
+            self._update(rest, {"due_at": moment + self._retention}, where={"purged_at": None})
+            if unpurged:
+                yield [_stored(one) for one in unpurged]
+
+    def _has_nothing_to_purge(self, session: UserSession, moment: dt.datetime) -> bool:
+        ended_at = session.revoked_at
+        return (
+            ended_at is not None
+            and ended_at + self._retention > moment
+            and not _stored(session).keys
+        )
+
+    def left_behind(
+        self, *, before: dt.datetime, lost_before: dt.datetime
+    ) -> Iterator[list[Stored]]:
+        """Sessions of nobody, each with the key of an entry that another one has left behind.
+
+        :param before: only what was left before this moment.
+        :param lost_before: of entries that the browser may come back to, only those that were left
+            before this one, or whose session has ended.
+        """
+
+        def may_go(one: UserSession) -> bool:
+            if one.revoked_reason != LEFT_BEHIND or one.revoked_at is None:
+                return False
+            goes_on = None if one.revocation is None else self.get(one.revocation)
+            # It may come back to it; or it was about to leave it behind, and has it still.
+            is_wanted = (
+                goes_on is not None
+                and goes_on.revoked_at is None
+                and (one.revoked_at > lost_before or goes_on.store_id == one.store_id)
+            )
+            if one.revoked_at <= before and not is_wanted:
+                return True
+            self._update([one.id], {"due_at": clock.now() + _LOOK}, where={})
+            return False
+
+        return self._due(may_go)
+
+    def rotated(self) -> Iterator[list[Stored]]:
+        """Sessions that go on, and may have left an entry under an earlier key."""
+        return self._due(lambda one: one.revoked_at is None and one.previous_store_id is not None)
+
+    def forget_previous_keys(self, ids: Sequence[uuid.UUID], *, before: dt.datetime) -> None:
+        """Forget the earlier keys of sessions that were last rotated before this moment."""
+        with _asking():
+            found = self.home.get(ids)
+        for one in found.values():
+            if one.rotated_at is not None and one.rotated_at <= before:
+                where = _STANDS | {"rotated_at": one.rotated_at}
+                self._change(one, {"previous_store_id": None}, where=where)
+
+    def outdated(self, *, before: dt.datetime) -> Iterator[list[Stored]]:
+        """Sessions that ended before this moment, and have been purged."""
+        return self._due(
+            lambda one: (
+                one.revoked_at is not None
+                and one.revoked_at <= before
+                and one.revoked_reason != LEFT_BEHIND
+                and not _is_unpurged(one)
+            )
+        )
+
+    def forget(self, ids: Sequence[uuid.UUID]) -> int:
+        """Forget ended sessions; how many there were."""
+        with _asking():
+            return self.home.remove(ids)
+
+    # -- for an operator ---------------------------------------------------------------------------
+
+    def count(self, user_ids: Sequence[t.Any] | None, filter: Filter) -> int:
+        """How many sessions have not ended and are meant, of these users or of everybody."""
+        return sum(len(batch) for batch in self.meant(user_ids, filter))
+
+    def meant(self, user_ids: Sequence[t.Any] | None, filter: Filter) -> Iterator[list[Sighting]]:
+        """The sessions that :meth:`count` counts, in batches."""
+        for batch in _asked(self.home.all) if user_ids is None else self._of_users(user_ids):
+            yield [
+                Sighting._make(getattr(one, name) for name in Sighting._fields)
+                for one in batch
+                if one.revoked_at is None and filter.meets(one)
+            ]
+
+    def to_end(
+        self, user_ids: Sequence[t.Any] | None, filter: Filter
+    ) -> Iterator[tuple[Sequence[t.Any], t.Any]]:
+        """The same: their users, and what :meth:`end_all` takes as among."""
+        for batch in self.meant(user_ids, filter):
+            if batch:
+                users = list(dict.fromkeys(one.user_id for one in batch))
+                yield users, Among(frozenset(one.id for one in batch), filter)
+
+    def count_unpurged(self, *, ended_by: dt.datetime) -> int:
+        """How many sessions ended by this moment, and may still have entries in the store."""
+        return self._count_due(
+            lambda one: _is_unpurged(one) and t.cast(dt.datetime, one.revoked_at) <= ended_by
+        )
+
+    def count_expired(self, expiry: Expiry) -> int:
+        """How many sessions have expired, and are not ended yet."""
+        return self._count_due(lambda one: one.revoked_at is None and _is_over(one, expiry))
+
+    def _count_due(self, condition: Callable[[UserSession], bool]) -> int:
+        return sum(len(batch) for batch in self._due(condition))
+
+    # -- pieces ------------------------------------------------------------------------------------
+
+    def _of_users(
+        self, user_ids: Collection[t.Any], *, ended: bool = False
+    ) -> Iterator[list[UserSession]]:
+        return _asked(self.home.of_users, user_ids, ended=ended)
+
+    def _due(self, condition: Callable[[UserSession], bool]) -> Iterator[list[Stored]]:
+        for batch in _asked(self.home.due, clock.now()):
+            found = [_stored(one) for one in batch if condition(one)]
+            if found:
+                yield found
+
+    def _update(
+        self,
+        ids: Sequence[uuid.UUID],
+        values: dict[str, t.Any],
+        *,
+        where: dict[str, t.Any],
+    ) -> list[Stored]:
+        with _asking():
+            return [
+                one for part in _parts(ids) for one in self.home.update(part, values, where=where)
+            ]
+
+    def _change(
+        self, session: UserSession, values: dict[str, t.Any], *, where: dict[str, t.Any]
+    ) -> list[Stored]:
+        """Give a session new values; and look at it again when they say so."""
+        due_at = self._due_at(dataclasses.replace(session, **values))
+        return self._update([session.id], values | {"due_at": due_at}, where=where)
+
+    def _end(
+        self,
+        ids: Sequence[uuid.UUID],
+        values: dict[str, t.Any],
+        *,
+        where: t.Mapping[str, t.Any] = _STANDS,
+    ) -> list[Stored]:
+        moment = clock.now()
+        values = values | {"revoked_at": moment, "due_at": moment}
+        return self._update(ids, values, where=_STANDS | {**where})
+
+    def _due_at(self, session: UserSession) -> dt.datetime:
+        """When housekeeping has something to do about a session that stands."""
+        if session.previous_store_id is not None and session.rotated_at is not None:
+            return session.rotated_at
+        return self._expiry().due_at(
+            session.last_seen_at, session.created_at, session.remember_until
+        )
+
+    def _leave_behind(
+        self, session: UserSession, key: str | None, *, link: uuid.UUID | None = None
+    ) -> None:
+        """Keep a key of a session, before another takes its place, in a session of nobody.
+
+        :param link: the session that goes on, if the browser may come back to this entry of it.
+        """
+        if key is None or session.store_id is None or session.revoked_at is not None:
+            return
+        moment = clock.now()
+        left = UserSession(
+            id=self.place(uuid.uuid4(), session.user_id),
+            user_id=None,
+            created_at=moment,
+            last_seen_at=moment,
+            authenticated_at=moment,
+            rotated_at=moment,
+            store_id=key,
+            revoked_at=moment,
+            revoked_reason=LEFT_BEHIND,
+            revocation=link,
+            due_at=moment + _OVERLAP,
+        )
+        with _asking():
+            self.home.add(left)
+
+
+@dataclasses.dataclass
+class _ToEnd:
+    """What ends once a transaction has committed."""
+
+    elsewhere: Elsewhere
+    user_ids: Sequence[t.Any]
+    values: dict[str, t.Any]
+    spare: uuid.UUID | None
+    only: uuid.UUID | None
+    among: Among | None
+    change: PasswordChange | None
+    is_renewed: bool
+    count: int = 0
+    is_done_by_commit: bool = False
+    #: Whether the transaction has not committed yet.
+    is_open: bool = True
+
+    def covers(self, session: UserSession) -> bool:
+        """Whether a session that stands is meant."""
+        return (
+            session.user_id in self.user_ids
+            and session.id != self.spare
+            and (self.only is None or session.id == self.only)
+            and (self.among is None or self.among.covers(session))
+            and (self.change is None or self._is_ended_by(self.change, session))
+        )
+
+    def _is_ended_by(self, change: PasswordChange, session: UserSession) -> bool:
+        goes_on = change.current is not None and session.id == change.current.id
+        return session.fingerprint != change.fingerprint and not (self.is_open and goes_on)
+
+    def batches(self) -> Iterator[list[UserSession]]:
+        """The sessions that are meant and stand, as far as is known now."""
+        wanted = [self.only] if self.only is not None else self.among and [*self.among.ids]
+        if wanted is None:
+            batches: Iterable[list[UserSession]] = self.elsewhere._of_users(self.user_ids)
+        else:
+            with _asking():
+                batches = [[*self.elsewhere.home.get(wanted).values()]]
+        for batch in batches:
+            yield [one for one in batch if one.revoked_at is None and self.covers(one)]
+
+    def carry_out(self) -> Iterator[list[Stored]]:
+        self.is_open = False
+        if self.change is not None:
+            # If that can't be done, it has not the new fingerprint, and ends with the others.
+            self.elsewhere.recredit(self.change)
+        for batch in self.batches():
+            ended = self._end(batch)
+            if ended:
+                yield ended
+
+    def _end(self, batch: list[UserSession]) -> list[Stored]:
+        if self.change is None:
+            return self.elsewhere._end([one.id for one in batch], self.values)
+        # The password may have been changed once more since: what that has left goes on.
+        newest = self._newest_credentials()
+        ended: list[Stored] = []
+        for old in {one.fingerprint for one in batch}.difference(newest):
+            ids = [one.id for one in batch if one.fingerprint == old]
+            where = {"fingerprint": old}
+            ended += self.elsewhere._end(ids, self.values, where=where)
+        return ended
+
+    def _newest_credentials(self) -> list[str | None]:
+        try:
+            known = self.elsewhere.users.passwords_of(self.user_ids)
+        except sa.exc.SQLAlchemyError:
+            return []
+        return [fingerprint(values) for values in known.values()]
+
+    def purged(self, batch: list[Stored]) -> None:
+        self.elsewhere.purged([row.id for row in batch])
+
+    def close(self) -> None:
+        """Everything is taken down."""
+
+
+def _stored(session: UserSession) -> Stored:
+    return Stored(session.id, session.user_id, session.store_id, session.previous_store_id)
+
+
+def _as_it_was(session: UserSession) -> dict[str, t.Any]:
+    """What a session that stands must still have, for what was read of it to be true."""
+    return _STANDS | {"generation": session.generation, "store_id": session.store_id}
+
+
+def _is_over(session: UserSession, expiry: Expiry) -> bool:
+    return expiry.is_over(session.last_seen_at, session.created_at, session.remember_until)
+
+
+def _is_unpurged(session: UserSession) -> bool:
+    return (
+        session.revoked_at is not None
+        and session.purged_at is None
+        and session.revoked_reason != LEFT_BEHIND
+        and bool(_stored(session).keys)
+    )
+
+
+def _last_seen_first(session: UserSession) -> tuple[float, str]:
+    return -session.last_seen_at.timestamp(), session.id.hex
+
+
+def _parts(ids: Sequence[uuid.UUID]) -> Iterator[Sequence[uuid.UUID]]:
+    return (ids[n : n + records.BATCH] for n in range(0, len(ids), records.BATCH))

@@ -1,0 +1,1007 @@
+"""All SQL about user sessions, where they are rows of a table in the app's own database.
+
+Two kinds of verbs. What belongs to a transaction of the app takes ``execute``, and neither commits
+nor rolls back. Everything else runs in a short transaction of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime as dt
+import functools
+import typing as t
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+
+from . import clock, records
+from .credentials import Credentials, fingerprint
+from .expiry import Expiry
+from .filters import Filter
+from .records import (
+    LEFT_BEHIND,
+    Ending,
+    Execute,
+    Limit,
+    LimitReachedError,
+    PasswordChange,
+    Renewal,
+    Sighting,
+    Stored,
+    credential,
+)
+from .users import Users
+
+#: How many batches are read at once.
+_BATCHES = 10
+
+#: How many users are signed out in one transaction, where many are.
+_USERS = 500
+
+#: The row that bars everybody from adoption. The one that bars a user has an id that is made of
+#: this one and the user's key. Such rows belong to nobody, and have ended.
+_BAR_OF_ALL = uuid.UUID("4c1f3b52-93f5-4d2e-8a53-7b7a1d1a6f0e")
+
+_INNODB = ("mysql", "mariadb")
+
+#: The name of an index that begins with this column.
+_FIRST_INDEX = sa.text(
+    "SELECT INDEX_NAME FROM information_schema.STATISTICS WHERE SEQ_IN_INDEX = 1"
+    " AND TABLE_SCHEMA = COALESCE(:schema, DATABASE())"
+    " AND TABLE_NAME = :table AND COLUMN_NAME = :column LIMIT 1"
+)
+
+
+class Table:
+    """The rows of one app's user sessions.
+
+    :param loads_beginning: whether the check on each request needs to know when a session began.
+    """
+
+    def __init__(
+        self,
+        users: Users,
+        session_model: type[t.Any],
+        credentials: Credentials,
+        *,
+        loads_beginning: bool = False,
+    ) -> None:
+        self.users = users
+        self.db = users.db
+        self.model = session_model
+        self.table: sa.Table = session_model.__table__
+        self.columns = sa.inspect(session_model).columns
+        self.user_key = users.key
+        user_model = credentials.user_model
+        passwords = credentials.columns
+        joined = session_model.user_id == self.user_key
+        # A join by the foreign key would mean the same, and take PostgreSQL longer to plan: in each
+        # request, because psycopg forgets what it has prepared at every rollback.
+        owner = (
+            sa.select(session_model.user_id)
+            .where(session_model.id == sa.bindparam("id"))
+            .correlate(None)
+            .scalar_subquery()
+        )
+        # Built once: building it in each request costs more than running it.
+        self._load = (
+            sa.select(
+                user_model,
+                session_model.generation,
+                session_model.fingerprint,
+                session_model.last_seen_at,
+                session_model.store_id,
+                session_model.created_at if loads_beginning else sa.null(),
+                *passwords,
+            )
+            .join(session_model, session_model.id == sa.bindparam("id"))
+            .where(self.user_key == owner, session_model.revoked_at.is_(None))
+            .execution_options(autoflush=False)
+        )
+        #: Empty: there is none. ``None``: nobody has asked yet.
+        self._user_index: str | None = None
+        self._stored = sa.select(
+            session_model.id,
+            session_model.user_id,
+            session_model.store_id,
+            session_model.previous_store_id,
+        )
+        self._of_user = sa.select(session_model, *passwords).join(user_model, joined)
+
+    # -- in the app's transaction ------------------------------------------------------------
+
+    def load(self, id: uuid.UUID, *, anew: bool = False) -> tuple[t.Any, ...] | None:
+        """The user of a user session, and what the check on each request compares.
+
+        One statement in the app's session, which thereby knows the user: a user loader that asks
+        for the primary key runs none. ``None``: no such row, it has ended, or its user is gone.
+
+        :param anew: whether a user that the session knows already is overwritten.
+        :returns: user, generation, fingerprint, last_seen_at, store_id, created_at (``None`` where
+            it is not needed), and the values of the password attributes.
+        """
+        options = {"populate_existing": True} if anew else {}
+        return self.db.session.execute(self._load, {"id": id}, execution_options=options).first()
+
+    def get(self, id: uuid.UUID) -> t.Any:
+        """The row, in the app's session; ``None``: there is none."""
+        return self.db.session.get(self.model, id)
+
+    def is_remembered(self, id: uuid.UUID, now: dt.datetime) -> bool:
+        """Whether a "remember me" cookie could still renew this session."""
+        statement = sa.select(self.model.remember_until).where(self.model.id == id)
+        with self.db.session.no_autoflush:
+            until = self.db.session.scalar(statement)
+        return until is not None and clock.as_utc(until) > now
+
+    def reason(self, id: uuid.UUID) -> str | None:
+        """Why a session ended; ``None`` if it has not, or there is none."""
+        statement = sa.select(self.model.revoked_reason).where(self.model.id == id)
+        with self.db.session.no_autoflush:
+            return self.db.session.scalar(statement)
+
+    def reason_of_entry(self, store_id: str) -> tuple[str | None, uuid.UUID | None]:
+        """Why the session does not stand that has, or had, this key in the store; which it is.
+
+        ``"rotated"``: it goes on under another one. ``None``: it stands, or there is none.
+        """
+        model = self.model
+        statement = (
+            sa.select(model.id, model.store_id, model.revoked_reason, model.revocation)
+            .where(sa.or_(model.store_id == store_id, model.previous_store_id == store_id))
+            .order_by(model.created_at.desc())
+            .limit(1)
+        )
+        with self.db.session.no_autoflush:
+            row = self.db.session.execute(statement).first()
+        if row is None:
+            return None, None
+        if row.revoked_reason == LEFT_BEHIND and row.revocation is not None:
+            # One that its session could have come back to: what became of that?
+            return self.reason(row.revocation) or LEFT_BEHIND, row.id
+        is_earlier = row.store_id != store_id
+        return row.revoked_reason or (LEFT_BEHIND if is_earlier else None), row.id
+
+    def was_rotated_since(self, id: uuid.UUID, moment: dt.datetime) -> bool:
+        """Whether the id of a session was last changed after this moment."""
+        statement = sa.select(self.model.rotated_at).where(self.model.id == id)
+        with self.db.session.no_autoflush:
+            rotated_at = self.db.session.scalar(statement)
+        return rotated_at is not None and clock.as_utc(rotated_at) > moment
+
+    def owner(self, execute: Execute, id: uuid.UUID) -> list[t.Any]:
+        """Whose session this is, in a list; empty if there is none."""
+        model = self.model
+        return list(execute(sa.select(model.user_id).where(model.id == id)).scalars())
+
+    def lock_users(
+        self, execute: Execute, user_ids: Sequence[t.Any], *, waits: bool = True
+    ) -> set[t.Any]:
+        """Lock the rows of users, for the rest of the transaction; of which users that was done.
+
+        Every transaction that adds a session, or writes several, holds the user's row first;
+        otherwise logins and password changes of one user deadlock.
+
+        :param waits: whether to wait for rows that somebody else holds, or to leave them out.
+        """
+        rows = execute(
+            sa.select(self.user_key)
+            .where(self.user_key.in_(user_ids))
+            .order_by(self.user_key)
+            .with_for_update(key_share=True, skip_locked=not waits)
+        )
+        return set(rows.scalars())
+
+    def end_all(
+        self,
+        execute: Execute,
+        user_ids: Sequence[t.Any],
+        *,
+        revocation: uuid.UUID,
+        reason: str,
+        spare: uuid.UUID | None = None,
+        only: uuid.UUID | None = None,
+        among: sa.ColumnElement[bool] | None = None,
+        change: PasswordChange | None = None,
+        are_deleted: bool = False,
+        already: Sequence[Ending] | None = (),
+    ) -> Ending:
+        """End the sessions of users, when the transaction commits.
+
+        :param among: what a :meth:`to_end` has given of sessions: only they end.
+        :param change: the password was changed: that one session goes on.
+        :param are_deleted: whether the users are gone afterwards.
+        :param already: not asked: the database knows what the transaction has ended before.
+        """
+        column = self.columns
+        is_renewed = change is not None and self._recredit(execute, change)
+        if is_renewed:
+            spare = t.cast(Renewal, t.cast(PasswordChange, change).current).id
+        statement = self._update_of_users(execute, user_ids).where(column.revoked_at.is_(None))
+        if spare is not None:
+            statement = statement.where(column.id != spare)
+        if only is not None:
+            statement = statement.where(column.id == only)
+        if among is not None:
+            statement = statement.where(among)
+        values = self._ending(reason) | {column.revocation: revocation}
+        count = execute(statement.values(values)).rowcount
+        return _Ended(self, revocation, user_ids, count, is_renewed, are_deleted)
+
+    def _recredit(self, execute: Execute, change: PasswordChange) -> bool:
+        """Give one standing session a new fingerprint and the next generation."""
+        column, current = self.columns, change.current
+        if current is None:
+            return False
+        if current.has_entry:
+            self._leave_behind(execute, current.id, self.model.previous_store_id)
+        result = execute(
+            self.table.update()
+            .where(
+                column.id == current.id,
+                column.generation.between(*current.generations),
+                column.revoked_at.is_(None),
+            )
+            .ordered_values(
+                (column.fingerprint, change.fingerprint),
+                (column.generation, column.generation + 1),
+                (column.rotated_at, clock.now()),
+                # Its entry is dead from here on; the next one is written by the answer, if the
+                # process lives to give it.
+                *self._moving_to(None),
+            )
+        )
+        return bool(result.rowcount)
+
+    def follow_rehash(
+        self, execute: Execute, user_id: t.Any, *, before: str | None, after: str | None
+    ) -> Callable[[], None]:
+        """Move the fingerprints of a user's sessions along with a new hash of the password.
+
+        Only of those that had the old one: a session that was dead by its fingerprint stays dead.
+
+        :returns: what is left to do after the commit.
+        """
+        column = self.columns
+        execute(
+            self._update_of_users(execute, [user_id])
+            .where(column.revoked_at.is_(None), column.fingerprint == before)
+            .values({column.fingerprint: after})
+        )
+        return lambda: None
+
+    def active(self, session: sa_orm.Session, user_id: t.Any, *, expiry: Expiry) -> list[t.Any]:
+        """The active sessions of a user, most recently seen first."""
+        model = self.model
+        rows = session.execute(
+            self._of_user.where(
+                model.user_id == user_id,
+                model.revoked_at.is_(None),
+                sa.not_(expiry.condition(self.columns)),
+            ).order_by(model.last_seen_at.desc(), model.id)
+        )
+        return [row for row, *passwords in rows if row.fingerprint == fingerprint((*passwords,))]
+
+    def kept(self, session: sa_orm.Session, user_id: t.Any) -> list[t.Any]:
+        """All rows of a user, ended ones too, most recently seen first."""
+        model = self.model
+        is_left = model.revoked_reason.is_not_distinct_from(LEFT_BEHIND)
+        statement = sa.select(model).where(model.user_id == user_id, sa.not_(is_left))
+        return list(session.scalars(statement.order_by(model.last_seen_at.desc(), model.id)))
+
+    # -- in a transaction of our own ---------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _transaction_without_waiting(self) -> Iterator[Execute]:
+        """A short transaction that is given up where SQLite would wait for another one."""
+        with self.db.session.session_factory() as session:
+            if self._dialect != "sqlite":
+                with session.begin():
+                    yield session.execute
+                return
+            engine = t.cast(sa.Engine, session.get_bind(self.model))
+        with engine.connect() as connection:
+            # Asked behind SQLAlchemy's back, which would begin a transaction for it.
+            sqlite: t.Any = connection.connection.driver_connection
+            (patience,) = sqlite.execute("PRAGMA busy_timeout").fetchone()
+            sqlite.execute("PRAGMA busy_timeout = 0")
+            try:
+                yield connection.execute
+                connection.commit()
+            except sa.exc.OperationalError as error:
+                if "locked" not in str(error.orig):
+                    raise
+            finally:
+                connection.rollback()
+                sqlite.execute(f"PRAGMA busy_timeout = {patience:d}")
+
+    def add(
+        self,
+        values: dict[str, t.Any],
+        *,
+        fingerprints: Sequence[str | None],
+        replaces: uuid.UUID | None,
+        limit: Limit | None,
+        expiry: Expiry,
+    ) -> list[Stored] | None:
+        """Add a row and end the one it replaces; ``None`` if there is no such user.
+
+        :param fingerprints: of the credential that was checked, and of those stored since. The row
+            gets the one that is current; if none is, the first: it is dead on arrival.
+        :returns: the sessions that had to end because of the limit.
+        :raises LimitReachedError: the new one had to be refused because of it.
+        """
+        with self.users.transaction() as session:
+            passwords = self._lock_user(session, values["user_id"])
+            if passwords is None:
+                return None
+            if replaces is not None:
+                self._end(session.execute, replaces, "replaced")
+            now = fingerprint(passwords)
+            surplus: list[Stored] = []
+            if limit is not None and now in fingerprints:
+                surplus = self._surplus(session, values["user_id"], now, limit, expiry)
+            row = values | {"fingerprint": credential(now, fingerprints)}
+            session.execute(self._insertion_of(row))
+        return surplus
+
+    def place(self, id: uuid.UUID, user_id: t.Any) -> uuid.UUID:
+        """The id of a new session of this user: any will do."""
+        return id
+
+    def _surplus(
+        self,
+        session: sa_orm.Session,
+        user_id: t.Any,
+        current: str | None,
+        limit: Limit,
+        expiry: Expiry,
+    ) -> list[Stored]:
+        """End the oldest sessions of a user, so that there is room for one more; which they are.
+
+        :param current: the fingerprint of the user's current credential.
+        :raises LimitReachedError: none may end for it.
+        """
+        column = self.columns
+        active = self._stored.where(
+            column.user_id == user_id,
+            column.revoked_at.is_(None),
+            column.fingerprint == current if current else column.fingerprint.is_(None),
+            sa.not_(expiry.condition(column)),
+        ).order_by(column.created_at, column.id)
+        rows = [Stored(*row) for row in session.execute(active)]
+        surplus = rows[: max(0, len(rows) + 1 - limit.most)]
+        if surplus and limit.rejects:
+            raise LimitReachedError
+        if surplus:
+            session.execute(
+                self._update_of([row.id for row in surplus]).values(self._ending("max_sessions"))
+            )
+        return surplus
+
+    def was_seen(self, user_id: t.Any, *, ip_address: str | None, user_agent: str | None) -> bool:
+        """Whether a session of this user is kept that was seen at this address, with this agent.
+
+        One that a revocation has ended says nothing: it may have been somebody else's.
+        """
+        model = self.model
+        statement = sa.select(model.id).where(
+            model.user_id == user_id,
+            # What isn't known is equal to nothing.
+            model.ip_address == sa.literal(ip_address, model.ip_address.type),
+            model.user_agent == sa.literal(user_agent, model.user_agent.type),
+            model.revocation.is_(None),
+        )
+        with self.users.transaction() as session:
+            return session.scalar(statement.limit(1)) is not None
+
+    def standing(self, id: uuid.UUID) -> int | None:
+        """The generation of a session as it stands now; ``None`` if it has ended."""
+        with self.users.transaction() as session:
+            return self._generation(session, id)
+
+    def standing_now(self, id: uuid.UUID) -> int | None:
+        """The same, when the app's session may hold the only connection.
+
+        Inside the app's transaction it is a locking read, because InnoDB would show the state at
+        the beginning of the transaction otherwise.
+        """
+        session = self.db.session
+        if self.users.is_in_transaction:
+            try:
+                return self._generation(session(), id, lock=True)
+            except sa.exc.SQLAlchemyError:
+                session.rollback()
+        return self.standing(id)
+
+    def renew(
+        self,
+        id: uuid.UUID,
+        *,
+        user_id: t.Any,
+        generation: int,
+        becomes: int,
+        store_id: str | None,
+        is_confirmed: bool = False,
+    ) -> bool:
+        """Let a session go on under another key or generation; ``False``: it no longer stands.
+
+        :param user_id: whose it is.
+        :param is_confirmed: whether the user has just given the password once more.
+        """
+        column, moment = self.columns, clock.now()
+        confirmed = [(column.authenticated_at, moment)] if is_confirmed else []
+        with self.users.transaction() as session:
+            # In the same generation the old key is as good: the browser may come back to it.
+            rotates = becomes != generation
+            if store_id is not None:
+                self._lock_user(session, user_id)
+                left = self.model.previous_store_id if rotates else self.model.store_id
+                self._leave_behind(session.execute, id, left, link=None if rotates else id)
+            moves = self._moving_to(store_id) if rotates else [(column.store_id, store_id)]
+            result = session.execute(
+                self._standing(id, generation).ordered_values(
+                    (column.generation, becomes),
+                    (column.rotated_at, moment),
+                    *confirmed,
+                    *moves,
+                )
+            )
+            return bool(t.cast("sa.CursorResult[t.Any]", result).rowcount)
+
+    def touch(self, id: uuid.UUID, values: dict[str, t.Any]) -> None:
+        """Write when, whence and with what a session was last seen. Revives nothing.
+
+        It waits for nobody: where another transaction holds the row, the next request tries again.
+        """
+        column = self.columns
+        standing = (column.id == id, column.revoked_at.is_(None))
+        free = sa.select(self.model.id).where(*standing).with_for_update(skip_locked=True)
+        with self._transaction_without_waiting() as execute:
+            if execute(free).first() is not None:
+                execute(
+                    self.table.update()
+                    .where(*standing)
+                    .values({column[name]: values[name] for name in values})
+                )
+
+    def end(self, id: uuid.UUID, reason: str) -> bool:
+        """End one session; ``False`` if it had ended already."""
+        with self.users.transaction() as session:
+            return self._end(session.execute, id, reason)
+
+    def ended_by(
+        self, revocation: uuid.UUID, user_ids: Sequence[t.Any], *, are_deleted: bool
+    ) -> Iterator[list[Stored]]:
+        """What a revocation has ended, in batches.
+
+        :param are_deleted: whether the users are gone. Most databases have then taken their keys
+            out of the rows.
+        """
+        owner = self._belongs_to(user_ids)
+        if are_deleted:
+            owner = sa.or_(owner, self.columns.user_id.is_(None))
+        return self._batches(owner, self.columns.revocation == revocation)
+
+    def purged(self, ids: Sequence[uuid.UUID], *, but_previous: bool = False) -> int:
+        """Take down that the entries of ended sessions are gone from the session store.
+
+        :param but_previous: whether one from before a rotation may still be there.
+        :returns: of how many that was not known yet.
+        """
+        column = self.columns
+        with self._holding_users_of(ids) as (session, held):
+            statement = self._update_of(held).where(column.purged_at.is_(None))
+            if but_previous:
+                statement = statement.where(column.previous_store_id.is_(None))
+            result = session.execute(statement.values({column.purged_at: clock.now()}))
+            return t.cast("sa.CursorResult[t.Any]", result).rowcount
+
+    def purged_by(
+        self, revocation: uuid.UUID, user_ids: Sequence[t.Any], *, up_to: uuid.UUID
+    ) -> None:
+        """The same of all that a revocation has ended, up to the last one purged, at once."""
+        column = self.columns
+        with self.users.transaction() as session:
+            self.lock_users(session.execute, user_ids)
+            statement = self._update_of_users(session.execute, user_ids).where(
+                column.revocation == revocation,
+                column.id <= up_to,
+                column.purged_at.is_(None),
+            )
+            session.execute(statement.values({column.purged_at: clock.now()}))
+
+    # -- housekeeping, each in batches of short transactions -----------------------------------
+
+    def expired(self, expiry: Expiry, *, everywhere: bool = True) -> Iterator[list[Stored]]:
+        """Sessions that have expired and not ended yet; those of deleted users, too.
+
+        :param everywhere: all rows are looked at in any case.
+        """
+        return self._batches(self._has_expired(expiry))
+
+    def expire(self, ids: Sequence[uuid.UUID], expiry: Expiry) -> int:
+        """End those of these sessions that have expired still; how many."""
+        with self._holding_users_of(ids) as (session, held):
+            result = session.execute(
+                self._update_of(held)
+                .where(self._has_expired(expiry))
+                .values(self._ending("expired"))
+            )
+            return t.cast("sa.CursorResult[t.Any]", result).rowcount
+
+    def unpurged(self) -> Iterator[list[Stored]]:
+        """Ended sessions whose entries may still be in the session store."""
+        return self._batches(self._is_unpurged())
+
+    def left_behind(
+        self, *, before: dt.datetime, lost_before: dt.datetime
+    ) -> Iterator[list[Stored]]:
+        """Rows of nobody, each with the key of an entry that a session has left behind.
+
+        :param before: only what was left before this moment.
+        :param lost_before: of entries that the browser may come back to, only those that were left
+            before this one, or whose session has ended.
+        """
+        column, other = self.columns, sa_orm.aliased(self.model)
+        stands = other.revoked_at.is_(None)
+        return self._batches(
+            column.revoked_reason == LEFT_BEHIND,
+            column.revoked_at <= before,
+            ~sa.exists().where(other.store_id == column.store_id, stands),
+            sa.or_(
+                column.revoked_at <= lost_before,
+                column.revocation.is_(None),
+                ~sa.exists().where(other.id == column.revocation, stands),
+            ),
+        )
+
+    def rotated(self) -> Iterator[list[Stored]]:
+        """Sessions that go on, and may have left an entry under an earlier key."""
+        column = self.columns
+        return self._batches(column.revoked_at.is_(None), column.previous_store_id.is_not(None))
+
+    def forget_previous_keys(self, ids: Sequence[uuid.UUID], *, before: dt.datetime) -> None:
+        """Forget the earlier keys of sessions that were last rotated before this moment."""
+        column = self.columns
+        with self._holding_users_of(ids) as (session, held):
+            session.execute(
+                self._update_of(held)
+                .where(column.rotated_at <= before, column.revoked_at.is_(None))
+                .values({column.previous_store_id: None})
+            )
+
+    def outdated(self, *, before: dt.datetime) -> Iterator[list[Stored]]:
+        """Sessions that ended before this moment, and have been purged."""
+        column = self.columns
+        return self._batches(
+            column.revoked_at <= before,
+            column.revoked_reason.is_distinct_from(LEFT_BEHIND),
+            sa.not_(self._is_unpurged()),
+        )
+
+    def forget(self, ids: Sequence[uuid.UUID]) -> int:
+        """Delete the rows of ended sessions; how many there were."""
+        column = self.columns
+        # One by one: for several InnoDB may read the whole table, and lock the rows of everybody.
+        statement = self.table.delete().where(
+            column.id == sa.bindparam("forgotten"), column.revoked_at.is_not(None)
+        )
+        with self._holding_users_of(ids) as (session, held):
+            if not held:
+                return 0
+            result = session.execute(statement, [{"forgotten": id} for id in held])
+            return t.cast("sa.CursorResult[t.Any]", result).rowcount
+
+    # -- sessions from before the installation -------------------------------------------------
+
+    def has(self, id: uuid.UUID) -> bool:
+        """Whether there is, or was, a session with this id."""
+        with self.db.session.no_autoflush:
+            return self._has(self.db.session.execute, [id])
+
+    def is_barred(self, user_id: t.Any) -> bool:
+        """Whether no session of this user may be adopted any more."""
+        with self.db.session.no_autoflush:
+            return self._has(self.db.session.execute, _bars(user_id))
+
+    def bar(self, execute: Execute, user_ids: Sequence[t.Any]) -> None:
+        """Let no session of these users be adopted from now on.
+
+        The transaction holds the rows of the users.
+        """
+        self._bar(execute, [_bar(user_id) for user_id in user_ids])
+
+    def bar_everybody(self) -> None:
+        """Let no session of anybody be adopted from now on."""
+        with contextlib.suppress(sa.exc.IntegrityError), self.users.transaction() as session:
+            self._bar(session.execute, [_BAR_OF_ALL])
+
+    def _bar(self, execute: Execute, bars: Sequence[uuid.UUID]) -> None:
+        model = self.model
+        there = set(execute(sa.select(model.id).where(model.id.in_(bars))).scalars())
+        for id in bars:
+            if id not in there:
+                insertion = self._row_of_nobody("barred", id=id, purged_at=clock.now())
+                for dialect in _INNODB:
+                    # It may show the table as it was before somebody else has barred the user.
+                    insertion = insertion.prefix_with("IGNORE", dialect=dialect)
+                execute(insertion)
+
+    def adopt(
+        self, execute: Execute, values: dict[str, t.Any], *, is_fresh: bool = False
+    ) -> int | None:
+        """Add a row unless there is one; in which generation it stands.
+
+        ``None``: it has ended, or there must be none, because its user is barred. The transaction
+        holds the user's row.
+
+        :param is_fresh: whether the transaction has read nothing before it held that. Else InnoDB
+            would show the table as it was then, unless it locks what it reads.
+        """
+        model = self.model
+
+        def first(statement: sa.Select[t.Any]) -> t.Any:
+            return execute(statement if is_fresh else statement.with_for_update(read=True)).first()
+
+        row = first(sa.select(model.generation, model.revoked_at).where(model.id == values["id"]))
+        if row is not None:
+            return t.cast(int, row.generation) if row.revoked_at is None else None
+        if first(sa.select(model.id).where(model.id.in_(_bars(values["user_id"])))) is not None:
+            return None
+        execute(self._insertion_of(values))
+        return t.cast(int, values["generation"])
+
+    def adopt_late(
+        self, values: dict[str, t.Any], *, fingerprints: Sequence[str | None]
+    ) -> int | None:
+        """The same in a transaction of its own; ``None``, too, if the user is gone."""
+        with self.users.transaction() as session:
+            passwords = self._lock_user(session, values["user_id"])
+            if passwords is None:
+                return None
+            row = values | {"fingerprint": credential(fingerprint(passwords), fingerprints)}
+            generation = self.adopt(session.execute, row, is_fresh=True)
+        # Who bars everybody holds nobody's row: it may have been done meanwhile.
+        with self.users.transaction() as session:
+            if self._has(session.execute, [_BAR_OF_ALL]):
+                self._end(session.execute, values["id"], "revoked")
+                return None
+        return generation
+
+    # -- for an operator, each in short transactions -------------------------------------------
+
+    def count(self, user_ids: Sequence[t.Any] | None, filter: Filter) -> int:
+        """How many sessions have not ended and are meant, of these users or of everybody."""
+        if filter.network is not None:
+            return sum(len(batch) for batch in self.meant(user_ids, filter))
+        return self._count(self._are_meant(user_ids, filter))
+
+    def meant(self, user_ids: Sequence[t.Any] | None, filter: Filter) -> Iterator[list[Sighting]]:
+        """The sessions that :meth:`count` counts, in batches, in the order of their ids."""
+        model = self.model
+        statement = sa.select(*(getattr(model, name) for name in Sighting._fields))
+        for rows in self._pages(statement.where(self._are_meant(user_ids, filter))):
+            found = [Sighting._make(row) for row in rows if filter.meets_address(row.ip_address)]
+            yield from _batches_of(found)
+
+    def to_end(
+        self, user_ids: Sequence[t.Any] | None, filter: Filter
+    ) -> Iterator[tuple[Sequence[t.Any], t.Any]]:
+        """The sessions that :meth:`count` counts: users, and what :meth:`end_all` takes as among.
+
+        Whoever goes on has ended those of before.
+        """
+        if not filter.is_met_by_all():
+            for sightings in self.meant(user_ids, filter):
+                owners = list(dict.fromkeys(row.user_id for row in sightings))
+                yield owners, self._still_meant(sightings, filter)
+        elif user_ids is not None:
+            yield from ((user_ids[n : n + _USERS], None) for n in range(0, len(user_ids), _USERS))
+        else:
+            batch = self._holders(None)
+            while batch:
+                yield batch, None
+                batch = self._holders(batch[-1])
+
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[sa.Connection]:
+        """A connection to the database that the rows are in, to look at it."""
+        with self.users.transaction() as session:
+            yield session.connection(bind_arguments={"mapper": sa.inspect(self.model)})
+
+    def count_unpurged(self, *, ended_by: dt.datetime) -> int:
+        """How many sessions ended by this moment, and may still have entries in the store."""
+        return self._count(self._is_unpurged(), self.columns.revoked_at <= ended_by)
+
+    def count_expired(self, expiry: Expiry) -> int:
+        """How many sessions have expired, and are not ended yet."""
+        return self._count(self.columns.revoked_at.is_(None), expiry.condition(self.columns))
+
+    def has_begun(self, *, by: dt.datetime) -> bool:
+        """Whether the registry was in use at this moment, as far back as rows are kept."""
+        return self._count(self.columns.created_at <= by) > 0
+
+    def _still_meant(self, sightings: Sequence[Sighting], filter: Filter) -> sa.ColumnElement[bool]:
+        """Whether a row is one of these, and meant as it is by now."""
+        column = self.columns
+        condition = sa.and_(column.id.in_([row.id for row in sightings]), filter.condition(column))
+        if filter.network is None:
+            return condition
+        # No database can tell whether another address would be in the network.
+        addresses = list({row.ip_address for row in sightings})
+        return sa.and_(condition, column.ip_address.in_(addresses))
+
+    def _holders(self, after: t.Any) -> list[t.Any]:
+        """The next users who have sessions that have not ended, in the order of their keys."""
+        model = self.model
+        statement = sa.select(model.user_id).distinct().where(model.revoked_at.is_(None))
+        statement = statement.where(
+            model.user_id.is_not(None) if after is None else model.user_id > after
+        )
+        rows = self.db.session.execute(statement.order_by(model.user_id).limit(_USERS))
+        return list(rows.scalars())
+
+    def _count(self, *conditions: sa.ColumnElement[bool]) -> int:
+        statement = sa.select(sa.func.count()).select_from(self.model).where(*conditions)
+        with self.users.transaction() as session:
+            return t.cast(int, session.scalar(statement))
+
+    def _are_meant(
+        self, user_ids: Sequence[t.Any] | None, filter: Filter
+    ) -> sa.ColumnElement[bool]:
+        column = self.columns
+        owner = column.user_id.is_not(None) if user_ids is None else self._belongs_to(user_ids)
+        return sa.and_(owner, column.revoked_at.is_(None), filter.condition(column))
+
+    # -- pieces -------------------------------------------------------------------------------
+
+    def _lock_user(self, session: sa_orm.Session, user_id: t.Any) -> tuple[t.Any, ...] | None:
+        """Lock a user's row; the values of the password attributes, or ``None``: no such user."""
+        if self._dialect == "sqlite":
+            # The whole database, before anything is read.
+            session.execute(self.table.delete().where(sa.false()))
+        stored = session.execute(
+            self.users.passwords.where(self.user_key == user_id).with_for_update(key_share=True)
+        ).first()
+        return None if stored is None else tuple(stored[1:])
+
+    def _insertion_of(self, values: dict[str, t.Any]) -> sa.Insert:
+        column = self.columns
+        return self.table.insert().values({column[name]: values[name] for name in values})
+
+    def _has(self, execute: Execute, ids: Sequence[uuid.UUID]) -> bool:
+        statement = sa.select(self.model.id).where(self.model.id.in_(ids)).limit(1)
+        return execute(statement).first() is not None
+
+    def _batches(self, *conditions: sa.ColumnElement[bool]) -> Iterator[list[Stored]]:
+        """The rows with these conditions, in the order of their ids, with no transaction open."""
+        for rows in self._pages(self._stored.where(*conditions)):
+            yield from _batches_of([Stored._make(row) for row in rows])
+
+    def _pages(self, statement: sa.Select[t.Any]) -> Iterator[Sequence[sa.Row[t.Any]]]:
+        """What a statement selects, in the order of the ids, with no transaction open."""
+        id = self.model.id
+        # The database sorts all that is left for each read: so several batches are read at once.
+        size = records.BATCH * _BATCHES
+        statement = statement.order_by(id).limit(size)
+        read = statement
+        while True:
+            with self.users.transaction() as session:
+                rows = session.execute(read).all()
+            yield rows
+            if len(rows) < size:
+                return
+            read = statement.where(id > rows[-1].id)
+
+    @contextlib.contextmanager
+    def _holding_users_of(
+        self, ids: Sequence[uuid.UUID]
+    ) -> Iterator[tuple[sa_orm.Session, list[uuid.UUID]]]:
+        """A short transaction that may write several rows: which of these it may.
+
+        It holds the rows of their users, but for those that somebody else is holding: for them it
+        neither waits, nor lets others wait.
+        """
+        model = self.model
+        with self.users.transaction() as session:
+            if self._dialect == "sqlite":
+                yield session, list(ids)
+                return
+            owners = session.execute(
+                sa.select(model.id, model.user_id).where(model.id.in_(ids))
+            ).all()
+            users = {owner for _, owner in owners} - {None}
+            held = self.lock_users(session.execute, list(users), waits=False)
+            yield session, [id for id, owner in owners if owner is None or owner in held]
+
+    def _update_of(self, ids: Sequence[uuid.UUID]) -> sa.Update:
+        """An ``UPDATE`` of these rows."""
+        statement = self.table.update().where(self.columns.id.in_(ids))
+        return _forcing("PRIMARY", statement)
+
+    def _update_of_users(self, execute: Execute, user_ids: Sequence[t.Any]) -> sa.Update:
+        """An ``UPDATE`` of the rows of these users.
+
+        Where one has many, InnoDB would rather read the whole table, and lock the rows of
+        everybody: then changes of two users deadlock.
+        """
+        statement = self.table.update().where(self._belongs_to(user_ids))
+        if self._dialect not in _INNODB:
+            return statement
+        if self._user_index is None:
+            found = execute(
+                _FIRST_INDEX,
+                {
+                    "schema": self.table.schema,
+                    "table": self.table.name,
+                    "column": self.columns.user_id.name,
+                },
+            )
+            self._user_index = t.cast("str | None", found.scalar()) or ""
+        return _forcing(self._user_index, statement) if self._user_index else statement
+
+    def _has_expired(self, expiry: Expiry) -> sa.ColumnElement[bool]:
+        column = self.columns
+        return sa.and_(
+            column.revoked_at.is_(None),
+            sa.or_(column.user_id.is_(None), expiry.condition(column)),
+        )
+
+    def _is_unpurged(self) -> sa.ColumnElement[bool]:
+        column = self.columns
+        return sa.and_(
+            column.revoked_at.is_not(None),
+            column.purged_at.is_(None),
+            column.revoked_reason.is_distinct_from(LEFT_BEHIND),
+            sa.or_(column.store_id.is_not(None), column.previous_store_id.is_not(None)),
+        )
+
+    def _moving_to(self, store_id: str | None) -> list[tuple[t.Any, t.Any]]:
+        """The assignments that give a session another key, in this order.
+
+        MariaDB assigns from left to right, and each assignment sees those before it.
+        """
+        column = self.columns
+        before = sa.func.coalesce(column.store_id, column.previous_store_id)
+        return [(column.previous_store_id, before), (column.store_id, store_id)]
+
+    def _leave_behind(
+        self,
+        execute: Execute,
+        id: uuid.UUID,
+        key: t.Any,
+        *,
+        link: uuid.UUID | None = None,
+    ) -> None:
+        """Keep a key of a session, before another takes its place, in a row of nobody.
+
+        That has ended, so that its entry is deleted some day. The transaction holds the user's row.
+
+        :param link: the session that goes on, if the browser may come back to this entry of it.
+        """
+        # Of the class, not of its table, by which no bind would be found. Not in one statement with
+        # the 'INSERT': InnoDB would lock the gap, and rotations of two users deadlock.
+        model = self.model
+        found = execute(
+            sa.select(model.user_id, key)
+            .where(model.id == id, model.store_id.is_not(None), key.is_not(None))
+            .with_for_update()
+        ).first()
+        if found is None:
+            return
+        owner, left = found
+        # An app's own class may insist on a user.
+        user = {} if self.columns.user_id.nullable else {"user_id": owner}
+        execute(
+            self._row_of_nobody(
+                LEFT_BEHIND,
+                id=uuid.uuid4(),
+                store_id=left,
+                rotated_at=clock.now(),
+                revocation=link,
+                **user,
+            )
+        )
+
+    def _row_of_nobody(self, reason: str, **values: t.Any) -> sa.Insert:
+        """An ``INSERT`` of a row that has ended, and is no session."""
+        moments = ("created_at", "last_seen_at", "authenticated_at", "revoked_at")
+        return self._insertion_of(
+            {**dict.fromkeys(moments, clock.now()), "generation": 0, "revoked_reason": reason}
+            | values
+        )
+
+    @functools.cached_property
+    def _dialect(self) -> str:
+        """On SQLite no rows can be locked, and a transaction that has read can't always write."""
+        return self.db.session.get_bind(self.model).dialect.name
+
+    def _ending(self, reason: str) -> dict[t.Any, t.Any]:
+        return {
+            self.columns.revoked_at: clock.now(),
+            self.columns.revoked_reason: reason,
+        }
+
+    def _belongs_to(self, user_ids: Sequence[t.Any]) -> sa.ColumnElement[bool]:
+        user_id: sa.ColumnElement[t.Any] = self.columns.user_id
+        return user_id == user_ids[0] if len(user_ids) == 1 else user_id.in_(user_ids)
+
+    def _standing(self, id: uuid.UUID, generation: int) -> sa.Update:
+        column = self.columns
+        return self.table.update().where(
+            column.id == id, column.generation == generation, column.revoked_at.is_(None)
+        )
+
+    def _end(self, execute: Execute, id: uuid.UUID, reason: str) -> bool:
+        column = self.columns
+        statement = self.table.update().where(column.id == id, column.revoked_at.is_(None))
+        return bool(execute(statement.values(self._ending(reason))).rowcount)
+
+    def _generation(
+        self, session: sa_orm.Session, id: uuid.UUID, *, lock: bool = False
+    ) -> int | None:
+        model = self.model
+        statement = sa.select(model.generation).where(model.id == id, model.revoked_at.is_(None))
+        if lock:
+            statement = statement.with_for_update(read=True)
+        return session.scalar(statement.execution_options(autoflush=False))
+
+
+@dataclasses.dataclass
+class _Ended:
+    """What a revocation has ended, if its transaction commits.
+
+    Which rows that are is asked of the database afterwards, by the id that all of them carry: what
+    a savepoint took back, or a transaction that was never committed, is not found.
+    """
+
+    table: Table
+    revocation: uuid.UUID
+    user_ids: Sequence[t.Any]
+    count: int
+    is_renewed: bool
+    are_deleted: bool
+    is_done_by_commit: bool = True
+    #: The last one whose entries are gone.
+    purged_to: uuid.UUID | None = None
+
+    def carry_out(self) -> Iterator[list[Stored]]:
+        return self.table.ended_by(self.revocation, self.user_ids, are_deleted=self.are_deleted)
+
+    def purged(self, batch: list[Stored]) -> None:
+        if self.are_deleted:
+            self.table.purged([row.id for row in batch])
+        else:
+            self.purged_to = batch[-1].id
+
+    def close(self) -> None:
+        if self.purged_to is not None:
+            self.table.purged_by(self.revocation, self.user_ids, up_to=self.purged_to)
+
+
+def _bars(user_id: t.Any) -> list[uuid.UUID]:
+    """The rows of which one is there if this user is barred, or everybody is."""
+    return [_bar(user_id), _BAR_OF_ALL]
+
+
+def _bar(user_id: t.Any) -> uuid.UUID:
+    return uuid.uuid5(_BAR_OF_ALL, str(user_id))
+
+
+def _forcing(index: str, statement: sa.Update) -> sa.Update:
+    """The statement, which MariaDB is to run by this index."""
+    for dialect in _INNODB:
+        statement = statement.with_hint(f"FORCE INDEX (`{index}`)", dialect_name=dialect)
+    return statement
+
+
+_Row = t.TypeVar("_Row")
+
+
+def _batches_of(rows: list[_Row]) -> Iterator[list[_Row]]:
+    size = records.BATCH
+    return (rows[n : n + size] for n in range(0, len(rows), size))

@@ -1,0 +1,98 @@
+"""All SQL about users, and the app's database session that it runs in."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import typing as t
+import uuid
+from collections.abc import Collection, Iterator
+
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from flask_sqlalchemy import SQLAlchemy
+
+from .credentials import Credentials, Values
+
+
+class Users:
+    """The users of one app."""
+
+    def __init__(self, db: SQLAlchemy, credentials: Credentials) -> None:
+        self.db = db
+        self.model = credentials.user_model
+        self.key = credentials.key
+        self.columns = sa.inspect(credentials.user_model).columns
+        #: The keys of users, and the values of the password attributes.
+        self.passwords = sa.select(self.key, *credentials.columns)
+        # Built once: building it in each request costs more than running it.
+        self._load = (
+            sa.select(self.model, *credentials.columns)
+            .where(self.key == sa.bindparam("key"))
+            .execution_options(autoflush=False)
+        )
+
+    def load(self, user_id: t.Any, *, anew: bool = False) -> tuple[t.Any, ...] | None:
+        """A user, and the values of the password attributes; ``None``: there is no such user.
+
+        One statement in the app's session, which thereby knows the user: a user loader that asks
+        for the primary key runs none.
+
+        :param anew: whether a user that the session knows already is overwritten.
+        """
+        options = {"populate_existing": True} if anew else {}
+        return self.db.session.execute(
+            self._load, {"key": user_id}, execution_options=options
+        ).first()
+
+    def passwords_of(self, user_ids: Collection[t.Any]) -> dict[t.Any, Values]:
+        """The values of the password attributes by the users' keys, as they are stored now."""
+        with self.transaction() as session:
+            rows = session.execute(self.passwords.where(self.key.in_(user_ids)))
+            return {user_id: tuple(values) for user_id, *values in rows}
+
+    def find(self, attribute: str, value: str) -> list[t.Any]:
+        """The keys of the users with this value; empty if it can't be a value of the column.
+
+        :raises TypeError: the column holds neither text nor whole numbers nor UUIDs.
+        """
+        column = getattr(self.model, attribute)
+        kind = None
+        with contextlib.suppress(NotImplementedError):
+            kind = column.type.python_type
+        if kind not in (str, int, uuid.UUID):
+            raise TypeError(attribute)
+        statement = sa.select(self.key).where(column == sa.bindparam("value", type_=column.type))
+        if kind is int and not re.fullmatch("-?[0-9]+", value):
+            # Python would take '0_1', and digits of other scripts, too.
+            return []
+        try:
+            return list(self.db.session.scalars(statement, {"value": kind(value)}))
+        except (OverflowError, ValueError):
+            return []
+        except sa.exc.DataError:
+            self.db.session.rollback()
+            return []
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sa_orm.Session]:
+        """A short transaction on another connection than the app's session.
+
+        Made like the app's session, so that it follows what the app set for its sessions.
+        """
+        with self.db.session.session_factory() as session, session.begin():
+            yield session
+
+    @property
+    def is_in_transaction(self) -> bool:
+        """Whether the app's session has an open transaction."""
+        return self.db.session.registry.has() and self.db.session().in_transaction()
+
+    def release(self) -> None:
+        """End the open transaction of the app's session, if there is one.
+
+        At the end of a request what is not committed is lost in any case; held any longer, it
+        would block a transaction of our own: on SQLite by its lock, elsewhere by its connection.
+        """
+        if self.is_in_transaction:
+            self.db.session.rollback()

@@ -1,0 +1,118 @@
+"""An app whose processes are killed: ``python killed.py SETTINGS``, with orders on the input.
+
+Each order is a password change, which a process of its own makes: it is forked from one that has
+made another already, so that it loses no time, and is killed (SIGKILL) at a numbered point, or
+after so many seconds, or not at all. Points are before and after each SQL statement, each commit,
+and each command to Redis.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import typing as t
+from pathlib import Path
+
+import redis
+import sqlalchemy as sa
+from site_under_test import Site
+
+
+class Points:
+    """Where in its work this process is."""
+
+    def __init__(self) -> None:
+        self.reached = 0
+        self.fatal: int | None = None
+        self.is_counting = False
+
+    def reach(self, *_: t.Any) -> None:
+        if not self.is_counting:
+            return
+        if self.reached == self.fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.reached += 1
+
+    def around(self, owner: t.Any, name: str) -> None:
+        """Points before and after each call of a method."""
+        method = getattr(owner, name)
+
+        def watched(*arguments: t.Any, **named: t.Any) -> t.Any:
+            self.reach()
+            result = method(*arguments, **named)
+            self.reach()
+            return result
+
+        setattr(owner, name, watched)
+
+    def watch(self, engine: sa.Engine) -> None:
+        sa.event.listen(engine, "before_cursor_execute", self.reach)
+        sa.event.listen(engine, "after_cursor_execute", self.reach)
+        self.around(engine.dialect, "do_commit")
+        self.around(redis.connection.Connection, "send_packed_command")
+        self.around(redis.connection.Connection, "read_response")
+
+
+def change_password(site: Site, order: dict[str, t.Any], points: Points) -> dict[str, t.Any]:
+    browser = site.browser("Chrome", **order["cookies"])
+    site.redis.ping()
+    points.fatal = order["at"]
+    points.is_counting = True
+    began = time.perf_counter()
+    response = browser.post("/password", password=order["password"])
+    seconds = time.perf_counter() - began
+    return {
+        "status": response.status_code,
+        "points": points.reached,
+        "seconds": seconds,
+        "cookies": browser.cookies,
+    }
+
+
+def obey(site: Site, order: dict[str, t.Any], points: Points) -> dict[str, t.Any]:
+    """What the process has answered; without a status if it was killed."""
+    readable, writable = os.pipe()
+    child = os.fork()
+    if child == 0:
+        # Should it hang, it must not keep the test waiting.
+        signal.alarm(60)
+        os.close(readable)
+        os.write(writable, b" ")
+        os.write(writable, json.dumps(change_password(site, order, points)).encode())
+        os._exit(0)
+    os.close(writable)
+    with os.fdopen(readable, "rb") as answer:
+        answer.read(1)
+        if order["after"] is not None:
+            time.sleep(order["after"])
+            os.kill(child, signal.SIGKILL)
+        text = answer.read()
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and not text:
+        return {}
+    return dict(json.loads(text))
+
+
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+    folder = Path(settings["folder"])
+    folder.mkdir()
+    site = Site(folder, store="redis", home=settings["home"], users=(), **settings["config"])
+    # Everything that is only done the first time.
+    browser = site.browser("Bob's")
+    browser.login("bob")
+    browser.post("/password", password="another")
+    points = Points()
+    with site.context():
+        site.db.engine.dispose()
+        points.watch(site.db.engine)
+    site.redis.connection_pool.disconnect()
+    for line in sys.stdin:
+        print(json.dumps(obey(site, json.loads(line), points)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""The session stores that the tests run on, and what is in them."""
+
+from __future__ import annotations
+
+import functools
+import socket
+import time
+import typing as t
+import urllib.parse
+import warnings
+from pathlib import Path
+
+import pytest
+import redis
+import servers
+import sqlalchemy as sa
+from cachelib import FileSystemCache, SimpleCache
+from flask import Flask
+from flask_session import Session
+from flask_sqlalchemy import SQLAlchemy
+
+
+class Store:
+    """Signed cookies: nothing is stored. Also what the others have in common."""
+
+    def __init__(self, app: Flask, folder: Path, prefix: str) -> None:
+        self.app = app
+        self.folder = folder
+        self.prefix = prefix
+
+    def configure(self) -> dict[str, t.Any]:
+        """The settings of Flask-Session."""
+        return {}
+
+    def set_up(self, db: SQLAlchemy) -> None:
+        """Call ``Session(app)``."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Session(self.app)
+
+    def entries(self) -> dict[str, str]:
+        """All entries: key, and what is in it as text."""
+        return {}
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+
+
+class Cookie(Store):
+    def set_up(self, db: SQLAlchemy) -> None:
+        pass
+
+
+class RedisStore(Store):
+    def configure(self) -> dict[str, t.Any]:
+        self.client: t.Any = redis.Redis.from_url(servers.redis_url())
+        return {"SESSION_TYPE": "redis", "SESSION_REDIS": self.client}
+
+    def entries(self) -> dict[str, str]:
+        keys = list(self.client.scan_iter(f"{self.prefix}*"))
+        return {key.decode(): repr(self.client.get(key)) for key in keys}
+
+    def close(self) -> None:
+        for key in self.client.scan_iter(f"{self.prefix}*"):
+            self.client.delete(key)
+        self.client.close()
+
+
+class Cluster(RedisStore):
+    """A Redis Cluster, which Flask-Session does not take for a Redis."""
+
+    def configure(self) -> dict[str, t.Any]:
+        self.client = servers.redis_cluster()
+        return {"SESSION_TYPE": "redis", "SESSION_REDIS": self.client}
+
+    def set_up(self, db: SQLAlchemy) -> None:
+        super().set_up(db)
+        t.cast(t.Any, self.app.session_interface).client = self.client
+
+
+class Sentinel(RedisStore):
+    def configure(self) -> dict[str, t.Any]:
+        self.client = servers.redis_sentinel().master_for("sessions")
+        return {"SESSION_TYPE": "redis", "SESSION_REDIS": self.client}
+
+
+class Memcached(Store):
+    """Spoken to by pymemcache."""
+
+    def configure(self) -> dict[str, t.Any]:
+        self.host, self.port = servers.memcached_address()
+        return {"SESSION_TYPE": "memcached", "SESSION_MEMCACHED": self.make_client()}
+
+    def make_client(self) -> t.Any:
+        from pymemcache import Client
+
+        return Client((self.host, self.port), timeout=10)
+
+    def entries(self) -> dict[str, str]:
+        # The client waits for no reply when it writes. When it has read, it has written.
+        t.cast(t.Any, self.app.session_interface).client.get("nothing")
+        with socket.create_connection((self.host, self.port), timeout=10) as connection:
+            file = connection.makefile("rb")
+            connection.sendall(b"lru_crawler metadump all\r\n")
+            keys = []
+            while (line := file.readline()) not in (b"END\r\n", b""):
+                if line.startswith((b"BUSY", b"ERROR", b"LOCKED")):
+                    # It lists for one at a time; another test is asking.
+                    time.sleep(0.01)
+                    connection.sendall(b"lru_crawler metadump all\r\n")
+                    continue
+                key = urllib.parse.unquote(line.split()[0].decode().removeprefix("key="))
+                if key.startswith(self.prefix):
+                    keys.append(key)
+            found = {}
+            for key in keys:
+                connection.sendall(f"get {key}\r\n".encode())
+                header = file.readline().split()
+                if header[0] == b"VALUE":
+                    found[key] = repr(file.read(int(header[3]) + 2))
+                    file.readline()
+            return found
+
+    def close(self) -> None:
+        with socket.create_connection((self.host, self.port), timeout=10) as connection:
+            for key in self.entries():
+                connection.sendall(f"delete {key}\r\n".encode())
+                connection.recv(100)
+        client: t.Any = self.app.config["SESSION_MEMCACHED"]
+        getattr(client, "disconnect_all", getattr(client, "close", None))()
+
+
+class PooledMemcached(Memcached):
+    def make_client(self) -> t.Any:
+        from pymemcache import PooledClient
+
+        return PooledClient((self.host, self.port), timeout=10)
+
+
+class HashedMemcached(Memcached):
+    """Spread over several servers, of which there is one here, and tried again."""
+
+    def make_client(self) -> t.Any:
+        from pymemcache import HashClient
+        from pymemcache.client.retrying import RetryingClient
+
+        return RetryingClient(HashClient([(self.host, self.port)], timeout=10), attempts=2)
+
+
+class Pylibmc(Memcached):
+    def make_client(self) -> t.Any:
+        pytest.importorskip("pylibmc", reason="pylibmc has no wheel for this Python")
+        from pylibmc import Client
+
+        # With none, it trips over its own default on Python 3.13.
+        return Client([f"{self.host}:{self.port}"], behaviors={"tcp_nodelay": True})
+
+
+class PythonMemcached(Memcached):
+    def make_client(self) -> t.Any:
+        from memcache import Client
+
+        return Client([f"{self.host}:{self.port}"])
+
+
+class Files(Store):
+    """cachelib, in files."""
+
+    def configure(self) -> dict[str, t.Any]:
+        self.cache: t.Any = FileSystemCache(str(self.folder / "sessions"), threshold=0)
+        return {"SESSION_TYPE": "cachelib", "SESSION_CACHELIB": self.cache}
+
+    def entries(self) -> dict[str, str]:
+        # The names are hashes of the keys.
+        files = [p for p in (self.folder / "sessions").iterdir() if "count" not in p.name]
+        counter = self.cache._get_filename(self.cache._fs_count_file)
+        return {p.name: repr(p.read_bytes()) for p in files if str(p) != counter}
+
+
+class FileSystem(Files):
+    """Flask-Session's deprecated kind."""
+
+    def configure(self) -> dict[str, t.Any]:
+        return {
+            "SESSION_TYPE": "filesystem",
+            "SESSION_FILE_DIR": str(self.folder / "sessions"),
+            "SESSION_FILE_THRESHOLD": 0,
+        }
+
+    def set_up(self, db: SQLAlchemy) -> None:
+        super().set_up(db)
+        self.cache = t.cast(t.Any, self.app.session_interface).cache
+
+
+class Memory(Store):
+    """cachelib, in the memory of this process."""
+
+    def configure(self) -> dict[str, t.Any]:
+        self.cache: t.Any = SimpleCache(threshold=10**6)
+        return {"SESSION_TYPE": "cachelib", "SESSION_CACHELIB": self.cache}
+
+    def entries(self) -> dict[str, str]:
+        return {key: repr(self.cache.get(key)) for key in self.cache._cache}
+
+
+class CachelibRedis(RedisStore):
+    """cachelib, in Redis."""
+
+    def configure(self) -> dict[str, t.Any]:
+        from cachelib import RedisCache
+
+        self.client = redis.Redis.from_url(servers.redis_url())
+        cache = RedisCache(self.client)
+        return {"SESSION_TYPE": "cachelib", "SESSION_CACHELIB": cache}
+
+    def entries(self) -> dict[str, str]:
+        found = self.client.scan_iter(f"*{self.prefix}*")
+        # Not the user sessions, which may be there as well.
+        keys = [key for key in found if not key.startswith(b"home:")]
+        return {key.decode(): repr(self.client.get(key)) for key in keys}
+
+
+class Sql(Store):
+    """In a table of the app's database."""
+
+    def set_up(self, db: SQLAlchemy) -> None:
+        self.db = db
+        self.app.config.update(SESSION_TYPE="sqlalchemy", SESSION_SQLALCHEMY=db)
+        super().set_up(db)
+
+    def entries(self) -> dict[str, str]:
+        table = t.cast(t.Any, self.app.session_interface).sql_session_model.__table__
+        with self.app.app_context():
+            engine = self.db.engines[table.metadata.info.get("bind_key")]
+            with engine.connect() as connection:
+                rows = connection.execute(sa.select(table.c.session_id, table.c.data))
+                return {row[0]: repr(row[1]) for row in rows}
+
+
+class MongoDB(Store):
+    """In MongoDB, of which there is an imitation here: no server can be installed freely."""
+
+    def configure(self) -> dict[str, t.Any]:
+        import mongomock
+
+        self.client: t.Any = mongomock.MongoClient()
+        return {
+            "SESSION_TYPE": "mongodb",
+            "SESSION_MONGODB": self.client,
+            "SESSION_MONGODB_DB": "sessions",
+            "SESSION_MONGODB_COLLECT": self.prefix.rstrip(":"),
+        }
+
+    def set_up(self, db: SQLAlchemy) -> None:
+        import flask_session.mongodb.mongodb as module
+        import mongomock
+
+        real, module.MongoClient = module.MongoClient, mongomock.MongoClient
+        try:
+            super().set_up(db)
+        finally:
+            module.MongoClient = real
+
+    def entries(self) -> dict[str, str]:
+        store = t.cast(t.Any, self.app.session_interface).store
+        return {document["id"]: repr(document["val"]) for document in store.find()}
+
+
+@functools.cache
+def dynamodb_resource() -> t.Any:
+    import boto3
+
+    return boto3.resource(
+        "dynamodb",
+        endpoint_url=servers.dynamodb_url(),
+        region_name="eu-central-1",
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )
+
+
+class DynamoDB(Store):
+    """In DynamoDB, whose interface moto serves here."""
+
+    def configure(self) -> dict[str, t.Any]:
+        return {
+            "SESSION_TYPE": "dynamodb",
+            "SESSION_DYNAMODB": dynamodb_resource(),
+            "SESSION_DYNAMODB_TABLE": self.prefix.rstrip(":"),
+        }
+
+    def entries(self) -> dict[str, str]:
+        items = t.cast(t.Any, self.app.session_interface).store.scan()["Items"]
+        return {item["id"]: repr(item["val"].value) for item in items}
+
+    def close(self) -> None:
+        t.cast(t.Any, self.app.session_interface).store.delete()
+
+
+KINDS: dict[str, type[Store]] = {
+    "cookie": Cookie,
+    "redis": RedisStore,
+    "files": Files,
+    "memory": Memory,
+    "sqlalchemy": Sql,
+    "filesystem": FileSystem,
+    "memcached": Memcached,
+    "mongodb": MongoDB,
+    "dynamodb": DynamoDB,
+    # The same servers, spoken to in another way.
+    "cluster": Cluster,
+    "sentinel": Sentinel,
+    "cachelib-redis": CachelibRedis,
+    "pymemcache-pooled": PooledMemcached,
+    "pymemcache-hashed": HashedMemcached,
+    "pylibmc": Pylibmc,
+    "python-memcached": PythonMemcached,
+}
+#: Those that every scenario of a store is tested on.
+STORES = tuple(KINDS)[:9]

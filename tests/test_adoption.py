@@ -1,0 +1,1043 @@
+"""Moving in: sessions from before the installation (SCENARIO 24)."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import typing as t
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+from conftest import SiteFactory
+from flask import session
+from flask_login import UserMixin, current_user, login_required, login_user, logout_user
+from site_under_test import STORES, Browser, Site, is_signed_cookie
+
+from flask_session_registry import SessionRegistry, session_registered
+from flask_session_registry.table import Table
+
+Before = t.Callable[..., Site]
+
+#: Only the commit can say for certain who must not be adopted.
+pytestmark = pytest.mark.table
+
+
+@pytest.fixture
+def before(make_site: SiteFactory) -> Before:
+    """A site that has no registry yet."""
+
+    def make(store: str = "files", database: str = "sqlite", **config: t.Any) -> Site:
+        site = make_site(store, database, init=False, **config)
+        with site.context():
+            site.db.create_all()
+            for name in ("ann", "bob"):
+                site.db.session.add(site.User(name=name, password_hash=f"hash of {name}"))
+            site.db.session.commit()
+        return site
+
+    return make
+
+
+def install(site: Site, unregistered: str = "adopt", **settings: t.Any) -> None:
+    site.app.config["SESSION_REGISTRY_UNREGISTERED"] = unregistered
+    site.app.config.update(settings)
+    site.app._got_first_request = False  # it is started anew
+    site.sessions.init_app(site.app)
+    with site.context():
+        site.db.create_all()
+
+
+def change(site: Site, **values: t.Any) -> None:
+    """Change Ann, as a job or another browser would."""
+    with site.context():
+        for name, value in values.items():
+            setattr(site.user("ann"), name, value)
+        site.db.session.commit()
+
+
+@pytest.fixture
+def old(before: Before) -> tuple[Site, Browser, Browser]:
+    """Ann was signed in on two browsers, on files, when the registry was installed."""
+    site = before()
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    firefox.login()
+    chrome.login()
+    install(site)
+    return site, firefox, chrome
+
+
+# -- nobody is signed out ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_nobody_is_signed_out(before: Before, store: str) -> None:
+    """24: each gets a row and goes on, with what was in the session, and under a hashed key."""
+    site = before(store)
+    firefox, chrome, visitor = (site.browser(name) for name in ("Firefox", "Chrome", "Edge"))
+    firefox.login()
+    firefox.post("/cart", item="book")
+    chrome.login("bob", remember="1")
+    visitor.post("/cart", item="pen")
+    install(site)
+    for _ in range(2):
+        assert firefox.name_shown == "ann"
+        assert chrome.name_shown == "bob"
+        assert firefox.get("/cart").json == {"cart": "book"}
+        assert visitor.get("/cart").json == {"cart": "pen"}
+    assert [(row.user_id, row.user_agent) for row in site.rows()] == [(1, "Firefox"), (2, "Chrome")]
+    assert (site.active("ann"), site.active("bob")) == (1, 1)
+    if not is_signed_cookie(site):
+        ids = [browser.cookies["session"] for browser in (firefox, chrome, visitor)]
+        assert len(site.entries()) == 3
+        assert not any(id in key for id in ids for key in site.entries())
+        keys = [f"{site.prefix}{hashlib.sha256(id.encode()).hexdigest()}" for id in ids]
+        assert [row.store_id for row in site.rows()] == keys[:2]
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"])
+def test_on_every_database(before: Before, database: str) -> None:
+    """24: adopted, then ended by the password, for good."""
+    site = before("files", database)
+    firefox, chrome, phone = (site.browser(name) for name in ("Firefox", "Chrome", "Phone"))
+    for browser in (firefox, chrome, phone):
+        browser.login()
+    install(site)
+    assert firefox.is_signed_in
+    assert chrome.is_signed_in
+    chrome.post("/password", password="new")
+    assert chrome.is_signed_in
+    assert not firefox.is_signed_in
+    assert not phone.is_signed_in
+    assert site.active() == 1
+
+
+def test_rejected_otherwise(before: Before) -> None:
+    """24: by default all of them are signed out, and their entries are not even read."""
+    site = before()
+    firefox = site.browser()
+    firefox.login()
+    install(site, "reject")
+    assert not firefox.is_signed_in
+    assert site.rows() == []
+
+
+def test_rejected_signed_cookie(before: Before) -> None:
+    site = before("cookie")
+    firefox = site.browser()
+    firefox.login()
+    install(site, "reject")
+    assert firefox.get("/me").json == {"name": None, "rejected": "unregistered"}
+
+
+def test_unhashed_ids(before: Before) -> None:
+    """With HASH_SESSION_IDS off the entries stay where they are."""
+    site = before()
+    firefox = site.browser()
+    firefox.login()
+    keys = set(site.entries())
+    install(site, SESSION_REGISTRY_HASH_SESSION_IDS=False)
+    assert firefox.is_signed_in
+    assert site.active() == 1
+    assert set(site.entries()) == keys
+
+
+def test_hashing_turned_on_later(before: Before) -> None:
+    """Sessions that have a row move, too, and the row knows: their entries are purged."""
+    site = before()
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    firefox.login()
+    chrome.login()
+    install(site, SESSION_REGISTRY_HASH_SESSION_IDS=False)
+    assert firefox.is_signed_in
+    assert chrome.is_signed_in
+    raw = set(site.entries())
+    del site.app.extensions["session_registry"]
+    site.app.session_interface.__dict__.pop("_get_store_id")
+    again = SessionRegistry()
+    site.app.config["SESSION_REGISTRY_HASH_SESSION_IDS"] = True
+    again.init_app(site.app)
+    assert firefox.is_signed_in
+    assert chrome.is_signed_in
+    assert site.active() == 2
+    assert not raw & set(site.entries())
+    change(site, password_hash="new")
+    assert not site.signed_in_entries()
+
+
+def test_nobody_is_told_of_a_login(old: tuple[Site, Browser, Browser]) -> None:
+    """It is none: when the password was given, nobody knows."""
+    site, firefox, _ = old
+    told: list[t.Any] = []
+    with session_registered.connected_to(lambda *_, **kwargs: told.append(kwargs), site.app):
+        assert firefox.is_signed_in
+    assert told == []
+    assert site.rows()[0].authenticated_at.year == 1970
+
+
+@pytest.mark.parametrize("store", ["cookie", "redis", "files"])
+def test_requests_in_parallel(before: Before, store: str) -> None:
+    """A page and what is on it ask at once: one row, and all of them signed in."""
+    site = before(store)
+    firefox = site.browser()
+    firefox.login()
+    install(site)
+    barrier = threading.Barrier(4)
+
+    @site.app.get("/together")
+    def together() -> str:
+        name = str(current_user.is_authenticated)
+        barrier.wait(20)
+        return name
+
+    copies = [firefox.copy() for _ in range(4)]
+    with ThreadPoolExecutor() as pool:
+        answers = list(pool.map(lambda browser: browser.get("/together").text, copies))
+    assert answers == ["True"] * 4
+    assert all(browser.is_signed_in for browser in copies)
+    assert len(site.rows()) == 1
+
+
+def test_copy_that_comes_later(before: Before) -> None:
+    """What carries the very cookie of a session that was adopted goes on in the same row."""
+    site = before("cookie")
+    firefox = site.browser()
+    firefox.login()
+    copy = firefox.copy()
+    install(site)
+    assert firefox.is_signed_in
+    for _ in range(2):
+        assert copy.is_signed_in
+    assert len(site.rows()) == 1
+    with site.context():
+        site.sessions.revoke(site.rows()[0].id)
+        site.db.session.commit()
+    assert not copy.is_signed_in
+
+
+def test_database_down(old: tuple[Site, Browser, Browser]) -> None:
+    """37: 503, and nothing is lost: signed in when it is back."""
+    site, firefox, _ = old
+    with site.context():
+        site.sessions.UserSession.__table__.drop(site.db.engine)
+    assert firefox.get("/me").status_code == 503
+    with site.context():
+        site.db.create_all()
+    assert firefox.is_signed_in
+
+
+def test_row_that_cannot_be_written(old: tuple[Site, Browser, Browser]) -> None:
+    """38: 503, and nothing is lost."""
+    site, firefox, _ = old
+
+    @site.app.get("/drop")
+    def drop() -> str:
+        assert current_user.is_authenticated
+        site.sessions.UserSession.__table__.drop(site.db.engine)
+        return "ok"
+
+    assert firefox.get("/drop").status_code == 503
+    with site.context():
+        site.db.create_all()
+    assert firefox.is_signed_in
+
+
+# -- what it does at once ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("store", ["cookie", "redis", "files", "sqlalchemy"])
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_password_changed_in_the_first_request(
+    before: Before, store: str, comes_back: bool
+) -> None:
+    """1, 2: this browser stays, under a new id; a copy from before, and the others, are dead."""
+    site = before(store)
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    firefox.login()
+    chrome.login(remember="1")
+    copy = chrome.copy()
+    install(site)
+    if comes_back:
+        assert chrome.is_signed_in
+    chrome.post("/password", password="new")
+    assert chrome.is_signed_in
+    assert not firefox.is_signed_in
+    assert not copy.is_signed_in
+    assert len(site.signed_in_entries()) == (not is_signed_cookie(site))
+    chrome.lose("session")
+    assert chrome.is_signed_in
+    assert [row.revoked_reason for row in site.rows()] == [None]
+
+
+@pytest.mark.parametrize("store", ["cookie", "redis"])
+@pytest.mark.parametrize("asks", [False, True])
+def test_logout_in_the_first_request(before: Before, store: str, asks: bool) -> None:
+    """19: a copy is dead; another browser is not."""
+    site = before(store)
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    firefox.login()
+    chrome.login()
+    copy = firefox.copy()
+    install(site)
+    if asks:
+        assert firefox.is_signed_in
+    firefox.post("/logout")
+    assert not firefox.is_signed_in
+    assert not copy.is_signed_in
+    assert chrome.is_signed_in
+    assert len(site.signed_in_entries()) == (not is_signed_cookie(site))
+
+
+@pytest.mark.parametrize("store", ["cookie", "redis"])
+@pytest.mark.parametrize("name", ["ann", "bob"])
+def test_login_in_the_first_request(before: Before, store: str, name: str) -> None:
+    """17, 18: the session from before is replaced, nothing of another user's is left."""
+    site = before(store)
+    firefox = site.browser()
+    firefox.login()
+    firefox.post("/cart", item="book")
+    copy = firefox.copy()
+    install(site)
+    firefox.login(name)
+    assert firefox.name_shown == name
+    assert firefox.get("/cart").json == {"cart": "book" if name == "ann" else None}
+    assert not copy.is_signed_in
+    assert [row.revoked_reason for row in site.rows()] == ["replaced", None]
+    assert len(site.signed_in_entries()) == (not is_signed_cookie(site))
+
+
+def add_rotating_view(site: Site) -> None:
+    @site.app.post("/sudo")
+    def sudo() -> str:
+        site.sessions.rotate()
+        return "ok"
+
+
+@pytest.mark.parametrize("store", ["cookie", "redis"])
+def test_rotate_in_the_first_request(before: Before, store: str) -> None:
+    """The old id is dead."""
+    site = before(store)
+    firefox = site.browser()
+    firefox.login()
+    copy = firefox.copy()
+    install(site)
+    add_rotating_view(site)
+    firefox.post("/sudo")
+    assert firefox.is_signed_in
+    assert not copy.is_signed_in
+
+
+@pytest.mark.parametrize("spares", [True, False])
+def test_revoke_all_in_the_first_request(old: tuple[Site, Browser, Browser], spares: bool) -> None:
+    """13, 14: this browser stays if it is spared, and only then."""
+    site, firefox, chrome = old
+
+    @site.app.post("/revoke")
+    @login_required
+    def revoke() -> str:
+        count = site.sessions.revoke_all(current_user, except_current=spares)
+        site.db.session.commit()
+        return str(count)
+
+    assert firefox.post("/revoke").text == ("0" if spares else "1")
+    assert firefox.is_signed_in is spares
+    assert not chrome.is_signed_in
+
+
+def test_revoke_one_in_the_first_request(old: tuple[Site, Browser, Browser]) -> None:
+    """Ending one session of one's own signs out that one, and who was never seen since."""
+    site, firefox, chrome = old
+
+    @site.app.post("/revoke/<id>")
+    @login_required
+    def revoke(id: str) -> str:
+        ended = site.sessions.revoke(id, user=current_user)
+        site.db.session.commit()
+        return str(ended)
+
+    assert chrome.is_signed_in
+    (row,) = site.rows()
+    assert firefox.post(f"/revoke/{row.id}").text == "True"
+    assert firefox.is_signed_in
+    assert not chrome.is_signed_in
+
+
+def test_change_that_is_rolled_back(old: tuple[Site, Browser, Browser]) -> None:
+    """4: nobody is signed out, and nobody barred."""
+    site, firefox, chrome = old
+
+    @site.app.post("/fail")
+    @login_required
+    def fail() -> str:
+        current_user.password_hash = "new"
+        site.db.session.flush()
+        site.db.session.rollback()
+        return "no"
+
+    firefox.post("/fail")
+    assert firefox.is_signed_in
+    assert chrome.is_signed_in
+    assert site.active() == 2
+
+
+def test_rehash(old: tuple[Site, Browser, Browser]) -> None:
+    """11: a new hash of the same password bars nobody."""
+    site, firefox, chrome = old
+    assert firefox.is_signed_in
+    with site.context():
+        user = site.user("ann")
+        with site.sessions.same_credentials(user):
+            user.password_hash = "new hash of the same"
+        site.db.session.commit()
+    assert firefox.is_signed_in
+    assert chrome.is_signed_in
+
+
+# -- nobody who was revoked comes back -----------------------------------------------------------
+
+
+def command(*arguments: str) -> t.Callable[[Site], None]:
+    def run(site: Site) -> None:
+        result = site.app.test_cli_runner().invoke(args=["revoke-sessions", *arguments])
+        assert result.exit_code == 0, result.output
+
+    return run
+
+
+def revoke_all(site: Site) -> None:
+    with site.context():
+        site.sessions.revoke_all(site.user("ann"))
+        site.db.session.commit()
+
+
+def delete(site: Site) -> None:
+    """Ann goes, and somebody else gets her key."""
+    with site.context():
+        site.db.session.delete(site.user("ann"))
+        site.db.session.commit()
+        site.db.session.add(site.User(id=1, name="eve", password_hash="x"))
+        site.db.session.commit()
+
+
+def deactivate(site: Site) -> None:
+    change(site, is_active=False)
+    change(site, is_active=True)
+
+
+REVOCATIONS: dict[str, t.Callable[[Site], None]] = {
+    "password": lambda site: change(site, password_hash="new"),
+    "revoke_all": revoke_all,
+    "command": command("1"),
+    "command for all": command("--all", "--yes"),
+    "deleted": delete,
+}
+
+
+@pytest.mark.parametrize("has_rows", [False, True])
+@pytest.mark.parametrize("revocation", REVOCATIONS)
+@pytest.mark.parametrize("store", ["cookie", "redis"])
+def test_nobody_comes_back(before: Before, store: str, revocation: str, has_rows: bool) -> None:
+    """24: a user who has had a revocation, with rows then or without, is never adopted."""
+    site = before(store)
+    firefox, chrome, other = (site.browser(name) for name in ("Firefox", "Chrome", "Edge"))
+    firefox.login(remember="1")
+    chrome.login()
+    other.login("bob")
+    copy = firefox.copy()
+    install(site, SESSION_REGISTRY_RETENTION=0)
+    if has_rows:
+        assert firefox.is_signed_in
+    for _ in range(2):
+        # What is said twice is no error.
+        REVOCATIONS[revocation](site)
+        if revocation == "deleted":
+            break
+    with site.context():
+        site.sessions.prune()
+    bare = copy.copy("remember_token")
+    for browser in (firefox, copy, chrome, bare):
+        assert not browser.is_signed_in
+    assert other.is_signed_in is (revocation != "command for all")
+
+
+def test_change_that_ends_nothing_by_itself(before: Before) -> None:
+    """Without REVOKE_ON_PASSWORD_CHANGE: nobody is adopted with the new fingerprint."""
+    site = before()
+    firefox = site.browser()
+    firefox.login()
+    install(site, SESSION_REGISTRY_REVOKE_ON_PASSWORD_CHANGE=False)
+    change(site, password_hash="new")
+    assert not firefox.is_signed_in
+
+
+def test_inactive(before: Before) -> None:
+    """51: deactivated, and activated again: nobody is signed in by it."""
+
+    def model(db: t.Any) -> type[t.Any]:
+        from site_under_test import user_class
+
+        return user_class(db, is_active=sa.orm.mapped_column(sa.Boolean, default=True))
+
+    site = before(model=model)
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    firefox.login()
+    chrome.login()
+    install(site)
+    change(site, is_active=False)
+    assert not firefox.is_signed_in
+    change(site, is_active=True)
+    assert not firefox.is_signed_in
+    assert not chrome.is_signed_in
+
+
+def test_inactive_and_unseen(before: Before) -> None:
+    """An inactive user is not adopted; if no revocation said so, only for as long."""
+
+    def model(db: t.Any) -> type[t.Any]:
+        from site_under_test import user_class
+
+        return user_class(db, is_active=property(lambda user: user.note is None))
+
+    site = before(model=model)
+    firefox = site.browser()
+    firefox.login()
+    install(site)
+    with site.context():
+        site.db.session.execute(sa.update(site.User).values(note="locked"))
+        site.db.session.commit()
+    assert not firefox.is_signed_in
+
+
+def meanwhile(site: Site, what: t.Callable[[Site], object]) -> None:
+    """Let something happen in another thread, while this request goes on."""
+    site.db.session.rollback()
+    with ThreadPoolExecutor() as pool:
+        pool.submit(what, site).result(20)
+
+
+def add_slow_view(site: Site, what: t.Callable[[Site], object]) -> None:
+    """A view that has asked for the user when something else happens."""
+
+    @site.app.get("/slow")
+    def slow() -> str:
+        assert current_user.is_authenticated
+        meanwhile(site, what)
+        return "ok"
+
+
+def by_hand(statement: str) -> t.Callable[[Site], None]:
+    def run(site: Site) -> None:
+        with site.context():
+            site.db.session.execute(sa.text(statement))
+            site.db.session.commit()
+
+    return run
+
+
+def test_revoked_while_it_is_adopted(old: tuple[Site, Browser, Browser]) -> None:
+    """A revocation between the check and the end of the request ends it, too."""
+    site, firefox, _ = old
+    add_slow_view(site, revoke_all)
+    assert firefox.get("/slow").text == "ok"
+    assert not firefox.is_signed_in
+    assert site.active() == 0
+
+
+def test_password_changed_while_it_is_adopted(old: tuple[Site, Browser, Browser]) -> None:
+    site, firefox, _ = old
+    add_slow_view(site, by_hand("UPDATE account SET password_hash = 'by hand'"))
+    assert firefox.get("/slow").text == "ok"
+    assert not firefox.is_signed_in
+
+
+def test_user_deleted_while_it_is_adopted(old: tuple[Site, Browser, Browser]) -> None:
+    site, firefox, _ = old
+    add_slow_view(site, by_hand("DELETE FROM account"))
+    assert firefox.get("/slow").text == "ok"
+    assert not firefox.is_signed_in
+    assert site.rows() == []
+
+
+def test_rotated_while_it_is_adopted(before: Before) -> None:
+    """Of two requests in parallel one changes the id: the other, which is late, is dropped."""
+    site = before("cookie")
+    firefox = site.browser()
+    firefox.login()
+    copy = firefox.copy()
+    install(site)
+    add_rotating_view(site)
+    add_slow_view(site, lambda _: firefox.post("/sudo"))
+    assert copy.get("/slow").text == "ok"
+    assert not copy.is_signed_in
+    assert firefox.is_signed_in
+
+
+@pytest.mark.parametrize("store", ["cookie", "redis", "files", "memcached", "sqlalchemy"])
+def test_dump_of_the_store(before: Before, store: str) -> None:
+    """22: a key from a dump of the store is no cookie, before it was moved and after."""
+    site = before(store)
+    firefox = site.browser()
+    firefox.login()
+    install(site)
+    assert firefox.is_signed_in
+    (row,) = site.rows()
+    for key in [*site.entries(), str(row.store_id)]:
+        assert not site.browser(session=key).is_signed_in
+        assert not site.browser(session=key.removeprefix(site.prefix)).is_signed_in
+    assert len(site.rows()) == 1
+
+
+def test_nothing_is_forgotten_meanwhile(old: tuple[Site, Browser, Browser]) -> None:
+    """Rows that ended say who must not come back; they are forgotten when nobody is adopted."""
+    site, firefox, _ = old
+    copy = firefox.copy()
+    assert firefox.is_signed_in
+    change(site, password_hash="new")
+    long_ago = sa.func.datetime("now", "-90 days")
+    with site.context():
+        site.db.session.execute(sa.update(site.sessions.UserSession).values(revoked_at=long_ago))
+        site.db.session.commit()
+        assert site.sessions.prune().forgotten == 0
+    assert not copy.is_signed_in
+    assert len(site.rows()) == 1
+
+
+# -- "remember me" -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("store", ["cookie", "redis"])
+def test_remembered_only(before: Before, store: str) -> None:
+    """Who has nothing but a "remember me" cookie goes on, and gets its companion."""
+    site = before(store)
+    firefox = site.browser()
+    firefox.login(remember="1")
+    firefox.lose("session")
+    install(site)
+    assert firefox.is_signed_in
+    assert set(firefox.cookies) == {"session", "remember_token", "remember_token_session"}
+    firefox.lose("session")
+    assert firefox.is_signed_in
+    (row,) = site.rows()
+    assert row.remember_until is not None
+    copy = firefox.copy("remember_token", "remember_token_session")
+    firefox.post("/logout")
+    assert not copy.is_signed_in
+
+
+@pytest.mark.parametrize("duration", [3600, None])
+def test_companion_is_given(before: Before, duration: int | None) -> None:
+    """Beside a session that goes on, too: when it is lost, the browser comes back to its row."""
+    settings = {} if duration is None else {"REMEMBER_COOKIE_DURATION": duration}
+    site = before(**settings)
+    firefox = site.browser()
+    firefox.login(remember="1")
+    install(site)
+    assert firefox.is_signed_in
+    firefox.lose("session")
+    assert firefox.is_signed_in
+    (row,) = site.rows()
+    days = (row.remember_until - row.created_at).days
+    assert days == (365 if duration is None else 0)
+
+
+def test_companion_of_another(before: Before) -> None:
+    """46: with a companion that is forged or somebody else's it is refused, as ever."""
+    site = before()
+    firefox = site.browser()
+    firefox.login(remember="1")
+    firefox.lose("session")
+    install(site)
+    firefox.carry({"remember_token_session": "forged"})
+    assert not firefox.is_signed_in
+    assert firefox.cookies == {}
+
+
+def test_forged_remember_cookie(before: Before) -> None:
+    site = before()
+    install(site)
+    firefox = site.browser(remember_token="1|" + "0" * 128)
+    assert not firefox.is_signed_in
+    assert firefox.cookies == {}
+    assert site.rows() == []
+
+
+def test_remember_cookie_of_a_barred_user(before: Before) -> None:
+    """Refused, and cleared."""
+    site = before()
+    firefox = site.browser()
+    firefox.login(remember="1")
+    firefox.lose("session")
+    install(site)
+    change(site, password_hash="new")
+    assert firefox.get("/me").json == {"name": None, "rejected": "unregistered"}
+    assert firefox.cookies == {}
+
+
+# -- who can't be adopted ------------------------------------------------------------------------
+
+
+def test_user_who_is_gone(old: tuple[Site, Browser, Browser]) -> None:
+    site, firefox, _ = old
+    with site.context():
+        site.db.session.execute(sa.text("DELETE FROM account"))
+        site.db.session.commit()
+    assert firefox.get("/me").json == {"name": None, "rejected": "unregistered"}
+    assert site.rows() == []
+
+
+def test_app_without_a_user_loader(before: Before) -> None:
+    """Its users come from a 'request_loader' alone, and have no session."""
+    site = before("cookie")
+    firefox = site.browser()
+    firefox.login()
+    install(site)
+    site.login_manager._user_callback = None
+    site.login_manager.request_loader(lambda _: None)
+    assert firefox.get("/me").json == {"name": None, "rejected": "unregistered"}
+
+
+@pytest.mark.parametrize("value", ["", "x", "a" * 64, "a" * 181, "../x", "\0", "é"])
+def test_malformed_cookies(before: Before, value: str) -> None:
+    """21: anonymous, no error, no row."""
+    site = before()
+    install(site)
+    firefox = site.browser(session=value)
+    assert not firefox.is_signed_in
+    assert site.rows() == []
+
+
+def test_signed_session_ids(before: Before) -> None:
+    """With Flask-Session's old signer, too; what it has not signed is nobody's."""
+    site = before("redis", SESSION_USE_SIGNER=True)
+    firefox = site.browser()
+    firefox.login()
+    id = firefox.cookies["session"].rpartition(".")[0]
+    install(site)
+    assert not site.browser(session=f"{id}.forged").is_signed_in
+    assert firefox.is_signed_in
+    assert site.active() == 1
+
+
+# -- what an attack has found --------------------------------------------------------------------
+
+BASE64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+
+def test_signature_written_otherwise(before: Before) -> None:
+    """19: a dead cookie is dead in every spelling of its signature."""
+    site = before("cookie")
+    firefox = site.browser()
+    firefox.login()
+    value = firefox.cookies["session"]
+    install(site)
+    assert firefox.is_signed_in
+    firefox.post("/logout")
+    same = value[:-1] + BASE64[BASE64.index(value[-1]) ^ 1]
+    for spelling in (value, same):
+        assert not site.browser(session=spelling).is_signed_in
+    assert len(site.rows()) == 1
+
+
+@pytest.mark.parametrize("database", ["sqlite", "mariadb"])
+def test_dump_in_capital_letters(before: Before, database: str) -> None:
+    """22: to the collation of MariaDB they are the same."""
+    site = before("sqlalchemy", database)
+    firefox = site.browser()
+    firefox.login()
+    install(site)
+    assert firefox.is_signed_in
+    hash = site.rows()[0].store_id.removeprefix(site.prefix)
+    for spelling in (hash, hash.upper(), hash[:32] + hash[32:].upper()):
+        assert not site.browser(session=spelling).is_signed_in
+
+
+@pytest.mark.parametrize("store", ["files", "cookie"])
+@pytest.mark.parametrize("what", ["password", "revoke the others", "rehash"])
+def test_revoked_while_it_revokes(before: Before, database: str, store: str, what: str) -> None:
+    """A revocation during its first request stands, whatever the request does after it."""
+    site = before(store, database)
+    thief = site.browser()
+    thief.login()
+    install(site)
+
+    @site.app.post("/slow")
+    @login_required
+    def slow() -> str:
+        meanwhile(site, revoke_all)
+        if what == "password":
+            current_user.password_hash = "new"
+        elif what == "rehash":
+            with site.sessions.same_credentials(current_user):
+                current_user.password_hash = "new"
+        else:
+            site.sessions.revoke_all(current_user, except_current=True)
+        site.db.session.commit()
+        return "ok"
+
+    thief.post("/slow")
+    assert not thief.is_signed_in
+    assert site.active() == 0
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"])
+def test_everybody_is_revoked_while_one_is_adopted(
+    before: Before, monkeypatch: pytest.MonkeyPatch, database: str
+) -> None:
+    """Whoever bars everybody holds nobody's row: the adoption looks once more."""
+    site = before("files", database)
+    thief = site.browser()
+    thief.login()
+    install(site)
+    adopt = Table.adopt
+
+    def late(self: t.Any, execute: t.Any, values: t.Any, **options: t.Any) -> t.Any:
+        with ThreadPoolExecutor() as pool:
+            pool.submit(command("--all", "--yes"), site).result(20)
+        return adopt(self, execute, values, **options)
+
+    with monkeypatch.context() as context:
+        context.setattr(Table, "adopt", late)
+        thief.get("/me")
+    assert not thief.is_signed_in
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"])
+def test_many_at_once(before: Before, database: str) -> None:
+    """29: that all users come at the same time is what the first minute is like.
+
+    With a locking read of the row that is not there, MariaDB found a deadlock in most runs.
+    """
+    site = before("cookie", database)
+    with site.context():
+        for number in range(40):
+            site.db.session.add(site.User(name=f"user {number}", password_hash="x"))
+        site.db.session.commit()
+    browsers = [site.browser() for _ in range(40)]
+    for number, browser in enumerate(browsers):
+        browser.login(f"user {number}")
+    install(site)
+    with ThreadPoolExecutor(8) as pool:
+        codes = list(pool.map(lambda browser: browser.get("/me").status_code, browsers))
+    assert set(codes) == {200}
+    assert len(site.rows()) == 40
+
+
+def test_several_changes_at_once(before: Before, database: str) -> None:
+    """29: each bars the user, and none fails by it."""
+    site = before("files", database)
+    site.app.config["PROPAGATE_EXCEPTIONS"] = False
+    browsers = [site.browser() for _ in range(4)]
+    for browser in browsers:
+        browser.login()
+    install(site)
+    barrier = threading.Barrier(4)
+
+    @site.app.post("/change")
+    @login_required
+    def change_it() -> str:
+        barrier.wait(20)
+        current_user.password_hash = uuid.uuid4().hex
+        site.db.session.commit()
+        return "ok"
+
+    if database == "sqlite":
+        # There one waits for the other, or says at once that it can't.
+        barrier = threading.Barrier(1)
+        codes = [browser.post("/change").status_code for browser in browsers]
+        assert codes == [200, 401, 401, 401]
+        return
+    with ThreadPoolExecutor(4) as pool:
+        codes = list(pool.map(lambda browser: browser.post("/change").status_code, browsers))
+    assert codes == [200] * 4
+    assert sum(browser.is_signed_in for browser in browsers) <= 1
+
+
+def test_revocation_of_nobody_that_is_not_committed(
+    before: Before, caplog: pytest.LogCaptureFixture
+) -> None:
+    """15: a session store in SQL would commit that a user is barred."""
+    site = before("sqlalchemy")
+    ann, bob = site.browser(), site.browser()
+    ann.login()
+    bob.login("bob")
+    install(site)
+
+    @site.app.post("/revoke")
+    @login_required
+    def revoke() -> str:
+        site.sessions.revoke_all(site.user("ann"))
+        session["x"] = 1
+        return "forgot to commit"
+
+    bob.post("/revoke")
+    assert "has been rolled back" in caplog.text
+    assert ann.is_signed_in
+
+
+def test_revoking_what_has_ended(old: tuple[Site, Browser, Browser]) -> None:
+    """It says that nothing ended, and nothing has."""
+    site, firefox, chrome = old
+    assert chrome.is_signed_in
+    chrome.post("/logout")
+    (row,) = site.rows()
+    with site.context():
+        assert not site.sessions.revoke(row.id, user=site.user("ann"))
+        site.db.session.commit()
+    assert firefox.is_signed_in
+
+
+def test_another_signs_in_while_the_first_is_revoked(old: tuple[Site, Browser, Browser]) -> None:
+    """18: the login stands, over a session that must not go on."""
+    site, firefox, _ = old
+
+    @site.app.post("/over")
+    def over() -> str:
+        assert current_user.is_authenticated
+        meanwhile(site, revoke_all)
+        login_user(site.user("bob"))
+        return "signed in"
+
+    firefox.post("/over")
+    assert firefox.name_shown == "bob"
+    assert site.active() == 0
+
+
+def test_signs_out_while_revoked(old: tuple[Site, Browser, Browser]) -> None:
+    """The session is over in any case."""
+    site, firefox, _ = old
+
+    @site.app.post("/leave")
+    def leave() -> str:
+        assert current_user.is_authenticated
+        meanwhile(site, revoke_all)
+        logout_user()
+        session.clear()
+        return "signed out"
+
+    assert firefox.post("/leave").text == "signed out"
+    assert not firefox.is_signed_in
+    assert site.active() == 0
+
+
+def test_user_whom_the_app_puts_into_the_session(before: Before) -> None:
+    """Each has a user session of their own, although the browser has sent no cookie."""
+    site = before()
+    install(site)
+
+    @site.app.post("/sso/<id>")
+    def sso(id: str) -> str:
+        session["_user_id"] = id
+        return str(getattr(current_user, "name", "nobody"))
+
+    for _ in range(2):
+        assert site.browser().post("/sso/1").text == "ann"
+        assert site.browser().post("/sso/2").text == "bob"
+    assert (site.active("ann"), site.active("bob")) == (2, 2)
+
+
+# -- what a row is made of -----------------------------------------------------------------------
+
+
+def test_user_of_another_class(before: Before) -> None:
+    """Whom the registry could not record is not signed in by a session from before."""
+    site = before("cookie")
+    firefox = site.browser()
+    firefox.login()
+    install(site)
+
+    class Guest(UserMixin):
+        id = 1
+        name = "guest"
+
+    site.login_manager.user_loader(lambda _: Guest())
+    assert firefox.get("/me").json == {"name": None, "rejected": "unregistered"}
+    assert site.rows() == []
+
+
+def test_remember_cookie_of_another(before: Before) -> None:
+    """It says nothing of the session that it comes with."""
+    site = before()
+    firefox, bob = site.browser(), site.browser()
+    firefox.login()
+    bob.login("bob", remember="1")
+    firefox.carry({"remember_token": bob.cookies["remember_token"]})
+    install(site)
+    assert firefox.name_shown == "ann"
+    (row,) = site.rows()
+    assert row.remember_until is None
+
+
+def test_row_is_not_written_where_others_are_ended(old: tuple[Site, Browser, Browser]) -> None:
+    """A transaction that ends Bob's sessions does not hold Ann's row, and writes none of hers."""
+    site, firefox, _ = old
+
+    @site.app.post("/revoke")
+    @login_required
+    def revoke() -> str:
+        site.sessions.revoke_all(site.user("bob"))
+        model = site.sessions.UserSession
+        count = sa.select(sa.func.count()).where(model.user_id == current_user.id)
+        written = site.db.session.scalar(count)
+        site.db.session.commit()
+        return str(written)
+
+    assert firefox.post("/revoke").text == "0"
+    assert firefox.is_signed_in
+    assert site.active() == 1
+
+
+def test_change_that_ends_the_current_session_too(before: Before) -> None:
+    """Without REVOKE_ON_PASSWORD_CHANGE, as of any other session: its row has the old password."""
+    site = before()
+    firefox = site.browser()
+    firefox.login()
+    install(site, SESSION_REGISTRY_REVOKE_ON_PASSWORD_CHANGE=False)
+    assert firefox.post("/password", password="new").status_code == 200
+    assert not firefox.is_signed_in
+
+
+def test_password_that_is_loaded_late(before: Before) -> None:
+    """What counts is the hash at the check, also where nobody loads it with the user."""
+
+    def model(db: t.Any) -> type[t.Any]:
+        class User(UserMixin, db.Model):  # type: ignore[misc, name-defined]
+            __tablename__ = "account"
+            id = sa.orm.mapped_column(sa.Integer, primary_key=True)
+            name = sa.orm.mapped_column(sa.String(50))
+            password_hash = sa.orm.mapped_column(sa.String(100), deferred=True)
+
+        return User
+
+    site = before(model=model)
+    firefox = site.browser()
+    firefox.login()
+    install(site)
+    add_slow_view(site, by_hand("UPDATE account SET password_hash = 'by hand'"))
+    assert firefox.get("/slow").text == "ok"
+    assert not firefox.is_signed_in
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"])
+def test_change_beside_a_request_that_was_first(before: Before, database: str) -> None:
+    """29: what a transaction read at its beginning is not what is there when it writes the row."""
+    site = before("cookie", database)
+    firefox = site.browser()
+    firefox.login()
+    copy = firefox.copy()
+    install(site)
+
+    @site.app.post("/slow-password")
+    @login_required
+    def slow_password() -> str:
+        site.db.session.execute(sa.select(site.sessions.UserSession.id)).all()
+        with ThreadPoolExecutor() as pool:
+            assert pool.submit(copy.get, "/me").result(20).json["name"] == "ann"
+        current_user.password_hash = "new"
+        site.db.session.commit()
+        return "changed"
+
+    assert firefox.post("/slow-password").status_code == 200
+    assert firefox.is_signed_in
+    assert not copy.is_signed_in
+    assert len(site.rows()) == 1

@@ -1,0 +1,947 @@
+"""User sessions that are in no table: what is promised then, beyond what all homes share."""
+
+from __future__ import annotations
+
+import datetime as dt
+import typing as t
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import redis
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from conftest import SiteFactory
+from flask import Flask, flash
+from flask_login import current_user, login_required, login_user
+from flask_sqlalchemy import SQLAlchemy
+from memory_home import MemoryHome
+from own_servers import OwnServer, own_redis, redis_client
+from site_under_test import Site, days_ago
+from test_faults import Broken
+from test_password_change import check_main_scenario
+from test_users import make_class
+
+from flask_session_registry import (
+    ConfigurationError,
+    RecordsError,
+    SessionRegistry,
+    UserSession,
+    UserSessionMixin,
+    purge_failed,
+    session_revoked,
+)
+from flask_session_registry.elsewhere import Elsewhere
+from flask_session_registry.expiry import Expiry
+
+#: Each test says itself where they are.
+pytestmark = pytest.mark.table
+
+#: Seconds.
+TIMEOUT = 1.0
+
+
+@pytest.fixture(params=["redis", "memory"])
+def away(request: pytest.FixtureRequest, make_site: SiteFactory) -> Site:
+    """A site whose user sessions are in no table."""
+    return make_site(home=request.param)
+
+
+@pytest.fixture
+def told() -> Iterator[list[tuple[t.Any, ...]]]:
+    """What 'session_revoked' has said."""
+    answers: list[tuple[t.Any, ...]] = []
+
+    def receiver(app: t.Any, ids: t.Any, user_id: t.Any, reason: str) -> None:
+        answers.append((len(ids), user_id, reason))
+
+    with session_revoked.connected_to(receiver):
+        yield answers
+
+
+def records_of(site: Site) -> Elsewhere:
+    return t.cast(Elsewhere, site.installation.records)
+
+
+def test_home_of_ones_own(make_site: SiteFactory, database: str) -> None:
+    """1: the main job on one that is written on a page."""
+    check_main_scenario(make_site("files", database, home="memory"))
+
+
+def test_no_table(away: Site) -> None:
+    """No table is defined, and what is given are user sessions, not rows."""
+    away.browser().login()
+    with away.context():
+        assert "user_sessions" not in away.db.metadata.tables
+        assert away.sessions.UserSession is UserSession
+        (one,) = away.sessions.active(away.user("ann"))
+    assert isinstance(one, UserSession)
+    assert one.user_agent == "Firefox"
+
+
+def test_current(away: Site) -> None:
+    """The user session of this request, with all that is known of it."""
+
+    @away.app.get("/current")
+    def current() -> dict[str, t.Any]:
+        one = away.sessions.current
+        return {"agent": one.user_agent if one else None}
+
+    firefox = away.browser("Firefox")
+    assert firefox.get("/current").json == {"agent": None}
+    firefox.login()
+    assert firefox.get("/current").json == {"agent": "Firefox"}
+
+
+# -- what a transaction does -----------------------------------------------------------------------
+
+
+def test_revocation_follows_the_commit(away: Site, told: list[t.Any]) -> None:
+    """Until then nobody is signed out; the count is right before."""
+    firefox = away.browser()
+    firefox.login()
+    with away.context():
+        assert away.sessions.revoke_all(away.user("ann")) == 1
+        assert away.active() == 1
+        assert told == []
+        away.db.session.commit()
+    assert told == [(1, 1, "revoked")]
+    assert firefox.rejected == "revoked"
+
+
+def test_counted_once(away: Site, told: list[t.Any]) -> None:
+    """12: what the same transaction ends already is not counted again, nor told twice."""
+    for _ in range(3):
+        away.browser().login()
+    first, *_ = away.rows()
+    with away.context():
+        user = away.user("ann")
+        assert away.sessions.revoke(first, reason="first")
+        assert not away.sessions.revoke(first)
+        assert away.sessions.revoke_all(user) == 2
+        assert away.sessions.revoke_all(user) == 0
+        away.db.session.commit()
+        assert away.sessions.revoke_all(user) == 0
+        away.db.session.commit()
+    assert told == [(1, 1, "first"), (2, 1, "revoked")]
+
+
+def test_everything_ends_after_a_new_password(away: Site, told: list[t.Any]) -> None:
+    """14: 'revoke_all' in the same transaction ends the session, too, that goes on with it."""
+
+    @away.app.post("/change-and-end")
+    @login_required
+    def change_and_end() -> dict[str, int]:
+        user = current_user._get_current_object()
+        user.password_hash = "new"
+        away.db.session.flush()
+        count = away.sessions.revoke_all(user)
+        away.db.session.commit()
+        return {"count": count}
+
+    firefox, chrome = away.browser("Firefox"), away.browser("Chrome")
+    for browser in (firefox, chrome):
+        browser.login()
+    assert chrome.post("/change-and-end").json == {"count": 1}
+    assert told == [(1, 1, "password_changed"), (1, 1, "revoked")]
+    assert not firefox.is_signed_in
+    assert not chrome.is_signed_in
+
+
+def test_savepoints(away: Site, told: list[t.Any]) -> None:
+    """5: what a savepoint takes back is counted again; one within another counts with it."""
+    away.browser().login()
+    with away.context():
+        session, user = away.db.session, away.user("ann")
+        outer = session.begin_nested()
+        inner = session.begin_nested()
+        assert away.sessions.revoke_all(user) == 1
+        inner.commit()
+        assert away.sessions.revoke_all(user) == 0
+        outer.rollback()
+        with session.begin_nested():
+            assert away.sessions.revoke_all(user, reason="again") == 1
+        session.commit()
+    assert told == [(1, 1, "again")]
+
+
+def test_savepoint_rolled_back_with_the_password(away: Site) -> None:
+    """5: then the others stay, and so does the one that it was changed in."""
+
+    @away.app.post("/try-password")
+    @login_required
+    def try_password() -> str:
+        savepoint = away.db.session.begin_nested()
+        current_user.password_hash = "new"
+        away.db.session.flush()
+        savepoint.rollback()
+        away.user("bob").note = "written"
+        away.db.session.commit()
+        return "tried"
+
+    firefox, chrome = away.browser("Firefox"), away.browser("Chrome")
+    for browser in (firefox, chrome):
+        browser.login()
+    before = chrome.cookies
+    assert chrome.post("/try-password").text == "tried"
+    assert firefox.is_signed_in
+    assert chrome.is_signed_in
+    assert chrome.cookies == before
+
+
+def test_login_with_the_new_password_just_after_the_commit(away: Site) -> None:
+    """28: it was not there when the password changed, and is not taken for one that was."""
+    firefox, late = away.browser("Firefox"), away.browser("Late")
+    firefox.login()
+    with away.context():
+        records = records_of(away)
+        of_users = records.home.of_users
+
+        def slowly(*arguments: t.Any, **options: t.Any) -> t.Any:
+            vars(records.home).pop("of_users")
+            late.post("/login", name="ann", password="new")
+            return of_users(*arguments, **options)
+
+        away.user("ann").password_hash = "new"
+        away.db.session.flush()
+        records.home.of_users = slowly  # type: ignore[method-assign]
+        away.db.session.commit()
+    assert firefox.rejected == "password_changed"
+    assert late.is_signed_in
+    assert away.active() == 1
+
+
+def test_nobody_is_asked_while_a_password_is_not_committed(
+    away: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No network call while the user's row is locked."""
+
+    @away.app.post("/held-password")
+    @login_required
+    def held_password() -> str:
+        user = current_user._get_current_object()
+        with Broken(away, "user_sessions"):
+            user.password_hash = "new"
+            away.db.session.flush()
+        away.db.session.commit()
+        return "changed"
+
+    chrome = away.browser()
+    chrome.login()
+    assert chrome.post("/held-password").status_code == 200
+    assert chrome.is_signed_in
+
+
+# -- while the home is down ------------------------------------------------------------------------
+
+
+def test_down_before_a_revocation(away: Site) -> None:
+    """Who revokes is told at once, and nothing is revoked."""
+    firefox = away.browser()
+    firefox.login()
+    with away.context():
+        user = away.user("ann")
+        with Broken(away, "user_sessions"), pytest.raises(RecordsError, match="try again"):
+            away.sessions.revoke_all(user)
+        with Broken(away, "user_sessions"), pytest.raises(RecordsError, match="try again"):
+            away.sessions.revoke(uuid.uuid4())
+        away.db.session.commit()
+    assert firefox.is_signed_in
+
+
+def test_down_after_the_commit_of_a_revocation(away: Site, told: list[t.Any]) -> None:
+    """Whoever commits is told that nothing was revoked; the session of the database is usable."""
+    firefox = away.browser()
+    firefox.login()
+    with away.context():
+        user = away.user("ann")
+        assert away.sessions.revoke_all(user) == 1
+        user.note = "locked out"
+        with Broken(away, "user_sessions"), pytest.raises(RecordsError, match="try again"):
+            away.db.session.commit()
+        assert away.user("ann").note == "locked out"
+        assert told == []
+        assert firefox.is_signed_in
+        assert away.sessions.revoke_all(away.user("ann")) == 1
+        away.db.session.commit()
+    assert not firefox.is_signed_in
+    assert told == [(1, 1, "revoked")]
+
+
+def test_down_in_a_view_that_revokes(away: Site) -> None:
+    """14: the answer is an error, and the browser is still signed in."""
+
+    @away.app.post("/end-all")
+    @login_required
+    def end_all() -> str:
+        away.sessions.revoke_all(current_user)
+        with Broken(away, "user_sessions"):
+            away.db.session.commit()
+        return "ended"
+
+    away.app.config["PROPAGATE_EXCEPTIONS"] = False
+    firefox = away.browser()
+    firefox.login()
+    assert firefox.post("/end-all").status_code == 500
+    assert firefox.is_signed_in
+
+
+@pytest.mark.parametrize("remember", [{}, {"remember": "1"}])
+def test_down_when_the_password_is_committed(
+    away: Site, caplog: pytest.LogCaptureFixture, remember: dict[str, str]
+) -> None:
+    """34: the change stands, all are out, this one too; the next prune deletes the entries."""
+
+    @away.app.post("/doomed-password")
+    @login_required
+    def doomed_password() -> str:
+        current_user.password_hash = "new"
+        away.db.session.flush()
+        with Broken(away, "user_sessions"):
+            away.db.session.commit()
+        return "changed"
+
+    firefox, chrome = away.browser("Firefox"), away.browser("Chrome")
+    for browser in (firefox, chrome):
+        browser.login(**remember)
+    copies = [browser.copy() for browser in (firefox, chrome)]
+    assert chrome.post("/doomed-password").text == "changed"
+    assert "could not be done (ConnectionError)" in caplog.text
+    for browser in (*copies, firefox, chrome):
+        assert not browser.is_signed_in
+    assert len(away.signed_in_entries()) == 2
+    with away.context():
+        assert tuple(away.sessions.prune()) == (2, 2, 0)
+    assert away.signed_in_entries() == []
+    assert chrome.post("/login", name="ann", password="new").status_code == 200
+    assert chrome.is_signed_in
+
+
+@pytest.mark.parametrize("how", ["inactive", "deleted"])
+def test_down_when_a_user_goes(make_site: SiteFactory, how: str) -> None:
+    """51: it is told, because activated again the user's sessions would stand again."""
+
+    def model(db: SQLAlchemy) -> type[t.Any]:
+        active = sa_orm.mapped_column(sa.Boolean, default=True)
+        return make_class(
+            db, id=sa_orm.mapped_column(sa.Integer, primary_key=True), is_active=active
+        )
+
+    site = make_site(home="redis", model=model)
+    site.browser().login()
+    with site.context():
+        user = site.user("ann")
+        if how == "inactive":
+            user.is_active = False
+        else:
+            site.db.session.delete(user)
+        with Broken(site, "user_sessions"), pytest.raises(RecordsError):
+            site.db.session.commit()
+    assert site.rows()[0].revoked_at is None
+    with site.context():
+        site.sessions.prune()
+    assert (site.rows()[0].revoked_at is None) is (how == "inactive")
+
+
+def test_down_after_a_rehash(away: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """11: when unsure, signed out; and that is logged."""
+    firefox = away.browser()
+    firefox.login()
+    with away.context():
+        user = away.user("ann")
+        with away.sessions.same_credentials(user):
+            user.password_hash = "another hash"
+        with Broken(away, "user_sessions"):
+            away.db.session.commit()
+    assert "could not follow a new hash" in caplog.text
+    assert not firefox.is_signed_in
+
+
+def test_down_in_the_middle(make_site: SiteFactory, told: list[t.Any]) -> None:
+    """36: what has ended by then has, and is told; called again, the rest ends."""
+    site = make_site(home="memory")
+    for _ in range(3):
+        site.browser().login()
+    home: t.Any = records_of(site).home
+    update, done = home.update, []
+
+    def once(ids: t.Any, values: t.Any, **options: t.Any) -> t.Any:
+        if len(done) == 1:
+            raise ConnectionError
+        done.append(ids)
+        return update(ids, values, **options)
+
+    with site.context(), pytest.MonkeyPatch.context() as context:
+        context.setattr("memory_home._SIZE", 2)
+        site.sessions.revoke_all(site.user("ann"))
+        context.setattr(home, "update", once)
+        # The second call would take down that the entries are gone.
+        with pytest.raises(RecordsError):
+            site.db.session.commit()
+    assert len(site.rows(revoked_reason="revoked")) == 2
+    with site.context():
+        assert site.sessions.revoke_all(site.user("ann")) == 1
+        site.db.session.commit()
+        site.sessions.prune()
+    assert site.signed_in_entries() == []
+
+
+def test_ended_but_not_taken_down(
+    away: Site, told: list[t.Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """36: that entries are gone can't be noted: all has ended, is told, and is purged once more."""
+    firefox = away.browser()
+    firefox.login()
+    home: t.Any = records_of(away).home
+    update = home.update
+
+    def half(ids: t.Any, values: t.Any, **options: t.Any) -> t.Any:
+        if "purged_at" in values:
+            raise ConnectionError
+        return update(ids, values, **options)
+
+    with away.context(), pytest.MonkeyPatch.context() as context:
+        context.setattr(home, "update", half)
+        away.sessions.revoke_all(away.user("ann"))
+        away.db.session.commit()
+    assert told == [(1, 1, "revoked")]
+    assert "could not be taken down" in caplog.text
+    assert not firefox.is_signed_in
+    with away.context():
+        assert tuple(away.sessions.prune()) == (0, 1, 0)
+
+
+@pytest.mark.parametrize("fails_at", ["add", "of_users"])
+def test_login_that_fails_half_way(away: Site, fails_at: str) -> None:
+    """38: it leaves no session that nobody has, and that would count."""
+    away.installation.settings.max_sessions = 1
+    away.installation.settings.max_sessions_action = "reject"
+    home: t.Any = records_of(away).home
+    done = getattr(home, fails_at)
+
+    def reply_is_lost(*arguments: t.Any, **options: t.Any) -> t.Any:
+        vars(home).pop(fails_at)
+        done(*arguments, **options)
+        raise TimeoutError
+
+    setattr(home, fails_at, reply_is_lost)
+    firefox = away.browser()
+    assert firefox.login().status_code == 503
+    assert away.rows() == []
+    assert firefox.login().status_code == 200
+    assert firefox.is_signed_in
+
+
+def test_password_that_is_changed_once_more(away: Site) -> None:
+    """29: what follows the first change does not end what the second one has left."""
+    first, second = away.browser("First"), away.browser("Second")
+    first.login()
+    records = records_of(away)
+    recredit = records.recredit
+
+    def slowly(change: t.Any) -> bool:
+        vars(records).pop("recredit")
+        answer = recredit(change)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(second.post, "/login", name="ann", password="new").result()
+            pool.submit(second.post, "/password", password="newer").result()
+        return answer
+
+    records.recredit = slowly  # type: ignore[method-assign]
+    first.post("/password", password="new")
+    assert second.is_signed_in
+    assert not first.is_signed_in
+    assert away.active() == 1
+
+
+def test_database_is_down_after_the_commit(away: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """36: then only what was opened with the new password is known to be newer."""
+
+    def down(_: t.Any) -> t.Any:
+        raise sa.exc.OperationalError("", {}, Exception("down"))
+
+    firefox, chrome = away.browser("Firefox"), away.browser("Chrome")
+    for browser in (firefox, chrome):
+        browser.login()
+    with monkeypatch.context() as context:
+        context.setattr(away.installation.users, "passwords_of", down)
+        chrome.post("/password", password="new")
+    assert not firefox.is_signed_in
+    assert chrome.is_signed_in
+
+
+@pytest.mark.parametrize("way", ["renew", "recredit"])
+@pytest.mark.parametrize("times", [1, 100])
+def test_key_that_changes_meanwhile(away: Site, way: str, times: int) -> None:
+    """33: of two that come back in parallel none leaves an entry that no session knows of."""
+
+    @away.app.post("/sudo")
+    def sudo() -> str:
+        away.sessions.rotate()
+        return "ok"
+
+    firefox = away.browser()
+    firefox.login()
+    (row,) = away.rows()
+    home: t.Any = records_of(away).home
+    update, others = home.update, []
+
+    def after_another(ids: t.Any, values: t.Any, **options: t.Any) -> t.Any:
+        if "store_id" in values and len(others) < times:
+            others.append(f"{away.prefix}{len(others)}")
+            update([row.id], {"store_id": others[-1]}, where={})
+        return update(ids, values, **options)
+
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(home, "update", after_another)
+        path = "/sudo" if way == "renew" else "/password"
+        # If somebody changes it all the time, that is said; after a new password, signed out.
+        refused = way == "renew" and times > 1
+        assert firefox.post(path, password="new").status_code == (503 if refused else 200)
+    if times == 1:
+        assert away.rows()[0].previous_store_id == others[0]
+    assert firefox.is_signed_in is (times == 1 or refused)
+
+
+def test_request_between_the_commit_and_what_follows(away: Site) -> None:
+    """2: one of the browser that changes the password takes nothing away from it."""
+
+    @away.app.get("/flash")
+    def flash_() -> str:
+        if not current_user.is_authenticated:
+            flash("Please sign in.")
+        return "ok"
+
+    chrome = away.browser("Chrome")
+    chrome.login(remember="1")
+    parallel = chrome.copy()
+    records = records_of(away)
+    recredit, answers = records.recredit, []
+
+    def slowly(change: t.Any) -> bool:
+        vars(records).pop("recredit")
+        with ThreadPoolExecutor(1) as pool:
+            answers.append(pool.submit(parallel.get, "/flash").result())
+        return recredit(change)
+
+    records.recredit = slowly  # type: ignore[method-assign]
+    chrome.post("/password", password="new")
+    assert "remember_token" not in str(answers[0].headers.getlist("Set-Cookie"))
+    assert chrome.is_signed_in
+
+
+def test_savepoint_that_begins_later(away: Site, told: list[t.Any]) -> None:
+    """5: its end is none of what was revoked before it, whichever end that is."""
+    away.browser().login()
+    with away.context():
+        session = away.db.session
+        assert away.sessions.revoke_all(away.user("ann")) == 1
+        session.begin_nested().rollback()
+        session.begin_nested().commit()
+        session.commit()
+    assert told == [(1, 1, "revoked")]
+
+
+def test_user_who_is_gone(away: Site) -> None:
+    """51: by SQL, behind everybody's back: signed out, and nobody is signed in any more."""
+
+    @away.app.post("/doomed-login")
+    def doomed_login() -> str:
+        user = away.user("bob")
+        login_user(user)
+        away.db.session.execute(sa.delete(away.User).filter_by(name="bob"))
+        away.db.session.commit()
+        return "signed in"
+
+    firefox = away.browser()
+    firefox.login()
+    with away.context():
+        user = away.user("ann")
+        away.db.session.execute(
+            sa.delete(away.User).filter_by(name="ann"),
+            execution_options={"synchronize_session": False},
+        )
+        assert away.sessions.active(user) == []
+        away.db.session.commit()
+    assert not firefox.is_signed_in
+    assert away.browser().post("/doomed-login").status_code == 503
+
+
+def test_commands_while_it_is_down(away: Site) -> None:
+    """A sentence, and no traceback."""
+    away.browser().login()
+    runner = away.app.test_cli_runner()
+    with Broken(away, "user_sessions"):
+        for arguments in (
+            ["sessions", "list", "1"],
+            ["sessions", "prune"],
+            ["revoke-sessions", "1", "--dry-run"],
+        ):
+            result = runner.invoke(args=arguments)
+            assert result.exit_code == 1
+            assert "Error: The user sessions could not be asked" in result.stderr
+
+
+def test_what_has_no_entry_is_looked_at_once(make_site: SiteFactory) -> None:
+    """A prune up to a limit does not go through all that have ended."""
+    site = make_site("cookie", home="redis")
+    firefox = site.browser()
+    firefox.login()
+    firefox.post("/logout")
+    with site.context():
+        site.sessions.prune(10)
+        assert not [one for batch in records_of(site).home.due(days_ago(0)) for one in batch]
+    site.change(ended=True, revoked_at=days_ago(31))
+    with site.context():
+        assert tuple(site.sessions.prune(10)) == (0, 0, 1)
+    assert site.rows() == []
+
+
+def test_command_while_it_is_down(away: Site) -> None:
+    """16: an error that says what has ended by then."""
+    away.browser().login()
+    runner = away.app.test_cli_runner()
+    with Broken(away, "UPDATE user_sessions"):
+        result = runner.invoke(args=["revoke-sessions", "--all", "--yes"])
+    assert result.exit_code == 1
+    assert "Stopped: 0 sessions ended so far" in result.stderr
+    result = runner.invoke(args=["revoke-sessions", "--all", "--yes"])
+    assert "1 session ended; 1 entry purged" in result.stdout
+
+
+def test_current_session_was_rotated_meanwhile(away: Site) -> None:
+    """29: a copy of the session that the password is changed in takes nothing over."""
+
+    @away.app.post("/late-password")
+    @login_required
+    def late_password() -> str:
+        current_user.password_hash = "new"
+        away.db.session.flush()
+        away.change(generation=7)
+        away.db.session.commit()
+        return "changed"
+
+    chrome = away.browser()
+    chrome.login()
+    assert chrome.post("/late-password").status_code == 200
+    assert not chrome.is_signed_in
+    assert away.rows()[0].revoked_reason == "password_changed"
+
+
+@pytest.mark.parametrize("where", ["recredit", "renew", "touch"])
+def test_session_that_is_gone(away: Site, where: str) -> None:
+    """What Redis has dropped is signed out, whatever was about to be done with it."""
+
+    @away.app.post("/doomed")
+    @login_required
+    def doomed() -> str:
+        if where == "recredit":
+            current_user.password_hash = "new"
+            away.db.session.flush()
+        elif where == "renew":
+            away.sessions.rotate()
+        away.forget_all()
+        away.db.session.commit()
+        return "done"
+
+    chrome = away.browser()
+    chrome.login()
+    if where == "touch":
+        away.change(last_seen_at=days_ago(1))
+    assert chrome.post("/doomed").status_code == 200
+    assert not chrome.is_signed_in
+
+
+# -- a Redis that is really stopped, hangs, or has forgotten ---------------------------------------
+
+
+@pytest.fixture(scope="module")
+def persistent_redis() -> Iterator[OwnServer]:
+    with own_redis() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def forgetful_redis() -> Iterator[OwnServer]:
+    with own_redis(is_persistent=False) as server:
+        yield server
+
+
+def site_on(make_site: SiteFactory, server: OwnServer, store: str = "files") -> Site:
+    client = redis_client(server.url, timeout=TIMEOUT)
+    site = make_site(store, home="redis", SESSION_REGISTRY_REDIS=client)
+    site.app.config["PROPAGATE_EXCEPTIONS"] = False
+    return site
+
+
+@pytest.fixture
+def on_own(make_site: SiteFactory, persistent_redis: OwnServer) -> Iterator[Site]:
+    yield site_on(make_site, persistent_redis)
+    persistent_redis.restore()
+
+
+def test_killed_and_started_again(on_own: Site, persistent_redis: OwnServer) -> None:
+    """37: 503 while it is down, cookies untouched; signed in again when it is back."""
+    firefox, chrome = on_own.browser("Firefox"), on_own.browser("Chrome")
+    firefox.login()
+    chrome.login()
+    with on_own.context():
+        on_own.sessions.revoke(on_own.rows()[1].id)
+        on_own.db.session.commit()
+    persistent_redis.kill()
+    before = firefox.cookies
+    assert firefox.get("/me").status_code == 503
+    assert firefox.cookies == before
+    assert firefox.post("/logout").status_code == 503
+    assert on_own.browser().login().status_code == 503
+    persistent_redis.start()
+    assert firefox.is_signed_in
+    assert not chrome.is_signed_in
+
+
+def test_hangs(on_own: Site, persistent_redis: OwnServer) -> None:
+    """34: an answer comes as soon as the client gives up; the password can be changed meanwhile."""
+    firefox = on_own.browser()
+    firefox.login()
+    persistent_redis.hang()
+    assert firefox.get("/me").status_code == 503
+    with on_own.context():
+        on_own.user("ann").password_hash = "new"
+        on_own.db.session.commit()
+    persistent_redis.go_on()
+    assert firefox.rejected == "password_changed"
+
+
+@pytest.mark.parametrize("store", ["cookie", "files"])
+def test_restart_without_persistence(
+    make_site: SiteFactory, forgetful_redis: OwnServer, store: str
+) -> None:
+    """A lost record means signed out, remembered or not; nobody is signed in by it."""
+    site = site_on(make_site, forgetful_redis, store)
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    firefox.login(remember="1")
+    chrome.login()
+    forgetful_redis.kill()
+    forgetful_redis.start()
+    for browser in (firefox.copy("remember_token", "remember_token_session"), firefox, chrome):
+        assert browser.rejected == "unknown"
+    assert firefox.login().status_code == 200
+    assert firefox.is_signed_in
+    assert site.active() == 1
+
+
+# -- housekeeping ----------------------------------------------------------------------------------
+
+
+def test_prune_up_to_a_limit_looks_at_what_is_due_only(away: Site) -> None:
+    """What an earlier password keeps out, only a prune of everything finds."""
+    away.browser().login()
+    with away.context():
+        away.db.session.execute(sa.update(away.User).values(password_hash="by hand"))
+        away.db.session.commit()
+        assert tuple(away.sessions.prune(10)) == (0, 0, 0)
+        assert tuple(away.sessions.prune()) == (1, 1, 0)
+    assert away.rows()[0].revoked_reason == "expired"
+
+
+def test_other_timeouts_than_when_it_was_last_seen(away: Site) -> None:
+    """One that is due, and has not expired, is looked at when it will have."""
+    firefox = away.browser()
+    firefox.login()
+    records = records_of(away)
+    with away.context():
+        (one,) = away.rows()
+        records.home.update([one.id], {"due_at": days_ago(1)}, where={})
+        assert tuple(away.sessions.prune(10)) == (0, 0, 0)
+    assert away.rows()[0].due_at > days_ago(-30)
+    assert firefox.is_signed_in
+
+
+def test_no_room_is_left_by_one_that_was_refused(away: Site) -> None:
+    """50: a login that was refused is no session, and none that has ended."""
+    away.installation.settings.max_sessions = 1
+    away.installation.settings.max_sessions_action = "reject"
+    vars(away.installation).pop("limit", None)
+    firefox = away.browser()
+    firefox.login()
+    assert away.browser().login().status_code == 403
+    assert len(away.rows()) == 1
+    assert firefox.is_signed_in
+
+
+def test_purge_that_fails(away: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """36: it stays pending, is told, and is done by the next prune."""
+    told: list[t.Any] = []
+
+    def receiver(app: t.Any, **arguments: t.Any) -> None:
+        told.append(arguments["ids"])
+
+    firefox = away.browser()
+    firefox.login()
+
+    def fail(*_: t.Any, **__: t.Any) -> None:
+        raise OSError("no store")
+
+    with away.context(), monkeypatch.context() as context, purge_failed.connected_to(receiver):
+        context.setattr(away.cache, "delete_many", fail)
+        away.sessions.revoke_all(away.user("ann"))
+        away.db.session.commit()
+    assert told == [(away.rows()[0].id,)]
+    assert not firefox.is_signed_in
+    with away.context():
+        assert tuple(away.sessions.prune(10)) == (0, 1, 0)
+
+
+def test_expiry_at_the_end_of_time() -> None:
+    """A lifetime that nobody lives to see."""
+    now = dt.datetime.now(dt.timezone.utc)
+    expiry = Expiry(now, now - dt.timedelta(days=700_000), None, None)
+    far = now.replace(year=9000)
+    assert expiry.due_at(far, far, None).year == 9999
+    assert not expiry.is_over(now, now, None)
+
+
+# -- how it is put together ------------------------------------------------------------------------
+
+
+def make(app: Flask | None = None, **config: t.Any) -> Flask:
+    """An app with these settings, and the registry on it."""
+    app = app or Flask("away")
+    app.config.update(SECRET_KEY="only for tests", SQLALCHEMY_DATABASE_URI="sqlite://", **config)
+    SessionRegistry(app, SQLAlchemy(app))
+    return app
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"RECORDS": "redis"}, "there is no client"),
+        ({"RECORDS": "mongodb"}, "must be 'sql', 'redis', or an object"),
+        ({"RECORDS": MemoryHome}, "must be 'sql', 'redis', or an object"),
+        ({"RECORDS": MemoryHome(), "UNREGISTERED": "adopt"}, "must be kept in SQL"),
+        ({"REDIS_PREFIX": "{a}"}, "must be text without braces"),
+        ({"REDIS_PREFIX": ""}, "must be text without braces"),
+    ],
+)
+def test_wrong_settings(config: dict[str, t.Any], message: str) -> None:
+    """58: stopped at start-up."""
+    with pytest.raises(ConfigurationError, match=message):
+        make(**{f"SESSION_REGISTRY_{name}": value for name, value in config.items()})
+
+
+@pytest.mark.parametrize(
+    "options", [{"read_from_replicas": True}, {"load_balancing_strategy": "round robin"}]
+)
+def test_client_that_reads_from_replicas(options: dict[str, t.Any]) -> None:
+    """Which may not know yet that a session has ended."""
+
+    client = redis.Redis()
+    vars(client).update(options)
+    with pytest.raises(ConfigurationError, match="reads from replicas"):
+        make(SESSION_REGISTRY_RECORDS="redis", SESSION_REGISTRY_REDIS=client)
+
+
+def test_client_of_a_replica() -> None:
+    """The same, as Sentinel gives it."""
+    client = redis.Sentinel([("127.0.0.1", 1)]).slave_for("sessions")
+    with pytest.raises(ConfigurationError, match="reads from replicas"):
+        make(SESSION_REGISTRY_RECORDS="redis", SESSION_REGISTRY_REDIS=client)
+
+
+@pytest.mark.parametrize(
+    "client", ["redis://localhost", 5, redis.asyncio.Redis(), redis.Redis().pipeline()]
+)
+def test_client_that_is_none(client: t.Any) -> None:
+    """58: stopped at start-up."""
+    with pytest.raises(ConfigurationError, match="no client of redis-py"):
+        make(SESSION_REGISTRY_RECORDS="redis", SESSION_REGISTRY_REDIS=client)
+
+
+def test_session_model_that_nobody_needs(make_site: SiteFactory) -> None:
+    """A class of one's own is for a table."""
+    site = make_site(init=False)
+    site.app.config.update(SESSION_REGISTRY_RECORDS=MemoryHome())
+
+    class Visit(UserSessionMixin):
+        """Mapped or not."""
+
+    with pytest.raises(ConfigurationError, match="'session_model' is for user sessions in a table"):
+        SessionRegistry(site.app, session_model=Visit)
+
+
+def test_key_that_can_not_be_kept(make_site: SiteFactory) -> None:
+    """26: neither a whole number nor text nor a UUID."""
+
+    def model(db: SQLAlchemy) -> type[t.Any]:
+        return make_class(db, id=sa_orm.mapped_column(sa.Date, primary_key=True))
+
+    with pytest.raises(ConfigurationError, match="neither a whole number nor text nor a UUID"):
+        make_site(home="memory", model=model)
+
+
+def test_client_of_the_session_store(make_site: SiteFactory) -> None:
+    """Where none is given."""
+    site = make_site("redis", home="redis")
+    assert site.installation.home.client is site.redis
+
+
+# -- what an operator is told ----------------------------------------------------------------------
+
+
+def examined(site: Site) -> list[str]:
+    result = site.app.test_cli_runner().invoke(args=["sessions", "doctor"])
+    return [
+        line
+        for line in result.output.splitlines()
+        if "user sessions" in line or "database" in line or "Redis" in line
+    ]
+
+
+def test_doctor_on_redis(on_own: Site, persistent_redis: OwnServer) -> None:
+    """Nothing is wrong; then its memory may be full, and it writes nothing; then it is down."""
+    client = on_own.installation.home.client
+    assert examined(on_own) == []
+    client.config_set("maxmemory-policy", "volatile-lru")
+    client.config_set("appendonly", "no")
+    try:
+        full, forgetful = examined(on_own)
+    finally:
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("appendonly", "yes")
+    assert "Warning: Redis may drop user sessions" in full
+    assert "Warning: Redis writes no append-only file" in forgetful
+    persistent_redis.kill()
+    (down,) = examined(on_own)
+    assert "Error: The user sessions can't be asked (ConnectionError)." in down
+
+
+def test_doctor_on_a_redis_that_tells_no_settings(
+    on_own: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where others run it: nothing is said of what is not known."""
+
+    def refuse(*_: t.Any) -> None:
+        raise redis.ResponseError("unknown command 'CONFIG'")
+
+    monkeypatch.setattr(on_own.installation.home.client, "config_get", refuse)
+    assert examined(on_own) == []
+
+
+def test_doctor_on_a_cluster(make_site: SiteFactory) -> None:
+    """Each of its nodes is asked."""
+    site = make_site("cluster", home="redis")
+    findings = examined(site)
+    assert any("append-only" in line for line in findings)
+
+
+def test_doctor_while_what_is_due_is_not_known(away: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so, and goes on."""
+
+    def broken(*_: t.Any) -> t.Any:
+        raise ConnectionError
+
+    monkeypatch.setattr(records_of(away).home, "due", broken)
+    result = away.app.test_cli_runner().invoke(args=["sessions", "doctor"])
+    assert "Error: What is due can't be asked (RecordsError)." in result.output
+    assert "The session store" not in result.output

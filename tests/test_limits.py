@@ -1,0 +1,422 @@
+"""Timeouts, limits and the end of an account (SCENARIOS 31, 49 to 51)."""
+
+from __future__ import annotations
+
+import datetime as dt
+import typing as t
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from conftest import SiteFactory
+from site_under_test import Browser, Site, days_ago, user_class
+
+from flask_session_registry import ConfigurationError, entries, session_revoked
+
+HOUR = 3600
+
+
+def age(site: Site, **hours: float) -> None:
+    """Move times of all rows into the past."""
+    now = dt.datetime.now(dt.timezone.utc)
+    values = {name: now - dt.timedelta(hours=ago) for name, ago in hours.items()}
+    site.change(**values)
+
+
+@pytest.mark.parametrize(
+    ("idle", "absolute", "ages", "ends"),
+    [
+        (1, None, {"last_seen_at": 0.98}, False),
+        (1, None, {"last_seen_at": 1.02}, True),
+        (1, None, {"created_at": 5}, False),
+        (None, 1, {"created_at": 0.98}, False),
+        (None, 1, {"created_at": 1.02}, True),
+        (None, 1, {"created_at": 0.5, "last_seen_at": 0.5}, False),
+        (1, 2, {"created_at": 1.5, "last_seen_at": 0.5}, False),
+        (1, 2, {"created_at": 2.1, "last_seen_at": 0}, True),
+        (1, 2, {"created_at": 1.5, "last_seen_at": 1.1}, True),
+        (None, None, {"created_at": 24 * 300, "last_seen_at": 24 * 30}, False),
+        (None, None, {"last_seen_at": 24 * 32}, True),
+    ],
+)
+def test_timeouts(
+    make_site: SiteFactory,
+    database: str,
+    idle: float | None,
+    absolute: float | None,
+    ages: dict[str, float],
+    ends: bool,
+) -> None:
+    """49: each alone, both, none; just inside and just outside."""
+    site = make_site(
+        "files",
+        database,
+        SESSION_REGISTRY_IDLE_TIMEOUT=idle and idle * HOUR,
+        SESSION_REGISTRY_ABSOLUTE_TIMEOUT=absolute and absolute * HOUR,
+    )
+    firefox = site.browser()
+    firefox.login()
+    age(site, **ages)
+    assert site.active() == (not ends)
+    assert firefox.get("/me").json == (
+        {"name": None, "rejected": "expired"} if ends else {"name": "ann", "rejected": None}
+    )
+    assert site.rows()[0].revoked_reason == ("expired" if ends else None)
+    assert len(site.signed_in_entries()) == (not ends)
+
+
+def test_timeouts_of_a_remembered_session(make_site: SiteFactory) -> None:
+    """49: an own timeout ends it; the lifetime of a session alone does not."""
+    site = make_site(SESSION_REGISTRY_ABSOLUTE_TIMEOUT=24 * HOUR * 60)
+    firefox = site.browser()
+    firefox.login(remember="1")
+    age(site, last_seen_at=24 * 40)
+    assert firefox.is_signed_in
+    age(site, last_seen_at=24 * 40)
+    firefox.lose("session")
+    assert firefox.is_signed_in
+    age(site, created_at=24 * 61)
+    firefox.lose("session")
+    assert firefox.rejected == "expired"
+    assert firefox.cookies == {}
+
+
+def test_idle_timeout_without_touching() -> None:
+    """58: the one needs the other."""
+    from flask_session_registry.config import Settings
+
+    values = {"SESSION_REGISTRY_IDLE_TIMEOUT": 60, "SESSION_REGISTRY_TOUCH_INTERVAL": None}
+    with pytest.raises(ConfigurationError, match="TOUCH_INTERVAL"):
+        Settings(values)
+    settings = Settings({"SESSION_REGISTRY_IDLE_TIMEOUT": 60})
+    assert settings.touch_interval == dt.timedelta(seconds=6)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MAX_SESSIONS", 0),
+        ("MAX_SESSIONS", True),
+        ("MAX_SESSIONS", "5"),
+        ("MAX_SESSIONS_ACTION", "explode"),
+        ("RETENTION", -1),
+        ("RETENTION", None),
+        ("RETENTION", False),
+        ("IDLE_TIMEOUT", 0),
+    ],
+)
+def test_wrong_settings(name: str, value: t.Any) -> None:
+    """58: stopped at start-up, by name."""
+    from flask_session_registry.config import Settings
+
+    with pytest.raises(ConfigurationError, match=f"'SESSION_REGISTRY_{name}' is"):
+        Settings({f"SESSION_REGISTRY_{name}": value})
+
+
+def test_oldest_session_ends(make_site: SiteFactory, database: str) -> None:
+    """50: the one that began first goes, with its entry, and that is told."""
+    site = make_site("files", database, SESSION_REGISTRY_MAX_SESSIONS=2)
+    told: list[dict[str, t.Any]] = []
+
+    def receiver(app: t.Any, **arguments: t.Any) -> None:
+        told.append(arguments)
+
+    first, second, third, bob = (site.browser(name) for name in ("1", "2", "3", "Bob"))
+    bob.login("bob")
+    with session_revoked.connected_to(receiver, site.app):
+        first.login()
+        second.login()
+        assert told == []
+        third.login()
+    (row,) = site.rows(user_agent="1")
+    assert told == [{"ids": (row.id,), "user_id": row.user_id, "reason": "max_sessions"}]
+    assert first.rejected == "max_sessions"
+    assert [browser.is_signed_in for browser in (second, third, bob)] == [True] * 3
+    assert len(site.signed_in_entries()) == 3
+    # Signing in again in the same browser replaces its session, and ends no other.
+    third.login()
+    assert second.is_signed_in
+
+
+def test_login_beyond_the_limit_is_refused(make_site: SiteFactory, database: str) -> None:
+    """50: or the new one, with 403; the others stand, and there is room when one has ended."""
+    site = make_site(
+        "files",
+        database,
+        SESSION_REGISTRY_MAX_SESSIONS=1,
+        SESSION_REGISTRY_MAX_SESSIONS_ACTION="reject",
+    )
+    first, second = site.browser("1"), site.browser("2")
+    first.login()
+    answer = second.login()
+    assert answer.status_code == 403
+    assert "too many devices" in answer.text
+    assert second.cookies == {}
+    assert not second.is_signed_in
+    assert first.is_signed_in
+    assert first.login().status_code == 200
+    first.post("/logout")
+    assert second.login().status_code == 200
+
+
+def test_fifty_logins_at_once(make_site: SiteFactory, database: str) -> None:
+    """31: with a limit of five, five are active."""
+    site = make_site("files", database, SESSION_REGISTRY_MAX_SESSIONS=5)
+
+    def sign_in(_: int) -> Browser:
+        browser = site.browser()
+        assert browser.post("/login", name="ann", password="hash of ann").status_code == 200
+        return browser
+
+    with ThreadPoolExecutor(4 if database == "sqlite" else 8) as pool:
+        browsers = list(pool.map(sign_in, range(50)))
+    assert site.active() == 5
+    assert sum(browser.is_signed_in for browser in browsers) == 5
+
+
+def test_login_that_is_dead_on_arrival_ends_no_other(make_site: SiteFactory) -> None:
+    """28, 50: a login with the old password doesn't push out who changed it."""
+    from flask_login import login_user
+
+    site = make_site(SESSION_REGISTRY_MAX_SESSIONS=1)
+
+    firefox, thief = site.browser("Firefox"), site.browser("Thief")
+
+    @site.app.post("/late-login")
+    def late_login() -> str:
+        user = site.user("ann")
+        assert user.password_hash == "hash of ann"
+        site.db.session.rollback()
+        with site.db.engine.begin() as connection:
+            connection.execute(sa.update(site.User).values(password_hash="newest"))
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(firefox.post, "/login", name="ann", password="newest").result()
+        login_user(user)
+        return "ok"
+
+    assert thief.post("/late-login").status_code == 200
+    assert not thief.is_signed_in
+    assert firefox.is_signed_in
+
+
+@pytest.fixture
+def account_site(make_site: SiteFactory, database: str) -> Site:
+    """A site whose users can be made inactive."""
+
+    def model(db: t.Any) -> t.Any:
+        return user_class(
+            db,
+            enabled=sa_orm.mapped_column(sa.Boolean, default=True),
+            is_active=property(lambda self: self.enabled),
+        )
+
+    return make_site("files", database, model=model)
+
+
+def test_user_who_is_made_inactive(account_site: Site) -> None:
+    """51: it ends their sessions in that transaction; active again, none is revived."""
+    site = account_site
+    firefox, bob = site.browser("Firefox"), site.browser("Bob")
+    firefox.login()
+    bob.login("bob")
+    with site.context():
+        site.user("ann").enabled = False
+        site.db.session.rollback()
+    assert firefox.is_signed_in
+    for enabled in (False, True):
+        with site.context():
+            site.user("ann").enabled = enabled
+            site.db.session.commit()
+    assert firefox.rejected == "inactive"
+    assert not firefox.is_signed_in
+    assert bob.is_signed_in
+    assert len(site.signed_in_entries()) == 1
+
+
+def test_user_who_is_deleted(database_site: Site) -> None:
+    """51: their sessions end, and that is told; a new user with the same key inherits nothing."""
+    site = database_site
+    told: list[t.Any] = []
+
+    def receiver(app: t.Any, **arguments: t.Any) -> None:
+        told.append(arguments)
+
+    firefox, bob = site.browser("Firefox"), site.browser("Bob")
+    firefox.login(remember="1")
+    bob.login("bob")
+    with site.context(), session_revoked.connected_to(receiver, site.app):
+        user = site.user("ann")
+        key = user.id
+        site.db.session.delete(user)
+        site.db.session.rollback()
+        site.db.session.delete(site.user("ann"))
+        site.db.session.commit()
+        site.db.session.add(site.User(id=key, name="ann", password_hash="hash of ann"))
+        site.db.session.commit()
+    assert [(one["user_id"], one["reason"], len(one["ids"])) for one in told] == [
+        (key, "deleted", 1)
+    ]
+    assert len(site.signed_in_entries()) == 1
+    assert not firefox.is_signed_in
+    firefox.lose("session")
+    assert not firefox.is_signed_in
+    assert bob.is_signed_in
+    assert site.active("ann") == 0
+
+
+def test_user_who_is_inactive_by_sql_alone(account_site: Site) -> None:
+    """51: nobody has told the registry; the check sees it, refuses, and ends the session."""
+    site = account_site
+    firefox = site.browser("Firefox")
+    firefox.login()
+    with site.context():
+        site.db.session.execute(sa.update(site.User).values(enabled=False))
+        site.db.session.commit()
+    assert firefox.rejected == "inactive"
+    assert site.rows()[0].revoked_reason == "inactive"
+    assert site.signed_in_entries() == []
+
+
+def test_refused_twice_at_once(site: Site) -> None:
+    """What another request has ended in the meantime is ended once."""
+    copies: list[Browser] = []
+
+    @site.app.get("/slow")
+    def slow() -> dict[str, t.Any]:
+        before = site.sessions.rejected
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(copies[0].get, "/me").result()
+        return {"rejected": before}
+
+    firefox = site.browser("Firefox")
+    firefox.login()
+    copies.append(firefox.copy())
+    age(site, last_seen_at=24 * 40)
+    assert firefox.get("/slow").json == {"rejected": "expired"}
+    assert site.rows()[0].revoked_reason == "expired"
+
+
+def test_user_without_sessions_is_deleted(site: Site) -> None:
+    """Nothing ends, and nothing is told."""
+    told: list[t.Any] = []
+
+    def receiver(app: t.Any, **arguments: t.Any) -> None:
+        told.append(arguments)
+
+    with site.context(), session_revoked.connected_to(receiver, site.app):
+        site.db.session.delete(site.user("ann"))
+        site.db.session.commit()
+    assert told == []
+
+
+def test_user_is_deleted_outside_of_the_app(site: Site) -> None:
+    """By a script that knows the models only: the deletion goes through."""
+    with site.context():
+        engine = site.db.engine
+    with sa_orm.Session(engine) as session:
+        session.delete(session.scalars(sa.select(site.User).filter_by(name="ann")).one())
+        session.commit()
+    with site.context():
+        assert site.user("ann") is None
+
+
+@pytest.mark.table
+def test_last_seen_waits_for_nobody(make_site: SiteFactory, database: str) -> None:
+    """A browser is answered while somebody else's transaction holds its row, and seen later."""
+    patience = {"connect_args": {"timeout": 60}} if database == "sqlite" else {}
+    site = make_site("files", database, SQLALCHEMY_ENGINE_OPTIONS=patience)
+    firefox = site.browser()
+    firefox.login()
+    age(site, last_seen_at=1)
+    with site.context():
+        engine, model = site.db.engine, site.sessions.UserSession
+    with engine.connect() as other, ThreadPoolExecutor() as pool:
+        other.execute(sa.update(model).values(revoked_reason=None))
+        answer = pool.submit(firefox.get, "/me")
+        try:
+            assert answer.result(timeout=20).json["name"] == "ann"
+        finally:
+            other.rollback()
+    assert site.rows()[0].last_seen_at < dt.datetime.now(dt.timezone.utc) - dt.timedelta(hours=0.9)
+    assert firefox.is_signed_in
+    assert site.rows()[0].last_seen_at > dt.datetime.now(dt.timezone.utc) - dt.timedelta(hours=0.1)
+
+
+def test_patience_of_sqlite_is_given_back(site: Site, firefox: Browser) -> None:
+    """Who comes after a row was touched waits for the database as before."""
+    firefox.login()
+    age(site, last_seen_at=1)
+    assert firefox.is_signed_in
+    with site.context():
+        connection = site.db.session.connection().connection.driver_connection
+        assert connection is not None
+        assert connection.execute("PRAGMA busy_timeout").fetchone() == (5000,)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SESSION_REGISTRY_IDLE_TIMEOUT",
+        "SESSION_REGISTRY_ABSOLUTE_TIMEOUT",
+        "SESSION_REGISTRY_TOUCH_INTERVAL",
+        "SESSION_REGISTRY_RETENTION",
+        "PERMANENT_SESSION_LIFETIME",
+    ],
+)
+@pytest.mark.parametrize("duration", [10**11, dt.timedelta.max])
+def test_for_ever(make_site: SiteFactory, database: str, name: str, duration: t.Any) -> None:
+    """A duration that goes back to before all time is as good as none."""
+    site = make_site("cookie", database, **{name: duration})
+    firefox = site.browser()
+    assert firefox.login().status_code == 200
+    age(site, last_seen_at=1)
+    assert firefox.is_signed_in
+    assert site.active() == 1
+    with site.context():
+        assert site.sessions.prune() == (0, 0, 0)
+
+
+def test_limit_takes_no_account_of_what_is_over(make_site: SiteFactory, database: str) -> None:
+    """50: the session that began first ends, not the one that was seen first; none for expired."""
+    site = make_site("files", database, SESSION_REGISTRY_MAX_SESSIONS=2)
+    firefox, chrome, phone = (site.browser(name) for name in ("Firefox", "Chrome", "Phone"))
+    firefox.login()
+    chrome.login()
+    site.change({"user_agent": "Chrome"}, last_seen_at=days_ago(1))
+    phone.login()
+    assert not firefox.is_signed_in
+    assert chrome.is_signed_in
+    age(site, last_seen_at=24 * 40)
+    edge = site.browser("Edge")
+    edge.login()
+    assert {row.revoked_reason for row in site.rows()} == {"max_sessions", None}
+    assert sum(row.revoked_reason == "max_sessions" for row in site.rows()) == 1
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_store_that_fails_while_a_user_is_deleted(
+    make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch, database: str
+) -> None:
+    """36, 51: what was deleted by then is taken down, the rest stays pending."""
+    monkeypatch.setattr("flask_session_registry.records.BATCH", 1)
+    site = make_site("files", database)
+    for _ in range(3):
+        site.browser().login()
+    delete, asked = entries.Entries.delete, []
+
+    def fail_after_one(self: t.Any, keys: t.Any, **options: t.Any) -> None:
+        asked.append(keys)
+        if len(asked) > 1:
+            raise OSError("no store")
+        delete(self, keys, **options)
+
+    with monkeypatch.context() as broken, site.context():
+        broken.setattr(entries.Entries, "delete", fail_after_one)
+        site.db.session.delete(site.user("ann"))
+        site.db.session.commit()
+    assert len(site.signed_in_entries()) == 2
+    assert sum(row.purged_at is None for row in site.rows()) == 2
+    with site.context():
+        assert site.sessions.prune().purged == 2
+    assert site.entries() == {}

@@ -1,0 +1,15 @@
+"""Anything that may happen, in any order (SCENARIOS 1 to 47, but for servers and limits)."""
+
+from __future__ import annotations
+
+import pytest
+from model import open_stage, tell
+from stores import STORES
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_cookie_jar_is_signed_in_exactly_when_the_model_says_so(store: str, home: str) -> None:
+    """After each step of a random story, on every store; what it catches is told in 'model.py'."""
+    with open_stage(store, home) as stage:
+        tell(stage, 1, max_examples=6, stateful_step_count=40)
+        assert stage.steps > 100

@@ -1,0 +1,529 @@
+"""Housekeeping: what has expired, what is pending, what is old (SCENARIOS 34, 35, 43)."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+import typing as t
+
+import pytest
+import sqlalchemy as sa
+from conftest import SiteFactory
+from flask_login import current_user, login_required
+from site_under_test import Browser, Site, days_ago
+
+from flask_session_registry import (
+    PruneResult,
+    RecordsError,
+    SessionRegistryError,
+    entries,
+    housekeeping,
+    purge_failed,
+)
+
+
+def prune(site: Site, limit: int | None = None) -> tuple[int, int, int]:
+    with site.context():
+        return tuple(site.sessions.prune(limit))
+
+
+def age(site: Site, **values: t.Any) -> None:
+    """Write into all rows."""
+    site.change(**values)
+
+
+def down(monkeypatch: pytest.MonkeyPatch) -> t.Any:
+    """A session store from which nothing can be deleted."""
+
+    def fail(*_: t.Any, **__: t.Any) -> None:
+        raise OSError("no store")
+
+    context = monkeypatch.context()
+    context.__enter__().setattr(entries.Entries, "delete", fail)
+    return context
+
+
+def test_nothing_to_do(store_site: Site) -> None:
+    """A session in use is let be, and so is its entry."""
+    firefox = store_site.browser()
+    firefox.login()
+    before = store_site.signed_in_entries()
+    assert prune(store_site) == PruneResult(ended=0, purged=0, forgotten=0)
+    assert store_site.signed_in_entries() == before
+    assert firefox.is_signed_in
+
+
+def test_pending_purge(store_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """34: what could not be deleted at the change is deleted by the next prune, once."""
+    firefox, chrome = store_site.browser("Firefox"), store_site.browser("Chrome")
+    firefox.login()
+    chrome.login()
+    broken = down(monkeypatch)
+    chrome.post("/password", password="new")
+    broken.__exit__(None, None, None)
+    stored = store_site.store != "cookie"
+    # Firefox's, and the one that Chrome had before.
+    assert len(store_site.signed_in_entries()) == 3 * stored
+    assert prune(store_site) == (0, 1 * stored, 0)
+    assert len(store_site.signed_in_entries()) == 1 * stored
+    assert prune(store_site) == (0, 0, 0)
+    assert chrome.is_signed_in
+    assert not firefox.is_signed_in
+
+
+def test_pending_of_an_ended_session_that_was_rotated(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """34: both its entries, of before and after the rotation, are deleted."""
+    chrome = site.browser("Chrome")
+    chrome.login()
+    broken = down(monkeypatch)
+    chrome.post("/password", password="new")
+    with site.context():
+        site.sessions.revoke_all(site.user("ann"))
+        site.db.session.commit()
+    broken.__exit__(None, None, None)
+    assert len(site.signed_in_entries()) == 2
+    assert prune(site) == (0, 1, 0)
+    assert site.signed_in_entries() == []
+
+
+def test_store_that_is_still_down(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """34: a prune that can't ask the store says so, changes nothing, and ends."""
+    told: list[t.Any] = []
+
+    def receiver(app: t.Any, **arguments: t.Any) -> None:
+        told.append(arguments["ids"])
+
+    firefox, chrome, phone = (site.browser(name) for name in ("Firefox", "Chrome", "Phone"))
+    for browser in (firefox, chrome, phone):
+        browser.login()
+    monkeypatch.setattr("flask_session_registry.records.BATCH", 1)
+    broken = down(monkeypatch)
+    chrome.post("/password", password="new")
+    site.change(ended=True, revoked_at=days_ago(40))
+    with purge_failed.connected_to(receiver, site.app):
+        assert prune(site) == (0, 0, 0)
+        # Of what was purged, and of what is rotated, nothing can be deleted either.
+        site.change(ended=True, purged_at=days_ago(40))
+        assert prune(site) == (0, 0, 0)
+    broken.__exit__(None, None, None)
+    assert len(told) == 2
+    assert len(site.rows()) == 3
+    assert prune(site) == (0, 0, 2)
+
+
+def test_left_behind_by_a_rotation(database_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """35: the entry of before the rotation goes, the key is remembered for requests under way."""
+    site = database_site
+    chrome = site.browser("Chrome")
+    chrome.login()
+    before = site.rows()[0].store_id
+    broken = down(monkeypatch)
+    chrome.post("/password", password="new")
+    broken.__exit__(None, None, None)
+    (row,) = site.rows()
+    assert row.previous_store_id == before
+    assert row.store_id != before
+    assert prune(site) == (0, 0, 0)
+    assert len(site.signed_in_entries()) == 1
+    assert site.rows()[0].previous_store_id == before
+    age(site, rotated_at=days_ago(1))
+    prune(site)
+    assert site.rows()[0].previous_store_id is None
+    assert chrome.is_signed_in
+
+
+@pytest.mark.parametrize(
+    ("last_seen", "remembered", "ended"),
+    [(32, None, 1), (30, None, 0), (32, days_ago(-1), 0), (32, days_ago(1), 1)],
+)
+def test_expired(
+    database_site: Site, last_seen: int, remembered: dt.datetime | None, ended: int
+) -> None:
+    """43: ended after the lifetime of a session, 31 days by default, unless it is remembered."""
+    site = database_site
+    site.browser().login()
+    age(site, last_seen_at=days_ago(last_seen), remember_until=remembered)
+    assert prune(site) == (ended, ended, 0)
+    assert [row.revoked_reason for row in site.rows()] == ["expired" if ended else None]
+    assert len(site.entries()) == 1 - ended
+
+
+def test_seen_while_it_is_pruned(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """43: a session that is used between the search and the ending goes on."""
+    firefox = site.browser()
+    firefox.login()
+    age(site, last_seen_at=days_ago(40))
+    with site.context():
+        records = site.app.extensions["session_registry.installation"].records
+        expire = records.expire
+
+        def late(ids: t.Any, expiry: t.Any) -> int:
+            assert len(ids) == 1
+            age(site, last_seen_at=days_ago(0))
+            return int(expire(ids, expiry))
+
+        monkeypatch.setattr(records, "expire", late)
+        assert tuple(site.sessions.prune()) == (0, 0, 0)
+    assert firefox.is_signed_in
+
+
+def test_session_of_a_deleted_user(database_site: Site) -> None:
+    """Its row and its entry are nobody's, and go."""
+    site = database_site
+    site.browser().login()
+    age(site, user_id=None)
+    assert prune(site) == (1, 1, 0)
+    assert site.entries() == {}
+
+
+def test_forgotten(database_site: Site) -> None:
+    """An ended row goes after its time; what a request in flight has written back, before it."""
+    site = database_site
+    firefox, phone = site.browser("Firefox"), site.browser("Phone")
+    firefox.login()
+    entry = site.cache.get(site.rows()[0].store_id)
+    phone.login()
+    key = site.rows()[0].store_id
+    firefox.post("/logout")
+    site.cache.set(key, entry)
+    assert len(site.signed_in_entries()) == 2
+    assert prune(site) == (0, 0, 0)
+    assert len(site.rows()) == 2
+    site.change(ended=True, revoked_at=days_ago(31))
+    assert prune(site) == (0, 0, 1)
+    assert len(site.signed_in_entries()) == 1
+    assert [row.user_agent for row in site.rows()] == ["Phone"]
+    assert phone.is_signed_in
+    assert not firefox.is_signed_in
+
+
+@pytest.mark.parametrize("store", ["cookie", "files"])
+def test_no_retention(make_site: SiteFactory, store: str) -> None:
+    """With a retention of 0, rows go with the next prune, and what was written back before it."""
+    site = make_site(store, SESSION_REGISTRY_RETENTION=0)
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    firefox.login()
+    chrome.login()
+    keys = [row.store_id for row in site.rows() if row.store_id]
+    late = {key: site.cache.get(key) for key in keys}
+    chrome.post("/password", password="new")
+    chrome.post("/logout")
+    for key, entry in late.items():
+        site.cache.set(key, entry)
+    prune(site)
+    assert len(site.rows()) == 2
+    age(site, revoked_at=days_ago(0.01))
+    prune(site)
+    assert site.rows() == []
+    assert site.entries() == {}
+    assert not firefox.is_signed_in
+
+
+def test_in_batches_and_up_to_a_limit(
+    make_site: SiteFactory, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each kind on its own, and never more than asked for."""
+    monkeypatch.setattr("flask_session_registry.table._BATCHES", 1)
+    monkeypatch.setattr("flask_session_registry.records.BATCH", 2)
+    site = make_site("files", database)
+    browsers = [site.browser() for _ in range(7)]
+    for browser in browsers:
+        browser.login()
+    age(site, last_seen_at=days_ago(40))
+    assert prune(site, 3) == (3, 3, 0)
+    assert prune(site) == (4, 4, 0)
+    age(site, revoked_at=days_ago(31))
+    assert prune(site, 5) == (0, 0, 5)
+    assert prune(site) == (0, 0, 2)
+    assert site.entries() == {}
+
+
+def test_each_process_prunes_by_itself(make_site: SiteFactory) -> None:
+    """At the end of a request, when the time has come, and not at the next one."""
+    site = make_site(SESSION_REGISTRY_AUTO_PRUNE=3600)
+    gone, here = site.browser("Gone"), site.browser("Here")
+    gone.login()
+    age(site, last_seen_at=days_ago(40))
+    here.login()
+    assert site.active() == 1
+    assert site.rows(user_agent="Gone")[0].revoked_at is None
+    site.app.extensions["session_registry.installation"]._prunes_at = 0
+    assert here.is_signed_in
+    assert site.rows(user_agent="Gone")[0].revoked_reason == "expired"
+    late = site.browser("Late")
+    late.login()
+    site.change({"user_agent": "Late"}, last_seen_at=days_ago(40))
+    assert here.is_signed_in
+    assert site.rows(user_agent="Late")[0].revoked_at is None
+
+
+def test_command(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command says what was done."""
+    site.browser().login()
+    age(site, last_seen_at=days_ago(40))
+    result = site.app.test_cli_runner().invoke(args=["sessions", "prune", "--limit", "10"])
+    assert result.exit_code == 0
+    assert result.output == (
+        "1 session had expired and ended; 1 purged from the session store; 0 forgotten.\n"
+    )
+
+
+def test_rows_that_can_not_be_marked(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """36: if the database fails after the entries are deleted, they are deleted once more."""
+    firefox = site.browser()
+    firefox.login()
+    records = site.app.extensions["session_registry.installation"].records
+
+    def fail(*_: t.Any, **__: t.Any) -> int:
+        raise RecordsError("down")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(records, "purged", fail)
+        firefox.post("/logout")
+    assert "could not be taken down" in caplog.text
+    assert site.entries() == {}
+    assert prune(site) == (0, 1, 0)
+
+
+def test_prune_waits_longer(site: Site) -> None:
+    """A command may wait for a slow store longer than an answer may."""
+    assert housekeeping.LONG_PATIENCE > entries.PATIENCE
+
+
+def test_late_request_after_a_rotation_is_known_on_every_database(
+    database_site: Site,
+) -> None:
+    """2: the row remembers the key of before, which MariaDB assigns from left to right."""
+    site = database_site
+    chrome = site.browser("Chrome")
+    chrome.login()
+    old: Browser = chrome.copy()
+    chrome.post("/password", password="new")
+    assert old.rejected == "rotated"
+
+
+# -- what a rotation has left --------------------------------------------------------------------
+
+
+def past(site: Site) -> None:
+    """Let a day go by since everything that has happened."""
+    age(site, rotated_at=days_ago(1))
+    site.change(ended=True, revoked_at=days_ago(1))
+
+
+@pytest.mark.parametrize("store", ["redis", "files", "sqlalchemy"])
+def test_two_rotations_while_the_store_is_down(
+    make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    """3, 34: the entry of before the first one goes, too."""
+    site = make_site(store)
+    chrome = site.browser("Chrome")
+    chrome.login()
+    broken = down(monkeypatch)
+    for password in ("one", "two", "three"):
+        chrome.post("/password", password=password)
+    broken.__exit__(None, None, None)
+    past(site)
+    broken = down(monkeypatch)
+    prune(site)
+    broken.__exit__(None, None, None)
+    assert len(site.signed_in_entries()) == 4
+    prune(site)
+    assert len(site.signed_in_entries()) == 1
+    assert chrome.is_signed_in
+
+
+def test_rotated_while_the_store_is_down_and_ended_after(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """34: that the entry of before the rotation is still there is not forgotten at the logout."""
+    chrome = site.browser("Chrome")
+    chrome.login()
+    broken = down(monkeypatch)
+    chrome.post("/password", password="one")
+    broken.__exit__(None, None, None)
+    chrome.post("/logout")
+    assert len(site.signed_in_entries()) == 1
+    prune(site)
+    assert site.entries() == {}
+
+
+# -- how far it goes -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_wrong_limit(site: Site, limit: int) -> None:
+    with pytest.raises(ValueError, match="must be above zero"):
+        prune(site, limit)
+
+
+@pytest.mark.parametrize("kind", ["pending", "rotated"])
+def test_limit_of_each_kind(site: Site, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """What is pending, and what rotations have left, is purged up to the limit, too."""
+    monkeypatch.setattr("flask_session_registry.records.BATCH", 2)
+    browsers = [site.browser() for _ in range(5)]
+    for browser in browsers:
+        browser.login()
+        if kind == "rotated":
+            change_own(site, browser)
+    if kind == "pending":
+        broken = down(monkeypatch)
+        with site.context():
+            site.sessions.revoke_all(site.user("ann"))
+            site.db.session.commit()
+        broken.__exit__(None, None, None)
+
+    def left() -> int:
+        if kind == "pending":
+            return len(site.rows(purged_at=None))
+        return sum(row.previous_store_id is not None for row in site.rows())
+
+    age(site, rotated_at=days_ago(1))
+    assert left() == 5
+    prune(site, 3)
+    assert left() == 2
+
+
+def change_own(site: Site, browser: Browser) -> None:
+    """Give the browser a new session id."""
+    if "rotate" not in site.app.view_functions:
+        site.app._got_first_request = False
+
+        @site.app.post("/rotate")
+        def rotate() -> str:
+            site.sessions.rotate()
+            return "ok"
+
+    browser.post("/rotate")
+
+
+def test_prunes_a_bounded_batch_by_itself(
+    make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AUTO_PRUNE does no more than a batch at the end of one request."""
+    monkeypatch.setattr("flask_session_registry.tracking.BATCH", 3)
+    site = make_site(SESSION_REGISTRY_AUTO_PRUNE=3600)
+    for _ in range(7):
+        site.browser().login()
+    age(site, last_seen_at=days_ago(40))
+    site.app.extensions["session_registry.installation"]._prunes_at = 0
+    visitor = site.browser()
+    visitor.login("bob")
+    assert len(site.rows(revoked_reason="expired")) == 3
+    visitor.get("/me")
+    assert len(site.rows(revoked_reason="expired")) == 3
+
+
+def test_processes_prune_at_different_times(make_site: SiteFactory) -> None:
+    """Each chooses its own first time within the interval, when it is first asked."""
+    times = set()
+    for _ in range(5):
+        site = make_site(SESSION_REGISTRY_AUTO_PRUNE=3600)
+        installation = site.app.extensions["session_registry.installation"]
+        assert installation._prunes_at is None
+        now = time.monotonic()
+        site.browser().login()
+        assert now <= installation._prunes_at <= time.monotonic() + 3600
+        times.add(round(installation._prunes_at - now, 3))
+    assert len(times) > 1
+
+
+@pytest.mark.parametrize("way", ["verb", "command"])
+def test_patience_of_a_command(site: Site, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """Whoever asks for it waits longer for the store than an answer does."""
+    site.browser().login()
+    age(site, last_seen_at=days_ago(40))
+    waited = []
+    delete = entries.Entries.delete
+
+    def note(self: t.Any, keys: t.Any, *, patience: float | None = None) -> None:
+        waited.append(patience)
+        delete(self, keys, patience=patience)
+
+    monkeypatch.setattr(entries.Entries, "delete", note)
+    if way == "verb":
+        prune(site)
+    else:
+        site.app.test_cli_runner().invoke(args=["sessions", "prune"])
+    assert waited == [60.0]
+
+
+def test_patience_of_an_answer(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """34: all batches of a purge together may hold it up for so long, and nothing else counts."""
+    waited: list[float] = []
+
+    class Clock:
+        now = 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+    clock = Clock()
+
+    def delete(_: t.Any, __: t.Any, *, patience: float) -> None:
+        waited.append(patience)
+        clock.now += 2
+
+    monkeypatch.setattr(entries.Entries, "delete", delete)
+    purge = housekeeping.Purge(site.app.extensions["session_registry.installation"], site.app)
+    monkeypatch.setattr("flask_session_registry.housekeeping.time", clock)
+    for key in "abc":
+        purge.delete([key])
+        # What lies between is no time of the store.
+        clock.now += 100
+    assert waited == [3, 1, 0]
+
+
+# -- in a view -----------------------------------------------------------------------------------
+
+
+def test_prune_within_a_transaction(database_site: Site) -> None:
+    """It says what to do, instead of waiting for a lock that this very request holds."""
+    site = database_site
+
+    @site.app.post("/prune")
+    @login_required
+    def prune_() -> str:
+        current_user.note = "pruned"
+        site.db.session.flush()
+        with pytest.raises(SessionRegistryError, match="Commit or roll back first"):
+            site.sessions.prune()
+        site.db.session.commit()
+        return str(site.sessions.prune().ended)
+
+    here, old = site.browser("here"), site.browser("old")
+    here.login()
+    old.login()
+    site.change({"user_agent": "old"}, last_seen_at=days_ago(40))
+    assert here.post("/prune").text == "1"
+    assert here.is_signed_in
+
+
+def test_prune_with_one_connection(make_site: SiteFactory, database: str) -> None:
+    """41: in a view that has ended its transaction, and by itself."""
+    options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 5, "poolclass": sa.QueuePool}
+    site = make_site(
+        "files",
+        database,
+        SQLALCHEMY_ENGINE_OPTIONS=options,
+        SESSION_REGISTRY_AUTO_PRUNE=3600,
+    )
+
+    @site.app.post("/prune")
+    @login_required
+    def prune_() -> str:
+        site.db.session.commit()
+        return str(site.sessions.prune().ended)
+
+    firefox, old = site.browser("Firefox"), site.browser("old")
+    firefox.login()
+    old.login("bob")
+    site.change({"user_agent": "old"}, last_seen_at=days_ago(40))
+    site.app.extensions["session_registry.installation"]._prunes_at = 0
+    assert firefox.is_signed_in
+    assert len(site.rows(revoked_reason="expired")) == 1
+    assert firefox.post("/prune").text == "0"
