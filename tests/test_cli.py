@@ -636,9 +636,15 @@ def test_progress_bar_on_a_terminal(
 
 @pytest.mark.parametrize("filter", [[], ["--ip", "127.0.0.1"]])
 def test_interrupted(
-    make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch, filter: list[str]
+    make_site: SiteFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    filter: list[str],
 ) -> None:
     """16: Ctrl-C in the middle of a purge: says how many have ended by then; goes on later."""
+    # A process that was started in the background may ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     site = make_site(users=("ann", "bob", "cid", "dan"))
     for name in ("ann", "bob", "cid", "dan"):
         site.browser().login(name)

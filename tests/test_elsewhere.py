@@ -928,6 +928,19 @@ def test_doctor_on_a_redis_that_tells_no_settings(
     assert examined(on_own) == []
 
 
+def test_doctor_on_a_client_that_waits_for_ever(
+    on_own: Site, persistent_redis: OwnServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """… for a server that hangs, as each request then does."""
+    home = on_own.installation.home
+    host, port = (home.client.get_connection_kwargs()[name] for name in ("host", "port"))
+    for_ever = redis.Redis(host=host, port=port, socket_timeout=None)
+    monkeypatch.setattr(home, "client", for_ever)
+    (told,) = examined(on_own)
+    assert "Warning: The client of the user sessions would wait for ever" in told
+    for_ever.close()
+
+
 def test_doctor_on_a_cluster(make_site: SiteFactory) -> None:
     """Each of its nodes is asked."""
     site = make_site("cluster", home="redis")
