@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import difflib
+import os
 import typing as t
 from collections.abc import Callable, Mapping
 
 from .errors import ConfigurationError
 from .home import is_home
+from .texts import TEXTS, Text
 
 PREFIX = "SESSION_REGISTRY_"
 
@@ -88,6 +90,35 @@ def _attributes(value: object) -> tuple[str, ...]:
     ):
         return tuple(names)
     raise ValueError("the name of an attribute, a tuple of names, or None")
+
+
+def _template(value: object) -> str:
+    if isinstance(value, str) and value:
+        return value
+    raise ValueError("the name of a template")
+
+
+def _path(value: object) -> str | None:
+    if value is None:
+        return None
+    try:
+        return os.fspath(value)  # type: ignore[call-overload, no-any-return]
+    except TypeError:
+        raise ValueError("the path of a file, or None") from None
+
+
+def _texts(value: object) -> Mapping[str, Text]:
+    if isinstance(value, Mapping) and all(_fits(*item) for item in value.items()):
+        return value
+    raise ValueError(
+        "a dictionary of texts, or of pairs of them where there is a plural, by these names: "
+        + ", ".join(TEXTS)
+    )
+
+
+def _fits(name: object, text: object) -> bool:
+    """Whether this may stand for the text of that name. One translated later is no 'str' yet."""
+    return name in TEXTS and isinstance(text, tuple) == isinstance(TEXTS[name], tuple)  # type: ignore[index]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +219,26 @@ SETTINGS = (
         _duration,
         "how often each process prunes a batch at the end of a request; None: never",
     ),
+    Setting(
+        "REAUTH_AGE",
+        dt.timedelta(minutes=15),
+        _duration,
+        "how long after a user has given the password the page ends sessions without asking for it "
+        "again; None: as long as Flask-Login calls the login fresh",
+    ),
+    Setting(
+        "BASE_TEMPLATE",
+        "session_registry/base.html",
+        _template,
+        "the template that the page extends: your own, with the blocks 'title' and 'content'",
+    ),
+    Setting("TEXTS", {}, _texts, "what the page says in other words than ours"),
+    Setting(
+        "GEOIP_DATABASE",
+        None,
+        _path,
+        "the file of a GeoIP2 or GeoLite2 database, from which the page says where an address is",
+    ),
 )
 
 
@@ -217,6 +268,10 @@ class Settings:
     max_sessions_action: str
     retention: dt.timedelta
     auto_prune: dt.timedelta | None
+    reauth_age: dt.timedelta | None
+    base_template: str
+    texts: Mapping[str, Text]
+    geoip_database: str | None
 
     def __init__(self, config: Mapping[str, t.Any]) -> None:
         known = {PREFIX + setting.name for setting in SETTINGS}

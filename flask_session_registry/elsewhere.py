@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import datetime as dt
 import functools
+import heapq
 import typing as t
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -28,6 +29,7 @@ from .records import (
     LEFT_BEHIND,
     Ending,
     Execute,
+    LastShown,
     Limit,
     LimitReachedError,
     PasswordChange,
@@ -296,6 +298,34 @@ class Elsewhere:
         """All sessions of a user, ended ones too, most recently seen first."""
         batches = (*self._of_users([user_id]), *self._of_users([user_id], ended=True))
         return sorted((one for batch in batches for one in batch), key=_last_seen_first)
+
+    def beside(
+        self, current: t.Any, *, expiry: Expiry, after: LastShown | None, limit: int
+    ) -> list[t.Any]:
+        """Active sessions of the user of this one, but for it, most recently seen first.
+
+        All sessions of the user are gone through, batch after batch.
+
+        :param current: one that the check has just accepted: its fingerprint is the current one.
+        :param after: the last one of the page before.
+        """
+        start = None if after is None else _last_seen_first(after)
+        found = (
+            one
+            for batch in self._of_users([current.user_id])
+            for one in batch
+            if one.id != current.id
+            and one.fingerprint == current.fingerprint
+            and not _is_over(one, expiry)
+            and (start is None or _last_seen_first(one) > start)
+        )
+        return heapq.nsmallest(limit, found, key=_last_seen_first)
+
+    def ended(self, user_id: t.Any, *, limit: int) -> list[t.Any]:
+        """The sessions of a user that have ended last, the last one first."""
+        batches = self._of_users([user_id], ended=True)
+        found = (one for batch in batches for one in batch)
+        return heapq.nlargest(limit, found, key=lambda one: (one.revoked_at, one.id))
 
     def was_seen(self, user_id: t.Any, *, ip_address: str | None, user_agent: str | None) -> bool:
         """Whether a session of this user is kept that was seen at this address, with this agent.
@@ -780,7 +810,7 @@ def _is_unpurged(session: UserSession) -> bool:
     )
 
 
-def _last_seen_first(session: UserSession) -> tuple[float, str]:
+def _last_seen_first(session: UserSession | LastShown) -> tuple[float, str]:
     return -session.last_seen_at.timestamp(), session.id.hex
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
-from flask import Flask, current_app
+from flask import Blueprint, Flask, current_app
 from flask_login import user_accessed
 from flask_sqlalchemy import SQLAlchemy
 
@@ -145,6 +145,29 @@ class SessionRegistry:
             user_id,
             expiry=installation.expiry(unwrap(current_app)),
         )
+
+    @property
+    def blueprint(self) -> Blueprint:
+        """The page on which a user sees where they are signed in, and ends it.
+
+        ::
+
+            app.register_blueprint(sessions.blueprint, url_prefix="/account/sessions")
+
+        Its endpoint is ``session_registry.index``. To a request that accepts JSON rather than HTML
+        it answers in JSON. Ending a session needs a password that was given within ``REAUTH_AGE``,
+        else the app's ``refresh_view`` is asked for it (OWASP ASVS 5.0, 7.5.2).
+
+        :raises ConfigurationError: Flask-WTF or ua-parser is not installed.
+        """
+        try:
+            from .views import blueprint
+        except ImportError as error:
+            raise ConfigurationError(
+                f"The page needs a package that is not installed ({error.name}). Install"
+                " 'Flask-Session-Registry[web]'."
+            ) from error
+        return blueprint
 
     # -- ending it -----------------------------------------------------------------------------
 

@@ -40,10 +40,13 @@ from .records import Limit
 from .redis_home import RedisHome
 from .state import RequestState
 from .table import Table
+from .texts import Texts
 from .users import Users
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
+
+    from .places import Places
 
 #: Where the user sessions of an app are kept.
 Records = Table | Elsewhere
@@ -105,6 +108,8 @@ class Installation:
             raise ConfigurationError(
                 f"'session_model' is {session_model!r}. Build it on 'UserSessionMixin'."
             )
+        self.texts = Texts(self.settings.texts)
+        self.places = _places_of(self.settings.geoip_database)
         self.entries = _entries_of(app)
         self.home = self._find_home()
         self.find_models(app)
@@ -416,6 +421,29 @@ def _without_table(credentials: Credentials) -> Credentials:
             " 'SESSION_REGISTRY_RECORDS'."
         )
     return credentials
+
+
+def _places_of(database: str | None) -> Places | None:
+    """What says where an address is; ``None``: nothing does.
+
+    :raises ConfigurationError: the file can't be used.
+    """
+    if database is None:
+        return None
+    try:
+        from .places import Places
+    except ImportError:
+        raise ConfigurationError(
+            "'SESSION_REGISTRY_GEOIP_DATABASE' needs the package 'geoip2'. Install"
+            " 'Flask-Session-Registry[geoip]'."
+        ) from None
+    try:
+        return Places(database)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(
+            f"The file in 'SESSION_REGISTRY_GEOIP_DATABASE', {database!r}, is no database of GeoIP2"
+            f" that can be read: {error}"
+        ) from error
 
 
 def _entries_of(app: Flask) -> Entries:

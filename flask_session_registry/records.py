@@ -54,6 +54,13 @@ class Sighting(t.NamedTuple):
     last_seen_at: dt.datetime
 
 
+class LastShown(t.NamedTuple):
+    """Where one page of sessions ends, most recently seen first, and the next one begins."""
+
+    last_seen_at: dt.datetime
+    id: uuid.UUID
+
+
 class Limit(t.NamedTuple):
     """How many active sessions a user may have."""
 

@@ -25,6 +25,7 @@ from .records import (
     LEFT_BEHIND,
     Ending,
     Execute,
+    LastShown,
     Limit,
     LimitReachedError,
     PasswordChange,
@@ -291,6 +292,36 @@ class Table:
         is_left = model.revoked_reason.is_not_distinct_from(LEFT_BEHIND)
         statement = sa.select(model).where(model.user_id == user_id, sa.not_(is_left))
         return list(session.scalars(statement.order_by(model.last_seen_at.desc(), model.id)))
+
+    def beside(
+        self, current: t.Any, *, expiry: Expiry, after: LastShown | None, limit: int
+    ) -> list[t.Any]:
+        """Active sessions of the user of this one, but for it, most recently seen first.
+
+        :param current: one that the check has just accepted: its fingerprint is the current one.
+        :param after: the last one of the page before.
+        """
+        model = self.model
+        statement = sa.select(model).where(
+            model.user_id == current.user_id,
+            model.id != current.id,
+            model.revoked_at.is_(None),
+            model.fingerprint.is_not_distinct_from(current.fingerprint),
+            sa.not_(expiry.condition(self.columns)),
+        )
+        if after is not None:
+            seen = model.last_seen_at
+            is_next = sa.and_(seen == after.last_seen_at, model.id > after.id)
+            statement = statement.where(sa.or_(seen < after.last_seen_at, is_next))
+        statement = statement.order_by(model.last_seen_at.desc(), model.id).limit(limit)
+        return list(self.db.session.scalars(statement))
+
+    def ended(self, user_id: t.Any, *, limit: int) -> list[t.Any]:
+        """The sessions of a user that have ended last, the last one first."""
+        model = self.model
+        statement = sa.select(model).where(model.user_id == user_id, model.revoked_at.is_not(None))
+        statement = statement.order_by(model.revoked_at.desc(), model.id).limit(limit)
+        return list(self.db.session.scalars(statement))
 
     # -- in a transaction of our own ---------------------------------------------------------
 

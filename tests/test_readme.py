@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -85,6 +86,8 @@ def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         db.session.add(user)
         db.session.commit()
 
+    names["add_page"](app)
+
     def find() -> t.Any:
         return db.session.scalar(sa.select(user_class))
 
@@ -103,6 +106,8 @@ def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     devices = chrome.post("/do/where_you_are_signed_in").json["answer"]
     assert [device["this one"] for device in devices].count(True) == 1
     assert chrome.post("/account/password", data={"old": "x", "new": "y"}).status_code == 403
+    found = chrome.get("/account/sessions/", headers={"Accept": "application/json"}).json
+    assert [one["is_current"] for one in found["sessions"]] == [True, False, False]
     chrome.post("/account/password", data={"old": "old", "new": "new"})
     answers = [client.get("/").text for client in (firefox, chrome, phone)]
     assert answers == ["Nobody", "ann@example.com", "Nobody"]
@@ -238,6 +243,11 @@ def test_flask_commands(tmp_path: Path) -> None:
     check_commands(tmp_path, Path(sys.executable).parent)
 
 
+def files_of(package: Path) -> set[str]:
+    paths = package.rglob("*")
+    return {str(path.relative_to(package)) for path in paths if "__pycache__" not in path.parts}
+
+
 def test_wheel_with_nothing_else(tmp_path: Path) -> None:
     """60: the built wheel, installed with nothing else, runs the quick start."""
     pip = ["-m", "pip", "--quiet", "--disable-pip-version-check"]
@@ -245,11 +255,9 @@ def test_wheel_with_nothing_else(tmp_path: Path) -> None:
     source.mkdir()
     for name in ("pyproject.toml", "setup.cfg", "README.rst", "LICENSE"):
         (source / name).write_bytes((ROOT / name).read_bytes())
-    package = source / "flask_session_registry"
-    package.mkdir()
-    for path in (ROOT / "flask_session_registry").iterdir():
-        if path.is_file():
-            (package / path.name).write_bytes(path.read_bytes())
+    package = ROOT / "flask_session_registry"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(package, source / package.name, ignore=ignored)
     environment = tmp_path / "environment"
     venv.create(environment, with_pip=True)
     python = str(environment / "bin" / "python")
@@ -265,8 +273,16 @@ def test_wheel_with_nothing_else(tmp_path: Path) -> None:
         check=True,
         cwd=tmp_path,
     )
-    assert str(environment) in listed.stdout
-    assert (Path(listed.stdout.strip()).parent / "py.typed").exists()
+    installed = Path(listed.stdout.strip()).parent
+    assert installed.is_relative_to(environment)
+    assert files_of(installed) == files_of(package)
+    page = subprocess.run(
+        [python, "-c", "import flask_session_registry as r; r.SessionRegistry().blueprint"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Install 'Flask-Session-Registry[web]'." in page.stderr
     folder = tmp_path / "app"
     folder.mkdir()
     check_commands(folder, environment / "bin")

@@ -1,0 +1,590 @@
+"""The page on which a user sees where they are signed in, and ends it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import typing as t
+import uuid
+
+import pytest
+import sqlalchemy as sa
+from conftest import SiteFactory
+from flask import get_flashed_messages
+from flask_login import confirm_login, login_fresh
+from flask_wtf import CSRFProtect
+from site_under_test import Browser, Site, days_ago
+
+from flask_session_registry import SessionRegistry, clock, session_revoked, views
+
+PREFIX = "/account/sessions"
+FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:133.0) Gecko/20100101 Firefox/133.0"
+IPHONE = (
+    "Mozilla/5.0 (iPhone; CPU iPhone OS 17_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like"
+    " Gecko) Version/17.5 Mobile/15E148 Safari/604.1"
+)
+JSON = {"Accept": "application/json"}
+
+
+def with_page(site: Site) -> Site:
+    app = site.app
+    app.register_blueprint(site.sessions.blueprint, url_prefix=PREFIX)
+    site.login_manager.login_view = "sign_in"
+    site.login_manager.refresh_view = "sign_in"
+
+    @app.get("/sign-in")
+    def sign_in() -> dict[str, t.Any]:
+        return {"rejected": site.sessions.rejected, "said": get_flashed_messages()}
+
+    @app.get("/fresh")
+    def fresh() -> dict[str, bool]:
+        return {"fresh": login_fresh()}
+
+    @app.post("/confirm")
+    def confirm() -> str:
+        confirm_login()
+        return "confirmed"
+
+    return site
+
+
+@pytest.fixture
+def page(site: Site) -> Site:
+    return with_page(site)
+
+
+@pytest.fixture
+def firefox(page: Site) -> Browser:
+    browser = page.browser(FIREFOX)
+    browser.login()
+    return browser
+
+
+@pytest.fixture
+def phone(page: Site) -> Browser:
+    browser = page.browser(IPHONE)
+    browser.login()
+    return browser
+
+
+def see(browser: Browser, query: str = "") -> t.Any:
+    answer = browser.get(f"{PREFIX}/{query}", headers=JSON)
+    assert answer.status_code == 200, answer.text
+    return answer.json
+
+
+def token_of(browser: Browser) -> str:
+    return t.cast(str, see(browser)["csrf_token"])
+
+
+def end(browser: Browser, path: str, **headers: str) -> t.Any:
+    """Post to a path of the page, as a script does."""
+    found = {"X-CSRFToken": token_of(browser), **JSON, **headers}
+    return browser.open("POST", f"{PREFIX}/{path}", headers=found)
+
+
+def submit(browser: Browser, path: str) -> t.Any:
+    """Send a form of the page, as a person does; what is said thereafter."""
+    answer = browser.post(f"{PREFIX}/{path}", csrf_token=token_of(browser))
+    assert answer.status_code == 303, answer.text
+    assert answer.location == f"{PREFIX}/"
+    return browser.get("/sign-in").json["said"]
+
+
+def id_of(browser: Browser) -> str:
+    (found,) = (one["id"] for one in see(browser)["sessions"] if one["is_current"])
+    return t.cast(str, found)
+
+
+# -- seeing ----------------------------------------------------------------------------------------
+
+
+def test_page_shows_all_devices(firefox: Browser, phone: Browser) -> None:
+    """This device comes first, each with a name that a person understands."""
+    text = firefox.get(f"{PREFIX}/").text
+    names = re.findall(r"<h2><bdi>(.*?)</bdi>(?: <strong>(.*?)</strong>)?</h2>", text)
+    assert names == [("Firefox on Linux", "This device"), ("Safari on iPhone", "")]
+    assert text.count("127.0.0.1") == 2
+    assert text.count("just now") == 4
+
+
+def test_list_in_json(firefox: Browser, phone: Browser, page: Site) -> None:
+    """The same facts, in JSON, and no other."""
+    found = see(firefox)
+    assert set(found) == {"sessions", "recently_ended", "next", "csrf_token"}
+    this, other = found["sessions"]
+    assert (this["is_current"], other["is_current"]) == (True, False)
+    assert (other["name"], other["kind"], other["user_agent"]) == (
+        "Safari on iPhone",
+        "phone",
+        IPHONE,
+    )
+    rows = {str(row.id): row for row in page.rows()}
+    row = rows[other.pop("id")]
+    assert other == {
+        "is_current": False,
+        "name": "Safari on iPhone",
+        "kind": "phone",
+        "user_agent": IPHONE,
+        "ip_address": "127.0.0.1",
+        "place": None,
+        "created_at": clock.as_utc(row.created_at).isoformat(),
+        "last_seen_at": clock.as_utc(row.last_seen_at).isoformat(),
+        "remember_until": None,
+        "ended_at": None,
+        "reason": None,
+    }
+
+
+def test_recently_ended(firefox: Browser, phone: Browser) -> None:
+    """What has ended of late, with the reason."""
+    phone.post("/logout")
+    (ended,) = see(firefox)["recently_ended"]
+    assert (ended["name"], ended["reason"]) == ("Safari on iPhone", "logged_out")
+    assert ended["ended_at"] is not None
+    assert "Signed out on the device" in firefox.get(f"{PREFIX}/").text
+
+
+def test_remembered_until(page: Site) -> None:
+    """How long a device stays signed in without the password, as long as that is so."""
+    browser = page.browser(FIREFOX)
+    browser.login(remember="1")
+    assert see(browser)["sessions"][0]["remember_until"] is not None
+    assert "Remembered until" in browser.get(f"{PREFIX}/").text
+    page.change(remember_until=days_ago(1))
+    assert see(browser)["sessions"][0]["remember_until"] is None
+    assert "Remembered until" not in browser.get(f"{PREFIX}/").text
+
+
+def test_what_does_not_stand_is_not_shown(firefox: Browser, phone: Browser, page: Site) -> None:
+    """A session that has expired, or that an earlier password opened, is not active."""
+    page.change({"user_agent": IPHONE}, last_seen_at=days_ago(100))
+    assert len(see(firefox)["sessions"]) == 1
+    page.change({"user_agent": IPHONE}, last_seen_at=days_ago(0))
+    assert len(see(firefox)["sessions"]) == 2
+    page.change({"user_agent": IPHONE}, fingerprint="of an earlier one")
+    assert len(see(firefox)["sessions"]) == 1
+
+
+def test_no_secret_is_shown(firefox: Browser, phone: Browser, page: Site) -> None:
+    """54: no session id, nor anything else that stands in a row or a cookie."""
+    phone.post("/logout")
+    secrets = {value for one in (firefox, phone) for value in one.cookies.values()}
+    for row in page.rows():
+        secrets |= {row.store_id, row.previous_store_id, row.fingerprint}
+    secrets -= {None}
+    assert len(secrets) > 3
+    for answer in (firefox.get(f"{PREFIX}/"), firefox.get(f"{PREFIX}/", headers=JSON)):
+        assert not [secret for secret in secrets if secret in answer.text]
+
+
+def test_answers_are_kept_nowhere(firefox: Browser, page: Site) -> None:
+    """No cache keeps the page, nor its redirections, nor its errors; nobody can frame it."""
+    nobody = page.browser()
+    for answer in (
+        firefox.get(f"{PREFIX}/"),
+        firefox.get(f"{PREFIX}/revoke-all"),
+        nobody.get(f"{PREFIX}/"),
+        nobody.get(f"{PREFIX}/", headers=JSON),
+        firefox.post(f"{PREFIX}/revoke-all"),
+    ):
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert "Accept" in answer.headers["Vary"]
+        assert answer.headers["X-Frame-Options"] == "DENY"
+    with firefox.get(f"{PREFIX}/assets/sessions.css") as style:
+        assert (style.status_code, style.headers["Cache-Control"]) == (200, "no-cache")
+
+
+def test_nothing_inline(firefox: Browser, phone: Browser) -> None:
+    """A strict Content-Security-Policy holds: no script, no style, no handler in the page."""
+    text = firefox.get(f"{PREFIX}/").text
+    assert len(re.findall("<svg", text)) == 2
+    assert not re.search(r"<style|style=|\son\w+=|javascript:", text)
+    assert re.findall(r"<script(.*?)>(.*?)</script>", text, re.DOTALL) == [
+        (f' src="{PREFIX}/assets/sessions.js" defer', "")
+    ]
+
+
+@pytest.mark.parametrize(
+    "user_agent",
+    [
+        "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>/1.0",
+        'Mozilla/5.0 (X11; Linux x86_64) <b>Firefox</b>/133.0 "><svg/onload=alert(1)>',
+        "A" * 60_000,
+        "\u202eEvil\u202c 🦊\u200f/1.0".encode().decode("latin-1"),
+        "%s %(device)s {{ 7*7 }} {% raw %}",
+        "",
+    ],
+)
+def test_hostile_user_agent(firefox: Browser, page: Site, user_agent: str) -> None:
+    """53: it is text, and not too much of it."""
+    page.browser(user_agent).login()
+    phone = page.browser(user_agent)
+    phone.login()
+    phone.post("/logout")
+    answer = firefox.get(f"{PREFIX}/")
+    assert answer.status_code == 200
+    assert len(answer.text) < 10_000
+    assert not re.search(r"<(b>|img|svg/|script>)", answer.text)
+    shown = see(firefox)
+    assert len(shown["sessions"]) == 2
+    assert len(shown["sessions"][1]["name"]) <= 100
+    assert shown["recently_ended"][0]["name"] == shown["sessions"][1]["name"]
+
+
+def many(site: Site, number: int, *, ended: bool = False) -> None:
+    """So many more sessions of Ann's, each last seen a second earlier than the one before."""
+    first = site.rows()[0]
+    now = dt.datetime.now(dt.timezone.utc)
+    site.add_rows(
+        [
+            {
+                "id": uuid.uuid4(),
+                "user_id": first.user_id,
+                "generation": 0,
+                "user_agent": f"Device {n}",
+                "created_at": now,
+                # Pairs of them at the same moment.
+                "last_seen_at": now - dt.timedelta(seconds=n // 2),
+                "authenticated_at": now,
+                "fingerprint": first.fingerprint,
+                "revoked_at": now - dt.timedelta(seconds=n) if ended else None,
+                "revoked_reason": "revoked" if ended else None,
+            }
+            for n in range(number)
+        ]
+    )
+
+
+def test_page_by_page(firefox: Browser, page: Site) -> None:
+    """Each session is on one page, this device on the first, and 'next' leads to the last one."""
+    many(page, 2 * views.PAGE + 5)
+    seen, query, pages = [], "", 0
+    while query is not None:
+        found = see(firefox, query)
+        seen += [one["user_agent"] for one in found["sessions"]]
+        assert len(found["sessions"]) <= views.PAGE + 1
+        query = found["next"] and found["next"].removeprefix(f"{PREFIX}/")
+        pages += 1
+    assert pages == 3
+    assert seen[0] == FIREFOX
+    numbers = [int(one.removeprefix("Device ")) // 2 for one in seen[1:]]
+    assert numbers == sorted(numbers)
+    assert len(set(seen)) == len(seen) == 2 * views.PAGE + 6
+    first, second = firefox.get(f"{PREFIX}/").text, firefox.get(see(firefox)["next"]).text
+    assert ("More devices" in first, "Back to the first devices" in first) == (True, False)
+    assert ("More devices" in second, "Back to the first devices" in second) == (True, True)
+    assert "This device" not in second
+    assert "Sign out all other devices" in second
+
+
+def test_page_of_10_000_sessions(firefox: Browser, page: Site) -> None:
+    """As many statements, and rows, as for the page of one session."""
+    firefox.get(f"{PREFIX}/")
+    with page.count_statements() as statements:
+        firefox.get(f"{PREFIX}/")
+    few = len(statements)
+    for _ in range(5):
+        many(page, 1000)
+        many(page, 1000, ended=True)
+    with page.count_statements() as statements:
+        text = firefox.get(f"{PREFIX}/").text
+    assert len(statements) == few
+    assert len(re.findall(r"<li\b", text)) == views.PAGE + 1 + views.RECENT
+    # Five times a thousand: the last of each ended at once.
+    ended = {one["user_agent"] for one in see(firefox)["recently_ended"]}
+    assert ended <= {f"Device {n}" for n in range(views.RECENT)}
+
+
+@pytest.mark.parametrize("after", ["", "1", "1-1", "-1-" + "a" * 32, "9" * 18 + "-" + "a" * 32])
+def test_page_that_was_not_given(firefox: Browser, after: str) -> None:
+    """It is refused."""
+    answer = firefox.get(f"{PREFIX}/?after={after}", headers=JSON)
+    assert answer.status_code == 400
+    assert answer.json["detail"] == "'after' is not what 'next' has said."
+    assert firefox.get(f"{PREFIX}/?after={after}").status_code == 400
+
+
+def test_last_page_of_all(firefox: Browser) -> None:
+    """The highest moment that can be asked for is one."""
+    assert see(firefox, "?after=" + "9" * 17 + "-" + "f" * 32)["next"] is None
+
+
+# -- ending ----------------------------------------------------------------------------------------
+
+
+def test_end_one(firefox: Browser, phone: Browser, page: Site) -> None:
+    """That device is signed out, this one and others of the user are not; and it is said."""
+    third = page.browser("Third")
+    third.login()
+    assert submit(firefox, f"{id_of(phone)}/revoke") == ["Safari on iPhone is signed out."]
+    assert not phone.is_signed_in
+    assert phone.rejected == "revoked"
+    assert firefox.is_signed_in
+    assert third.is_signed_in
+
+
+def test_end_the_others(firefox: Browser, phone: Browser, page: Site) -> None:
+    """All but this one; nobody else's."""
+    third, bob = page.browser("Third"), page.browser("Bob's")
+    third.login()
+    bob.login("bob")
+    assert submit(firefox, "revoke-others") == ["2 other devices are signed out."]
+    assert [one.is_signed_in for one in (firefox, phone, third, bob)] == [True, False, False, True]
+    phone.login()
+    assert submit(firefox, "revoke-others") == ["1 other device is signed out."]
+
+
+def test_end_everything(firefox: Browser, phone: Browser, page: Site) -> None:
+    """This device, too, and its "remember me" cookie."""
+    phone.login(remember="1")
+    bob = page.browser("Bob's")
+    bob.login("bob")
+    copy = phone.copy()
+    assert submit(phone, "revoke-all") == ["You are signed out everywhere."]
+    assert "remember_token" not in phone.cookies
+    assert [one.is_signed_in for one in (firefox, phone, copy, bob)] == [False, False, False, True]
+
+
+def test_end_this_one(firefox: Browser, phone: Browser) -> None:
+    """This device may be signed out here as well."""
+    assert end(firefox, f"{id_of(firefox)}/revoke").json == {"ended": 1}
+    assert not firefox.is_signed_in
+    assert phone.is_signed_in
+
+
+def test_ending_in_json(firefox: Browser, phone: Browser, page: Site) -> None:
+    """The number of those that have ended."""
+    page.browser("Third").login()
+    assert end(firefox, f"{id_of(phone)}/revoke").json == {"ended": 1}
+    assert end(firefox, "revoke-others").json == {"ended": 1}
+    assert end(firefox, "revoke-others").json == {"ended": 0}
+    assert end(firefox, "revoke-all").json == {"ended": 1}
+    assert not firefox.is_signed_in
+
+
+@pytest.mark.parametrize("kind", ["unknown", "of somebody else", "ended", "no id", "bytes"])
+def test_unknown_session(firefox: Browser, phone: Browser, page: Site, kind: str) -> None:
+    """55: somebody else's id is an unknown id: the same answer, and nothing ends."""
+    bob = page.browser("Bob's")
+    bob.login("bob")
+    ended = id_of(phone)
+    phone.post("/logout")
+    id = {
+        "unknown": str(uuid.uuid4()),
+        "of somebody else": id_of(bob),
+        "ended": ended,
+        "no id": "me",
+        "bytes": "%00%ff",
+    }[kind]
+    answer = end(firefox, f"{id}/revoke")
+    assert (answer.status_code, answer.content_type) == (404, "application/problem+json")
+    assert answer.json == {
+        "type": "about:blank",
+        "title": "Not Found",
+        "status": 404,
+        "detail": "There is no such session of yours that is signed in.",
+    }
+    assert submit(firefox, f"{id}/revoke") == ["That device is not signed in."]
+    assert firefox.get(f"{PREFIX}/{id}/revoke").status_code == 303
+    assert (firefox.is_signed_in, bob.is_signed_in) == (True, True)
+
+
+def test_ended_meanwhile(
+    firefox: Browser, phone: Browser, page: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has ended between the look at it and the revocation is as unknown."""
+    path = f"{id_of(phone)}/revoke"
+    monkeypatch.setattr(SessionRegistry, "revoke", lambda *_, **__: False)
+    assert end(firefox, path).status_code == 404
+
+
+def test_confirmation(firefox: Browser, phone: Browser) -> None:
+    """A link asks before it does anything, and its form does it."""
+    for path, question in {
+        f"{id_of(phone)}/revoke": "Sign out Safari on iPhone?",
+        "revoke-others": "Sign out all other devices?",
+        "revoke-all": "Sign out everywhere, on this device too?",
+    }.items():
+        answer = firefox.get(f"{PREFIX}/{path}")
+        assert answer.status_code == 200
+        assert question in answer.text
+        assert phone.is_signed_in
+        token = re.search(r'name="csrf_token" value="(.+?)"', answer.text)
+        assert token is not None
+        assert firefox.post(f"{PREFIX}/{path}", csrf_token=token[1]).status_code == 303
+        assert not phone.is_signed_in
+        phone.login()
+
+
+def test_told_after_the_commit(firefox: Browser, phone: Browser, page: Site) -> None:
+    """Entries are purged and the signal is sent, as for every revocation."""
+    told: list[t.Any] = []
+
+    def note(_: t.Any, *, ids: tuple[uuid.UUID, ...], reason: str, **__: t.Any) -> None:
+        told.append(([str(id) for id in ids], reason))
+
+    id = id_of(phone)
+    with session_revoked.connected_to(note, page.app):
+        submit(firefox, f"{id}/revoke")
+    assert told == [([id], "revoked")]
+    assert len(page.signed_in_entries()) == 1
+
+
+# -- who may ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["", "revoke-others", "revoke-all", f"{uuid.uuid4()}/revoke"])
+def test_nobody(page: Site, path: str) -> None:
+    """A visitor is sent to sign in; a script is told so."""
+    nobody = page.browser()
+    answer = nobody.get(f"{PREFIX}/{path}")
+    assert answer.status_code == 302
+    assert answer.location.startswith("/sign-in?next=")
+    answer = nobody.get(f"{PREFIX}/{path}", headers=JSON)
+    assert (answer.status_code, answer.content_type) == (401, "application/problem+json")
+    assert answer.json == {
+        "type": "about:blank",
+        "title": "Unauthorized",
+        "status": 401,
+        "reason": None,
+    }
+
+
+def test_reason_in_json(firefox: Browser, phone: Browser) -> None:
+    """A script of a device that was signed out is told why."""
+    firefox.post("/password", password="new")
+    assert phone.get(f"{PREFIX}/", headers=JSON).json["reason"] == "password_changed"
+
+
+@pytest.mark.parametrize("path", ["revoke-others", "revoke-all", "one"])
+@pytest.mark.parametrize("token", ["", "none", "forged", "of somebody else"])
+def test_forged_request(
+    firefox: Browser, phone: Browser, page: Site, path: str, token: str
+) -> None:
+    """Without the token of this session nothing ends, nor does the login become stale."""
+    bob = page.browser("Bob's")
+    bob.login("bob")
+    if path == "one":
+        path = f"{id_of(phone)}/revoke"
+    given = {"": "", "forged": "x.y.z", "of somebody else": token_of(bob)}.get(token)
+    headers = JSON if given is None else JSON | {"X-CSRFToken": given}
+    answer = firefox.open("POST", f"{PREFIX}/{path}", headers=headers)
+    assert (answer.status_code, answer.content_type) == (400, "application/problem+json")
+    assert "CSRF" in answer.json["detail"]
+    form = {} if given is None else {"csrf_token": given}
+    answer = firefox.post(f"{PREFIX}/{path}", **form)
+    assert answer.status_code == 303
+    said = firefox.get("/sign-in").json["said"]
+    assert said == ["That page had been open for too long. Please try again."]
+    assert (firefox.is_signed_in, phone.is_signed_in) == (True, True)
+    assert end(firefox, "revoke-others").status_code == 200
+
+
+def test_app_with_a_protection_of_its_own(make_site: SiteFactory) -> None:
+    """Flask-WTF's for all forms: a script gets problem details all the same, and one token does."""
+    site = make_site()
+    CSRFProtect(site.app).exempt(site.app.view_functions["login"])
+    with_page(site)
+    browser = site.browser(FIREFOX)
+    browser.login()
+    answer = browser.open("POST", f"{PREFIX}/revoke-all", headers=JSON)
+    assert (answer.status_code, answer.content_type) == (400, "application/problem+json")
+    assert browser.post(f"{PREFIX}/revoke-all").status_code == 303
+    assert end(browser, "revoke-others").json == {"ended": 0}
+    assert submit(browser, "revoke-all")[-1] == "You are signed out everywhere."
+
+
+def test_forms_without_protection(firefox: Browser, page: Site) -> None:
+    """An app that turns Flask-WTF's protection off, in its tests say, needs no token here."""
+    page.app.config["WTF_CSRF_ENABLED"] = False
+    assert firefox.post(f"{PREFIX}/revoke-others").status_code == 303
+
+
+@pytest.mark.parametrize("path", ["revoke-others", "revoke-all", "one"])
+@pytest.mark.parametrize("age", [14 * 60, 15 * 60])
+def test_password_is_asked_for(
+    firefox: Browser, phone: Browser, page: Site, path: str, age: int
+) -> None:
+    """ASVS 7.5.2: a session whose password was given too long ago ends none."""
+    if path == "one":
+        path = f"{id_of(phone)}/revoke"
+    given = dt.datetime.now(dt.timezone.utc) - dt.timedelta(seconds=age)
+    page.change({"user_agent": FIREFOX}, authenticated_at=given)
+    if age < 15 * 60:
+        assert firefox.get(f"{PREFIX}/{path}").status_code == 200
+        assert end(firefox, path).status_code == 200
+        return
+    answer = end(firefox, path)
+    assert (answer.status_code, answer.json["reason"]) == (401, "reauthentication_required")
+    for answer in (
+        firefox.post(f"{PREFIX}/{path}", csrf_token=token_of(firefox)),
+        firefox.get(f"{PREFIX}/{path}"),
+    ):
+        assert answer.status_code == 302
+        assert answer.location.startswith("/sign-in?next=")
+    assert (firefox.is_signed_in, phone.is_signed_in) == (True, True)
+    assert firefox.get(f"{PREFIX}/").status_code == 200
+    firefox.post("/confirm")
+    assert end(firefox, path).status_code == 200
+    assert not phone.is_signed_in
+
+
+def test_stale_login_is_no_fresh_one(firefox: Browser, page: Site) -> None:
+    """Or the view that asks for the password would send the browser back at once, and so on."""
+    assert firefox.get("/fresh").json == {"fresh": True}
+    page.change(authenticated_at=days_ago(1))
+    firefox.get(f"{PREFIX}/revoke-all")
+    assert firefox.get("/fresh").json == {"fresh": False}
+    assert firefox.is_signed_in
+
+
+def test_remembered_session_is_asked_for_the_password(page: Site) -> None:
+    """A login by "remember me" cookie is not fresh, however recent the password."""
+    browser = page.browser(FIREFOX)
+    browser.login(remember="1")
+    browser.lose("session")
+    assert see(browser)["sessions"][0]["is_current"]
+    assert end(browser, "revoke-others").json["reason"] == "reauthentication_required"
+
+
+def test_age_of_the_password_does_not_matter(make_site: SiteFactory) -> None:
+    """``REAUTH_AGE = None``: what Flask-Login calls fresh is enough, and necessary."""
+    site = with_page(make_site(SESSION_REGISTRY_REAUTH_AGE=None))
+    browser = site.browser(FIREFOX)
+    browser.login(remember="1")
+    site.change(authenticated_at=days_ago(20))
+    assert end(browser, "revoke-others").status_code == 200
+    browser.lose("session")
+    assert end(browser, "revoke-others").status_code == 401
+
+
+def test_user_without_a_session(page: Site) -> None:
+    """Somebody who comes with a token has no session, and can't see or end those that there are."""
+    page.login_manager.request_loader(lambda request: page.user("ann"))
+    browser = page.browser()
+    assert browser.get(f"{PREFIX}/").location.startswith("/sign-in?next=")
+    answer = browser.open("POST", f"{PREFIX}/revoke-all", headers=JSON)
+    assert (answer.status_code, answer.json["reason"]) == (401, None)
+
+
+# -- when something is down ------------------------------------------------------------------------
+
+
+def test_sessions_can_not_be_read(
+    firefox: Browser, phone: Browser, page: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """503, in JSON too, and the browser stays signed in."""
+
+    def fail(*_: t.Any, **__: t.Any) -> t.Any:
+        raise sa.exc.OperationalError("SELECT", {}, Exception("down"))
+
+    with page.context():
+        records = page.installation.records
+    for name in ("beside", "load"):
+        with monkeypatch.context() as context:
+            context.setattr(records, name, fail)
+            answer = firefox.get(f"{PREFIX}/", headers=JSON)
+            assert (answer.status_code, answer.content_type) == (503, "application/problem+json")
+            assert firefox.get(f"{PREFIX}/").status_code == 503
+    assert firefox.is_signed_in
