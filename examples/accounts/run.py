@@ -2,8 +2,8 @@
 """Install the example into a virtual environment of its own, and start it.
 
 ``python3 examples/accounts/run.py`` needs Python 3.10 and nothing else; ``--help`` says what it can
-do. With ``DATABASE_URL`` or ``REDIS_URL`` in the environment it uses those servers. Started again,
-it installs only what has changed.
+do. With ``DATABASE_URL``, ``REDIS_URL`` or ``MAIL_SERVER`` in the environment it uses those
+servers. Started again, it installs only what has changed.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """How the app is put together.
 
-Left to you: sending mail (``mail.py``), slowing down whoever guesses passwords (Flask-Limiter), and
-refusing the passwords that everybody uses (OWASP ASVS 5.0, 6.2.4).
+Left to you: slowing down whoever guesses passwords (Flask-Limiter), and refusing the passwords that
+everybody uses (OWASP ASVS 5.0, 6.2.4).
 """
 
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 from flask import Flask
+from flask_mail import Mail
 from flask_session import Session
 
 from flask_session_registry import session_registered
@@ -33,6 +34,7 @@ def create_app(settings=None):
     migrate.init_app(app, db, directory=str(MIGRATIONS), render_as_batch=True)
     login_manager.init_app(app)
     csrf.init_app(app)
+    Mail(app)
     Session(app)
     sessions.init_app(app)
     session_registered.connect(auth.tell_of_new_device, app)

@@ -84,13 +84,12 @@ def forgot_password():
     if form.validate_on_submit():
         user = User.with_email(form.email.data)
         if user is not None:
-            link = url_for(
-                "auth.reset_password",
-                token=reset.make_token(user),
-                _external=True,
-                _scheme=current_app.config["PREFERRED_URL_SCHEME"],
+            link = _link("auth.reset_password", token=reset.make_token(user))
+            mail.send(
+                user.email,
+                subject="Choose a new password",
+                text=f"To choose a new password, open this link:\n{link}",
             )
-            mail.send(user.email, f"To choose a new password, open this link:\n{link}")
         flash("If there is an account with this address, we have sent a link to it.")
         return redirect(url_for("auth.sign_in"))
     return _page("auth/forgot_password.html", form)
@@ -128,10 +127,18 @@ def tell_of_new_device(_app, user_session_id, user_id, new_device):
     device = next((row for row in sessions.active(user) if row.id == user_session_id), None)
     # It may be over already: the password has changed meanwhile, say.
     if device is not None:
+        facts = {
+            "time": device.created_at.strftime("%Y-%m-%d %H:%M UTC"),
+            "address": device.ip_address or "an unknown address",
+            "device": _name_of(device),
+            "devices_link": _link("account.index"),
+            "password_link": _link("account.change_password"),
+        }
         mail.send(
             user.email,
-            f"Somebody has signed in from {device.ip_address}, with {device.user_agent}.\n"
-            "If that was not you, change your password: that signs out everybody else.",
+            subject="A new device has signed in to your account",
+            text=render_template("mail/new_device.txt", **facts),
+            html=render_template("mail/new_device.html", **facts),
         )
 
 
@@ -178,6 +185,17 @@ def _next():
     if is_path and "\\" not in target and target.isprintable():
         return target
     return url_for("account.index")
+
+
+def _link(endpoint, **values):
+    """A link for a mail, to the host that the browser asked for: one of ``TRUSTED_HOSTS``."""
+    scheme = current_app.config["PREFERRED_URL_SCHEME"]
+    return url_for(endpoint, **values, _external=True, _scheme=scheme)
+
+
+def _name_of(device):
+    """What to call a device in a mail: whatever it has sent as its user agent, cut short."""
+    return (device.user_agent or "an unnamed program")[:150]
 
 
 def _page(template, form):

@@ -7,6 +7,12 @@
 ``HTTPS``                 ``1`` where the app is served over HTTPS: cookies are for HTTPS only
 ``TRUSTED_HOSTS``         the app's names, with commas between them; otherwise this machine's own
 ``ACCOUNTS_INSTANCE``     another instance folder
+``MAIL_SERVER``           the server that sends mail; otherwise mail is shown on the terminal
+``MAIL_PORT``             its port; otherwise 25, and 587 with TLS
+``MAIL_USE_TLS``          ``1`` where it wants STARTTLS
+``MAIL_USERNAME``         what to sign in with there, if it wants that
+``MAIL_PASSWORD``         the same
+``MAIL_DEFAULT_SENDER``   the address that mail comes from; needed with a server
 ========================  =======================================================================
 """
 
@@ -51,6 +57,7 @@ def from_environ(instance):
         "WTF_CSRF_TIME_LIMIT": None,
         **_database(instance),
         **_session_store(instance),
+        **_mail(),
     }
 
 
@@ -78,6 +85,24 @@ def _session_store(instance):
     return {
         "SESSION_TYPE": "cachelib",
         "SESSION_CACHELIB": FileSystemCache(folder, threshold=0, mode=0o600),
+    }
+
+
+def _mail():
+    server, sender = os.environ.get("MAIL_SERVER"), os.environ.get("MAIL_DEFAULT_SENDER")
+    if server and not sender:
+        raise RuntimeError(
+            "There is a 'MAIL_SERVER', but nobody whom mail could come from. Set"
+            " 'MAIL_DEFAULT_SENDER' to an address."
+        )
+    tls = os.environ.get("MAIL_USE_TLS") == "1"
+    return {
+        "MAIL_SERVER": server,
+        "MAIL_PORT": int(os.environ.get("MAIL_PORT") or (587 if tls else 25)),
+        "MAIL_USE_TLS": tls,
+        "MAIL_USERNAME": os.environ.get("MAIL_USERNAME"),
+        "MAIL_PASSWORD": os.environ.get("MAIL_PASSWORD"),
+        "MAIL_DEFAULT_SENDER": sender,
     }
 
 

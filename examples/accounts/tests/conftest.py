@@ -14,6 +14,9 @@ from accounts.cli import USERS
 from accounts.extensions import db
 
 DATABASE = "accounts.sqlite"
+#: What the app reads from its environment.
+VARIABLES = ("DATABASE_URL", "REDIS_URL", "SECRET_KEY", "HTTPS", "TRUSTED_HOSTS", "MAIL_SERVER")
+VARIABLES += ("MAIL_PORT", "MAIL_USE_TLS", "MAIL_USERNAME", "MAIL_PASSWORD", "MAIL_DEFAULT_SENDER")
 
 
 class Browser:
@@ -72,18 +75,26 @@ def seeded(tmp_path_factory):
 
 
 @pytest.fixture
-def app(seeded, tmp_path, monkeypatch):
+def environ():
+    """What the app finds in its environment."""
+    return {}
+
+
+@pytest.fixture
+def app(seeded, tmp_path, monkeypatch, environ):
     shutil.copy(seeded, tmp_path / DATABASE)
-    with made_app(tmp_path, monkeypatch) as app:
+    with made_app(tmp_path, monkeypatch, **environ) as app:
         yield app
 
 
 @contextlib.contextmanager
-def made_app(folder, monkeypatch):
-    for name in ("DATABASE_URL", "REDIS_URL", "SECRET_KEY", "HTTPS", "TRUSTED_HOSTS"):
+def made_app(folder, monkeypatch, **environ):
+    for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("ACCOUNTS_INSTANCE", str(folder))
-    app = create_app({"TESTING": True})
+    for name, value in {"ACCOUNTS_INSTANCE": str(folder), **environ}.items():
+        monkeypatch.setenv(name, value)
+    # Flask-Mail sends nothing while testing, unless told to.
+    app = create_app({"TESTING": True, "MAIL_SUPPRESS_SEND": False})
     yield app
     with app.app_context():
         db.engine.dispose()

@@ -1,0 +1,332 @@
+"""The mail that the app sends, to a real server. Without one, it is in ``test_accounts.py``."""
+
+import datetime as dt
+import email
+import email.policy
+import ipaddress
+import queue
+import re
+import socket
+import ssl
+import threading
+from email.message import EmailMessage
+
+import pytest
+from accounts import config, mail
+from accounts.cli import USERS
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+(ANN, _, _), _ = USERS
+SENDER = "accounts@example.com"
+HOST = "127.0.0.1"
+LOGIN = {"MAIL_USE_TLS": "1", "MAIL_USERNAME": "accounts", "MAIL_PASSWORD": "let me in"}
+#: How many seconds to wait at most for what has to happen.
+PATIENCE = 60
+
+
+class PostOffice:
+    """A mail server, and what was handed in there."""
+
+    def __init__(self, certificate):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        with socket.socket() as probe:
+            probe.bind((HOST, 0))
+            self.port = probe.getsockname()[1]
+        self.refuses = False
+        self._handed_in = queue.Queue()
+        self._server = Controller(
+            self,
+            hostname=HOST,
+            port=self.port,
+            ready_timeout=PATIENCE,
+            tls_context=context,
+            authenticator=self._authenticate,
+        )
+        self._server.start()
+
+    async def handle_RCPT(self, _server, _session, envelope, address, _options):
+        if self.refuses:
+            return f"550 <{address}> is not known here"
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
+
+    async def handle_DATA(self, _server, session, envelope):
+        self._handed_in.put((envelope, session))
+        return "250 OK"
+
+    def next(self):
+        """The next mail, its envelope, and the connection that it came by."""
+        envelope, session = self._handed_in.get(timeout=PATIENCE)
+        message = email.message_from_bytes(envelope.content, policy=email.policy.default)
+        return message, envelope, session
+
+    def is_empty(self):
+        """Whether there is no other mail, and none under way."""
+        wait_for_the_postmen()
+        return self._handed_in.empty()
+
+    def close(self):
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
+
+    def _authenticate(self, _server, _session, _envelope, _mechanism, data):
+        wanted = (LOGIN["MAIL_USERNAME"].encode(), LOGIN["MAIL_PASSWORD"].encode())
+        return AuthResult(success=(data.login, data.password) == wanted, handled=False)
+
+
+def wait_for_the_postmen():
+    """Until each mail is handed in, or given up."""
+    for thread in threading.enumerate():
+        if thread.name == "mail":
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """A file with a certificate for this machine, which nobody trusts, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Mail server")])
+    now = dt.datetime.now(dt.timezone.utc)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]),
+            critical=False,
+        )
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("certificate") / "certificate.pem"
+    pem = serialization.Encoding.PEM
+    path.write_bytes(
+        certificate.public_bytes(pem)
+        + key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return path
+
+
+@pytest.fixture
+def office(certificate):
+    office = PostOffice(certificate)
+    yield office
+    wait_for_the_postmen()
+    office.close()
+
+
+@pytest.fixture
+def environ(office, request):
+    return {
+        "MAIL_SERVER": HOST,
+        "MAIL_PORT": str(office.port),
+        "MAIL_DEFAULT_SENDER": SENDER,
+        **getattr(request, "param", {}),
+    }
+
+
+def parts(message: EmailMessage):
+    """The text and the HTML of a mail that has just these two, as one or the other."""
+    kinds = [part.get_content_type() for part in message.walk() if part.is_multipart()]
+    assert kinds[-1] == "multipart/alternative"
+    text, html = (part for part in message.walk() if not part.is_multipart())
+    assert (text.get_content_type(), html.get_content_type()) == ("text/plain", "text/html")
+    return text.get_content(), html.get_content()
+
+
+def logged(caplog):
+    """What the app has logged, and not the mail server."""
+    return [record.getMessage() for record in caplog.records if record.name == "accounts"]
+
+
+# -- a new device ------------------------------------------------------------------------------
+
+
+def test_new_device(firefox, office):
+    """The owner hears when, from where and with what somebody has signed in, and what to do."""
+    firefox.sign_in()
+    message, envelope, _ = office.next()
+    assert (envelope.mail_from, envelope.rcpt_tos) == (SENDER, [ANN])
+    assert (message["From"], message["To"]) == (SENDER, ANN)
+    assert message["Subject"] == "A new device has signed in to your account"
+    text, html = parts(message)
+    for part in (text, html):
+        assert re.search(
+            r"on \d{4}-\d\d-\d\d \d\d:\d\d UTC, from 127\.0\.0\.1, with\s+Firefox\.", part
+        )
+        assert "If this was you, there is nothing to do." in part
+    links = re.findall(r"http://\S+", text)
+    assert links == re.findall(r'href="([^"]+)"', html)
+    assert links == ["http://localhost/account", "http://localhost/account/password"]
+    titles = [re.search("<h1>(.*)</h1>", firefox.get(link).text)[1] for link in links]
+    assert titles == ["Your account", "Change the password"]
+    assert firefox.client.get_cookie("session").value.encode() not in envelope.content
+    assert office.is_empty()
+
+
+def test_known_device(firefox, chrome, office):
+    """Who signs in again in the same browser gets no other mail; for another browser, one."""
+    firefox.sign_in()
+    assert "Firefox" in parts(office.next()[0])[0]
+    firefox.post("/signout", on="/account")
+    firefox.sign_in()
+    assert office.is_empty()
+    chrome.sign_in()
+    assert "Chrome" in parts(office.next()[0])[0]
+    assert office.is_empty()
+
+
+@pytest.mark.parametrize(
+    ("user_agent", "in_text", "in_html"),
+    [
+        ("<img src=//evil.example>", "with <img src=//evil.example>.", "&lt;img src="),
+        ('"><script>alert(1)</script>', '"><script>', "&#34;&gt;&lt;script&gt;"),
+        ("Fire\r\nBcc: eve@example.com\r\n\r\nfox", "Fire  Bcc: eve@", "Fire  Bcc: eve@"),
+        ("Fire\r\n.\r\nQUIT\r\nfox", "Fire  .  QUIT  fox", "Fire  .  QUIT  fox"),
+        ("{{ config }}{% raw %}", "{{ config }}{% raw %}", "{{ config }}{% raw %}"),
+        ("\u202exoferiF\u2066\u200f", "with  xoferiF  .", " xoferiF  "),
+        ("Firefox 🦊", "with Firefox 🦊.", "Firefox 🦊."),
+        ("🦊" * 15_000, "with " + "🦊" * 150 + ".", "🦊" * 150 + "."),
+        ('"' * 60_000, "with " + '"' * 150 + ".", "&#34;" * 150 + "."),
+        ("", "with an unnamed program.", "an unnamed program."),
+    ],
+    ids=["image", "script", "header", "end", "template", "bidi", "emoji", "emojis", "long", "none"],
+)
+def test_user_agent_is_only_text(app, firefox, office, user_agent, in_text, in_html):
+    """Whatever a browser calls itself: no markup, no header, no other recipient, and not long."""
+    # Right before the app, as from a server that lets everything through.
+    inner = app.wsgi_app
+    app.wsgi_app = lambda environ, start: inner(environ | {"HTTP_USER_AGENT": user_agent}, start)
+    firefox.sign_in()
+    message, envelope, _ = office.next()
+    assert envelope.rcpt_tos == [ANN]
+    headers = ["Content-Type", "Date", "From", "MIME-Version", "Message-ID", "Subject", "To"]
+    assert sorted(message.keys()) == headers
+    assert not message.defects
+    text, html = parts(message)
+    assert in_text in text
+    assert in_html in html
+    assert len(text) < 1000
+    assert text.splitlines()[1] == "If this was you, there is nothing to do."
+    assert not re.search("<img|<script|[\u202e\u2066\u200f]", html)
+    assert office.is_empty()
+
+
+# -- a forgotten password ----------------------------------------------------------------------
+
+
+def test_forgotten_password(firefox, office):
+    """The link arrives, as text, and leads to the page that sets a new password."""
+    firefox.post("/forgot", {"email": ANN}, on="/forgot")
+    message, envelope, _ = office.next()
+    assert envelope.rcpt_tos == [ANN]
+    assert message["Subject"] == "Choose a new password"
+    assert message.get_content_type() == "text/plain"
+    link = re.search(r"http://localhost(/reset/\S+)", message.get_content())[1]
+    assert "Choose a new password" in firefox.get(link).text
+
+
+def test_address_that_nobody_has_gets_no_mail(firefox, office):
+    """Who has no account is sent no link."""
+    firefox.post("/forgot", {"email": "nobody@example.com"}, on="/forgot")
+    assert office.is_empty()
+
+
+# -- the server --------------------------------------------------------------------------------
+
+
+def test_server_that_is_down(firefox, office, caplog):
+    """Signing in goes on; that the mail was not sent is logged, and not who it was for."""
+    office.close()
+    firefox.sign_in()
+    assert firefox.user == ANN
+    wait_for_the_postmen()
+    (message,) = logged(caplog)
+    assert "not sent, because of 'ConnectionRefusedError'" in message
+    assert ANN not in caplog.text
+
+
+def test_server_that_refuses(firefox, office, caplog):
+    """The same if the server says no, and names the recipient in its answer."""
+    office.refuses = True
+    firefox.sign_in()
+    assert firefox.user == ANN
+    assert office.is_empty()
+    (message,) = logged(caplog)
+    assert "not sent, because of 'SMTPRecipientsRefused'" in message
+    assert ANN not in caplog.text
+
+
+def test_server_that_hangs(firefox, office, caplog, monkeypatch):
+    """Signing in does not wait for a server that takes the connection and never answers."""
+    monkeypatch.setattr(mail, "TIMEOUT", PATIENCE)
+    office.close()
+    with socket.create_server((HOST, office.port)) as server:
+        firefox.sign_in()
+        assert firefox.user == ANN
+        # It is still waited for: had the sign-in done that, it would have been given up by now.
+        assert logged(caplog) == []
+        server.settimeout(PATIENCE)
+        server.accept()[0].close()
+    wait_for_the_postmen()
+    (message,) = logged(caplog)
+    assert "not sent, because of 'SMTPServerDisconnected'" in message
+
+
+def test_server_that_hangs_is_given_up(firefox, office, caplog, monkeypatch):
+    """After the timeout the mail is given up, so that nothing piles up behind such a server."""
+    monkeypatch.setattr(mail, "TIMEOUT", 0.1)
+    office.close()
+    with socket.create_server((HOST, office.port)):
+        firefox.sign_in()
+        wait_for_the_postmen()
+    (message,) = logged(caplog)
+    assert "A mail was not sent" in message
+
+
+@pytest.mark.parametrize("environ", [LOGIN], indirect=True)
+def test_tls(firefox, office, certificate, monkeypatch):
+    """With ``MAIL_USE_TLS`` the app signs in to the server, and the mail goes, encrypted."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    firefox.sign_in()
+    message, _, session = office.next()
+    assert message["To"] == ANN
+    assert session.ssl is not None
+    assert session.authenticated
+
+
+@pytest.mark.parametrize("environ", [LOGIN], indirect=True)
+def test_server_that_cannot_be_trusted(firefox, office, caplog):
+    """A server that is not who it says gets neither the password nor the mail."""
+    firefox.sign_in()
+    assert firefox.user == ANN
+    assert office.is_empty()
+    (message,) = logged(caplog)
+    assert "not sent, because of 'SSLCertVerificationError'" in message
+
+
+@pytest.mark.parametrize("environ", [LOGIN | {"MAIL_PASSWORD": "wrong"}], indirect=True)
+def test_server_that_does_not_know_the_app(firefox, office, certificate, caplog, monkeypatch):
+    """A wrong password for the mail server is logged as that, and breaks nothing."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    firefox.sign_in()
+    assert firefox.user == ANN
+    assert office.is_empty()
+    (message,) = logged(caplog)
+    assert "not sent, because of 'SMTPAuthenticationError'" in message
+
+
+def test_server_without_a_sender_stops_the_app(monkeypatch, tmp_path):
+    """Mail that comes from nobody would be refused, one after another, and only logged."""
+    monkeypatch.setenv("MAIL_SERVER", HOST)
+    monkeypatch.delenv("MAIL_DEFAULT_SENDER", raising=False)
+    with pytest.raises(RuntimeError, match="Set 'MAIL_DEFAULT_SENDER' to an address"):
+        config.from_environ(tmp_path)
