@@ -1,0 +1,187 @@
+"""Where is everybody signed in? A page for Flask-Admin that shows it, and signs people out."""
+
+from __future__ import annotations
+
+import datetime as dt
+import typing as t
+import uuid
+from collections.abc import Callable
+
+import sqlalchemy as sa
+from flask import abort, current_app, flash, has_app_context
+from flask_login import current_user
+
+from . import clock
+from .errors import ConfigurationError
+from .extension import SessionRegistry
+from .installation import get_installation
+from .records import LEFT_BEHIND
+
+try:
+    from flask_admin.actions import action
+    from flask_admin.contrib.sqla import ModelView, filters
+    from flask_admin.form import SecureForm
+except ImportError as error:
+    raise ImportError(
+        "'flask_session_registry.admin' needs Flask-Admin, which can't be imported. Install it:"
+        " pip install 'Flask-Session-Registry[admin]'"
+    ) from error
+
+
+class _InUtc:
+    # PostgreSQL would take a naive time for one in the time zone of the connection.
+    def clean(self, value: str) -> dt.datetime:
+        return clock.as_utc(super().clean(value))  # type: ignore[misc]
+
+
+class _After(_InUtc, filters.DateTimeGreaterFilter):  # type: ignore[misc]
+    pass
+
+
+class _Before(_InUtc, filters.DateTimeSmallerFilter):  # type: ignore[misc]
+    pass
+
+
+class _IsUser(filters.FilterEqual):  # type: ignore[misc]
+    # Flask-Admin's own compares a UUID as text, which SQLAlchemy refuses.
+    def clean(self, value: str) -> t.Any:
+        return self.column.type.python_type(value)
+
+
+class _Filters(filters.FilterConverter):  # type: ignore[misc]
+    datetime_filters = (_After, _Before, filters.FilterEmpty)
+
+
+def _shown(_view: object, moment: dt.datetime, _name: str) -> str:
+    return f"{clock.as_utc(moment):%Y-%m-%d %H:%M:%S}"
+
+
+class UserSessionView(ModelView):  # type: ignore[misc]
+    """User sessions of everybody, to read and to end, but not to edit::
+
+        with app.app_context():
+            admin.add_view(UserSessionView(sessions, db, is_accessible=is_administrator))
+
+    No key of a store entry and no fingerprint is shown, searched or sorted by. What has expired is
+    shown as ended when a prune has ended it. The action needs the token of Flask-Admin's
+    ``SecureForm``. Where Flask-WTF's ``CSRFProtect`` is set up, which wants one of its own, say so
+    in a subclass: ``form_base_class = FlaskForm``.
+
+    :param sessions: the registry of the app.
+    :param db: the Flask-SQLAlchemy of the app.
+    :param is_accessible: whether the person of this request may see, and end, the sessions of
+        everybody. It is asked on each request, for the action too. Who may not gets 403, and who
+        is not signed in what Flask-Login's ``unauthorized()`` says.
+    :param options: for ``ModelView``: ``name``, ``category``, ``endpoint``, ``url``, …
+    :raises ConfigurationError: there is no app context, there are no users yet, or the user
+        sessions are not in a table.
+    :raises NotInstalledError: ``init_app`` was not called.
+    """
+
+    can_create = can_edit = can_delete = False
+    can_view_details = True
+    page_size = 50
+    #: The action is sent with a token. No form has a field for a column, should one be let in.
+    form = form_base_class = SecureForm
+    filter_converter = _Filters()
+
+    column_list = (
+        *("user_id", "ip_address", "user_agent", "created_at", "last_seen_at"),
+        *("remember_until", "revoked_at", "revoked_reason"),
+    )
+    column_details_list = ("id", *column_list)
+    column_sortable_list = ("user_id", "ip_address", "created_at", "last_seen_at", "revoked_at")
+    #: The second one, because pages would overlap where many were seen at the same moment.
+    column_default_sort = [("last_seen_at", True), ("id", False)]
+    column_searchable_list = ("ip_address", "user_agent")
+    column_filters = ("user_id", "created_at", "last_seen_at", "revoked_at")
+    column_labels = {
+        "user_id": "User",
+        "ip_address": "Address",
+        "user_agent": "User agent",
+        "created_at": "Began (UTC)",
+        "last_seen_at": "Last seen (UTC)",
+        "remember_until": "Remembered until (UTC)",
+        "revoked_at": "Ended (UTC)",
+        "revoked_reason": "Why",
+    }
+    column_type_formatters = ModelView.column_type_formatters | {dt.datetime: _shown}
+    column_type_formatters_detail = column_type_formatters
+
+    def __init__(
+        self,
+        sessions: SessionRegistry,
+        db: t.Any,
+        *,
+        is_accessible: Callable[[], bool],
+        **options: t.Any,
+    ) -> None:
+        self._sessions = sessions
+        self._is_accessible = is_accessible
+        super().__init__(_find_model(), db, **options)
+
+    def is_accessible(self) -> bool:
+        return bool(self._is_accessible())
+
+    def inaccessible_callback(self, name: str, **kwargs: t.Any) -> t.Any:  # noqa: ARG002
+        if current_user.is_authenticated:
+            abort(403)
+        return current_app.login_manager.unauthorized()  # type: ignore[attr-defined]
+
+    def get_query(self) -> t.Any:
+        return super().get_query().filter(self._is_session())
+
+    def get_count_query(self) -> t.Any:
+        return super().get_count_query().filter(self._is_session())
+
+    def get_one(self, id: t.Any) -> t.Any:
+        """The user session; ``None`` if there is none, or the id is no UUID."""
+        return self.get_query().filter(self.model.id == _uuid_of(id)).one_or_none()
+
+    def _is_session(self) -> sa.ColumnElement[bool]:
+        """Whether a row is, or was, somebody's session; a user who is deleted leaves it."""
+        owner, reason = self.model.user_id, self.model.revoked_reason
+        is_bar = sa.and_(owner.is_(None), reason.is_not_distinct_from("barred"))
+        return sa.and_(reason.is_distinct_from(LEFT_BEHIND), sa.not_(is_bar))
+
+    def scaffold_filters(self, name: t.Any) -> t.Any:
+        if name == "user_id":
+            return [_IsUser(self.model.user_id, self.get_column_name(name))]
+        return super().scaffold_filters(name)
+
+    @action(  # type: ignore[untyped-decorator]
+        "revoke", "Sign out", "End these sessions? They are signed out at their next request."
+    )
+    def action_revoke(self, ids: list[str]) -> None:
+        """End sessions in one transaction, and say how many.
+
+        Those that are unknown, or have ended, don't count.
+        """
+        chosen = self.model.id.in_([_uuid_of(id) for id in ids])
+        # Each locks its user's row. In any order, two of these could deadlock.
+        query = self.get_query().filter(chosen).order_by(self.model.user_id)
+        count = sum(self._sessions.revoke(row) for row in query.all())
+        query.session.commit()
+        flash(f"{count} session{'' if count == 1 else 's'} ended.", "success")
+
+
+def _uuid_of(id: t.Any) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(id)
+    except (AttributeError, TypeError, ValueError):
+        return None
+
+
+def _find_model() -> type[t.Any]:
+    if not has_app_context():
+        raise ConfigurationError(
+            "'UserSessionView' was made where there is no app context, and can't know which table"
+            " it shows. Make it within 'with app.app_context():'."
+        )
+    model = get_installation().session_model
+    if model is None:
+        raise ConfigurationError(
+            "'UserSessionView' shows user sessions in a table, and 'SESSION_REGISTRY_RECORDS' says"
+            " that they are kept elsewhere. Take out one of the two."
+        )
+    return model
