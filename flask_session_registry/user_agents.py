@@ -16,6 +16,9 @@ _NAMES = {"IE": "Internet Explorer", "Mac OS X": "macOS", "Chrome OS": "ChromeOS
 _DESKTOPS = {"Windows", "macOS", "ChromeOS", "Linux", "Ubuntu", "Fedora", "Debian", "FreeBSD"}
 _LENGTH = 40
 
+#: The name of a program that ua-parser does not know (RFC 9110, 10.1.5); every browser is Mozilla.
+_PRODUCT = re.compile(r"(?!Mozilla\b)([\w!#$%&'*+.^`|~-]{1,40})(?=[/\s]|$)", re.ASCII)
+
 
 class Device(t.NamedTuple):
     """What a user agent says of a device. A stranger wrote it: escape it."""
@@ -38,16 +41,19 @@ class Device(t.NamedTuple):
 @functools.lru_cache(1024)
 def device_of(user_agent: str | None) -> Device:
     """The device that sends this ``User-Agent``; any text will do."""
-    found = parse(user_agent or "")
+    user_agent = user_agent or ""
+    found = parse(user_agent)
     browser = _name(found.user_agent.family if found.user_agent else "")
     system = _name(found.os.family if found.os else "")
     family = found.device.family if found.device else ""
     if family in ("iPad", "iPhone", "iPod"):
         return Device(browser, family, "tablet" if family == "iPad" else "phone")
     if system == "Android":
-        return Device(browser, system, "phone" if "Mobile" in (user_agent or "") else "tablet")
+        return Device(browser, system, "phone" if "Mobile" in user_agent else "tablet")
     if system in _DESKTOPS:
         return Device(browser, system, "desktop")
+    if browser is None and system is None and (product := _PRODUCT.match(user_agent)):
+        browser = product[1]
     is_program = browser is not None and (system is None or family == "Spider")
     return Device(browser, system, "program" if is_program else "unknown")
 

@@ -279,7 +279,12 @@ def test_reason_of_the_app(make_site: SiteFactory) -> None:
             "Chrome on Web0S",
             "unknown",
         ),
-        ("Werkzeug/3.1", None, "unknown"),
+        ("Werkzeug/3.1", "Werkzeug", "program"),
+        ("OurApp", "OurApp", "program"),
+        ("Mozilla/5.0", None, "unknown"),
+        ("Mozilla", None, "unknown"),
+        ("<script>", None, "unknown"),
+        ("x" * 41, None, "unknown"),
         (None, None, "unknown"),
     ],
 )
@@ -293,7 +298,7 @@ def test_device_without_a_name(make_site: SiteFactory) -> None:
     """It is called unknown, or by the one thing that is known of it."""
     site = with_page(make_site())
     firefox = signed_in(site)
-    for user_agent in ("Werkzeug/3.1", "curl/7.88.1", ""):
+    for user_agent in ("Mozilla/5.0", "curl/7.88.1", ""):
         signed_in(site, user_agent)
     names = sorted(one["name"] for one in see(firefox)["sessions"])
     assert names == ["Firefox on Linux", "Unknown device", "Unknown device", "curl"]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import docutils.core
 import docutils.nodes
+import flask_babel
 import pytest
 import servers
 import sqlalchemy as sa
@@ -87,6 +88,9 @@ def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         db.session.commit()
 
     names["add_page"](app)
+    # Flask-Admin needs it where Flask-Babel is installed, as it is here.
+    flask_babel.Babel(app)
+    names["add_admin_pages"](app)
 
     def find() -> t.Any:
         return db.session.scalar(sa.select(user_class))
@@ -106,6 +110,8 @@ def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     devices = chrome.post("/do/where_you_are_signed_in").json["answer"]
     assert [device["this one"] for device in devices].count(True) == 1
     assert chrome.post("/account/password", data={"old": "x", "new": "y"}).status_code == 403
+    everybody = chrome.get("/admin/usersession/").text
+    assert everybody.count("127.0.0.1") == 3
     found = chrome.get("/account/sessions/", headers={"Accept": "application/json"}).json
     assert [one["is_current"] for one in found["sessions"]] == [True, False, False]
     chrome.post("/account/password", data={"old": "old", "new": "new"})

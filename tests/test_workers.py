@@ -24,7 +24,7 @@ from flask_session_registry.redis_home import RedisHome
 
 NEW = "a new password, quite long"
 REMEMBERED = ("remember_token", "remember_token_session")
-ENDS = re.compile('/account/sessions/([0-9a-f-]{36})/end"')
+ENDS = re.compile('/account/sessions/([0-9a-f-]{36})/revoke"')
 #: How often a race is run that is not held: several times what the broken code needed to fail,
 #: which was the first round in most; twice as often where it needed up to six.
 ROUNDS = 10
@@ -123,7 +123,7 @@ def test_main_scenario(service: Service, email: str) -> None:
         browser.sign_in(email, remember="y")
         assert browser.user == email
     assert len(service.entries()) == before + 3
-    listed = chrome.open("/account")[1]
+    listed = chrome.open("/account/sessions/")[1]
     assert all(name in listed for name in ("Firefox", "Chrome", "Phone"))
     chrome.change_password(PASSWORD, NEW)
     assert len(service.entries()) == before + 1
@@ -272,7 +272,7 @@ def test_devices_end_each_other(service: Service) -> None:
     for _ in range(ROUNDS):
         email = new_user(service)
         browsers = signed_in(service, email, 4)
-        ends = [partial(answer, browser, "/account/sessions/end-others") for browser in browsers]
+        ends = [partial(answer, browser, "/account/sessions/revoke-others") for browser in browsers]
         assert set(at_once(ends)) == {200}
         assert sum(browser.user is not None for browser in browsers) <= 1
 
@@ -296,7 +296,7 @@ def test_everything_of_one_user_at_once(service: Service) -> None:
                 (
                     "/end-others-and-change",
                     "/end-others-and-change",
-                    "/account/sessions/end-others",
+                    "/account/sessions/revoke-others",
                     "/rotate",
                     "/signout",
                 ),
@@ -319,9 +319,9 @@ def test_last_sight_that_races_a_revocation(
         email = new_user(service)
         firefox, chrome = signed_in(service, email, 2)
         copies = [firefox.copy() for _ in range(3)]
-        (id,) = ENDS.findall(chrome.open("/account")[1])
+        (id,) = ENDS.findall(chrome.open("/account/sessions/")[1])
         with all_the_while([partial(copy.open, "/whoami") for copy in copies]):
-            assert answer(chrome, f"/account/sessions/{id}/end") == 200
+            assert answer(chrome, f"/account/sessions/{id}/revoke") == 200
         (ended,) = (row for row in rows(email) if row.revoked_at is not None)
         assert ended.revoked_reason == "revoked"
         assert ended.user_agent == "Copy"

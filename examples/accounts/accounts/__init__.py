@@ -41,6 +41,7 @@ def create_app(settings=None):
 
     app.register_blueprint(auth.blueprint)
     app.register_blueprint(account.blueprint)
+    app.register_blueprint(sessions.blueprint, url_prefix="/account/sessions")
     app.cli.add_command(cli.seed)
     app.after_request(headers.protect)
     errors.register(app)

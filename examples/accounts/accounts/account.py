@@ -1,6 +1,6 @@
-"""The account: where its owner is signed in, and the password."""
+"""The account and its password. Where its owner is signed in, the registry's own page shows."""
 
-from flask import Blueprint, abort, flash, redirect, render_template, url_for
+from flask import Blueprint, flash, redirect, render_template, url_for
 from flask_login import current_user, fresh_login_required, login_required
 
 from .extensions import db, sessions
@@ -17,29 +17,7 @@ def home():
 @blueprint.get("/account")
 @login_required
 def index():
-    return render_template(
-        "account/index.html", active=sessions.active(current_user), current=sessions.current
-    )
-
-
-@blueprint.post("/account/sessions/<id>/end")
-@login_required
-def end_session(id):
-    # Somebody else's is as unknown as one that never was.
-    if not sessions.revoke(id, user=current_user):
-        abort(404)
-    db.session.commit()
-    flash("That device is signed out.")
-    return redirect(url_for("account.index"))
-
-
-@blueprint.post("/account/sessions/end-others")
-@login_required
-def end_other_sessions():
-    sessions.revoke_all(current_user, except_current=True)
-    db.session.commit()
-    flash("All other devices are signed out.")
-    return redirect(url_for("account.index"))
+    return render_template("account/index.html")
 
 
 @blueprint.route("/account/password", methods=["GET", "POST"])

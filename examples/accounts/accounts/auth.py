@@ -13,6 +13,8 @@ from flask import (
 )
 from flask_login import current_user, login_fresh, login_user, logout_user
 
+from flask_session_registry.user_agents import device_of
+
 from . import mail, reset
 from .extensions import db, login_manager, sessions
 from .forms import ForgotPasswordForm, NewPasswordForm, SignInForm, SignUpForm
@@ -130,8 +132,8 @@ def tell_of_new_device(_app, user_session_id, user_id, new_device):
         facts = {
             "time": device.created_at.strftime("%Y-%m-%d %H:%M UTC"),
             "address": device.ip_address or "an unknown address",
-            "device": _name_of(device),
-            "devices_link": _link("account.index"),
+            "device": device_of(device.user_agent).name or "an unknown device",
+            "end_link": _link("session_registry.revoke", id=device.id),
             "password_link": _link("account.change_password"),
         }
         mail.send(
@@ -191,11 +193,6 @@ def _link(endpoint, **values):
     """A link for a mail, to the host that the browser asked for: one of ``TRUSTED_HOSTS``."""
     scheme = current_app.config["PREFERRED_URL_SCHEME"]
     return url_for(endpoint, **values, _external=True, _scheme=scheme)
-
-
-def _name_of(device):
-    """What to call a device in a mail: whatever it has sent as its user agent, cut short."""
-    return (device.user_agent or "an unnamed program")[:150]
 
 
 def _page(template, form):

@@ -55,6 +55,7 @@ def from_environ(instance):
         "REMEMBER_COOKIE_SECURE": https,
         # A form is good for as long as its session.
         "WTF_CSRF_TIME_LIMIT": None,
+        "SESSION_REGISTRY_BASE_TEMPLATE": "base.html",
         **_database(instance),
         **_session_store(instance),
         **_mail(),

@@ -14,6 +14,8 @@ from email.message import EmailMessage
 import pytest
 from accounts import config, mail
 from accounts.cli import USERS
+from accounts.extensions import sessions
+from accounts.models import User
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
 from cryptography import x509
@@ -150,7 +152,7 @@ def logged(caplog):
 # -- a new device ------------------------------------------------------------------------------
 
 
-def test_new_device(firefox, office):
+def test_new_device(app, firefox, office):
     """The owner hears when, from where and with what somebody has signed in, and what to do."""
     firefox.sign_in()
     message, envelope, _ = office.next()
@@ -165,9 +167,14 @@ def test_new_device(firefox, office):
         assert "If this was you, there is nothing to do." in part
     links = re.findall(r"http://\S+", text)
     assert links == re.findall(r'href="([^"]+)"', html)
-    assert links == ["http://localhost/account", "http://localhost/account/password"]
+    with app.app_context():
+        (row,) = sessions.active(User.with_email(ANN))
+    assert links == [
+        f"http://localhost/account/sessions/{row.id}/revoke",
+        "http://localhost/account/password",
+    ]
     titles = [re.search("<h1>(.*)</h1>", firefox.get(link).text)[1] for link in links]
-    assert titles == ["Your account", "Change the password"]
+    assert titles == ["Where you&#39;re signed in", "Change the password"]
     assert firefox.client.get_cookie("session").value.encode() not in envelope.content
     assert office.is_empty()
 
@@ -185,22 +192,22 @@ def test_known_device(firefox, chrome, office):
 
 
 @pytest.mark.parametrize(
-    ("user_agent", "in_text", "in_html"),
+    ("user_agent", "name"),
     [
-        ("<img src=//evil.example>", "with <img src=//evil.example>.", "&lt;img src="),
-        ('"><script>alert(1)</script>', '"><script>', "&#34;&gt;&lt;script&gt;"),
-        ("Fire\r\nBcc: eve@example.com\r\n\r\nfox", "Fire  Bcc: eve@", "Fire  Bcc: eve@"),
-        ("Fire\r\n.\r\nQUIT\r\nfox", "Fire  .  QUIT  fox", "Fire  .  QUIT  fox"),
-        ("{{ config }}{% raw %}", "{{ config }}{% raw %}", "{{ config }}{% raw %}"),
-        ("\u202exoferiF\u2066\u200f", "with  xoferiF  .", " xoferiF  "),
-        ("Firefox 🦊", "with Firefox 🦊.", "Firefox 🦊."),
-        ("🦊" * 15_000, "with " + "🦊" * 150 + ".", "🦊" * 150 + "."),
-        ('"' * 60_000, "with " + '"' * 150 + ".", "&#34;" * 150 + "."),
-        ("", "with an unnamed program.", "an unnamed program."),
+        ("<img src=//evil.example>", "an unknown device"),
+        ('"><script>alert(1)</script>', "an unknown device"),
+        ("Fire\r\nBcc: eve@example.com\r\n\r\nfox", "Fire"),
+        ("Fire\r\n.\r\nQUIT\r\nfox", "Fire"),
+        ("{{ config }}{% raw %}", "an unknown device"),
+        ("\u202exoferiF\u2066\u200f", "an unknown device"),
+        ("Firefox 🦊", "Firefox"),
+        ("🦊" * 15_000, "an unknown device"),
+        ('"' * 60_000, "an unknown device"),
+        ("a" * 60_000, "an unknown device"),
+        ("", "an unknown device"),
     ],
-    ids=["image", "script", "header", "end", "template", "bidi", "emoji", "emojis", "long", "none"],
 )
-def test_user_agent_is_only_text(app, firefox, office, user_agent, in_text, in_html):
+def test_user_agent_is_only_text(app, firefox, office, user_agent, name):
     """Whatever a browser calls itself: no markup, no header, no other recipient, and not long."""
     # Right before the app, as from a server that lets everything through.
     inner = app.wsgi_app
@@ -212,8 +219,8 @@ def test_user_agent_is_only_text(app, firefox, office, user_agent, in_text, in_h
     assert sorted(message.keys()) == headers
     assert not message.defects
     text, html = parts(message)
-    assert in_text in text
-    assert in_html in html
+    assert f"with {name}." in text
+    assert f"with {name}." in " ".join(html.split())
     assert len(text) < 1000
     assert text.splitlines()[1] == "If this was you, there is nothing to do."
     assert not re.search("<img|<script|[\u202e\u2066\u200f]", html)
