@@ -1,4 +1,4 @@
-"""Find the servers that the tests run on, or start them.
+"""Find the servers that the tests run on, or start them; and the browser.
 
 By environment variable, else at their usual address, else from binaries on the machine on a free
 port. Where there is none, the test is skipped; in CI it fails.
@@ -28,6 +28,7 @@ import sqlalchemy as sa
 REDIS = "redis://127.0.0.1:6379/0"
 POSTGRESQL = "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"
 MEMCACHED = "127.0.0.1:11211"
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 MARIADB = "mysql+pymysql://root@127.0.0.1:3306/mysql"
 
 
@@ -87,6 +88,14 @@ def _database_answers(url: str) -> bool:
             return True
     except sa.exc.SQLAlchemyError:
         return False
+
+
+def chromium() -> str:
+    """The program of a Chromium; Debian's, say."""
+    found = os.environ.get("TEST_CHROMIUM") or _binary(*CHROMIUMS)
+    if found is None:
+        _missing("Chromium", "TEST_CHROMIUM")
+    return t.cast(str, found)
 
 
 @functools.cache
