@@ -100,8 +100,10 @@ class Credentials:
 
     def _on_load(self, state: _State, _: object) -> None:
         loaded = state.dict
-        with contextlib.suppress(KeyError):  # A deferred column is not loaded.
+        try:
             state.info[self._known] = [tuple([loaded[name] for name in self.names])]
+        except KeyError:
+            return  # A deferred column is not loaded.
 
     def _on_after_insert(self, _: object, connection: sa.Connection, state: _State) -> None:
         state.info[self._known] = [self._stored(connection, state)]

@@ -497,10 +497,11 @@ def get_installation() -> Installation:
     :raises NotInstalledError: ``init_app`` was not called.
     :raises ConfigurationError: the app is put together wrongly.
     """
-    installation: Installation | None = current_app.extensions.get(_INSTALLATION)
+    app = unwrap(current_app)
+    installation: Installation | None = app.extensions.get(_INSTALLATION)
     if installation is None:
         raise NotInstalledError(
             "'SessionRegistry' is not set up on this app. Call 'init_app(app)' first."
         )
-    installation.check(unwrap(current_app))
+    installation.check(app)
     return installation

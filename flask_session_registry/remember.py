@@ -68,8 +68,7 @@ def is_alone(app: Flask) -> bool:
 
 def is_of_another(app: Flask, user: str) -> bool:
     """Whether the browser has sent a "remember me" cookie that names somebody else."""
-    cookie = request.cookies.get(cookie_name(app))
-    return cookie is not None and cookie.rpartition("|")[0] != user
+    return is_offered(app) and request.cookies[cookie_name(app)].rpartition("|")[0] != user
 
 
 def claimed_user(app: Flask) -> str | None:

@@ -91,7 +91,7 @@ def are_on_server(interface: SessionInterface) -> bool:
 
 def store_id(interface: SessionInterface, session_id: str | None) -> str | None:
     """The key of the entry of a session id; ``None`` where there is no entry."""
-    store = store_of(interface)
+    store = None if session_id is None else store_of(interface)
     if session_id is None or store is None or store.delete is None:
         return None
     return store.key(interface, session_id)

@@ -124,8 +124,8 @@ class Table:
         :returns: user, generation, fingerprint, last_seen_at, store_id, created_at (``None`` where
             it is not needed), and the values of the password attributes.
         """
-        options = {"populate_existing": True} if anew else {}
-        return self.db.session.execute(self._load, {"id": id}, execution_options=options).first()
+        statement = self._load.execution_options(populate_existing=True) if anew else self._load
+        return self.db.session.execute(statement, {"id": id}).first()
 
     def get(self, id: uuid.UUID) -> t.Any:
         """The row, in the app's session; ``None``: there is none."""

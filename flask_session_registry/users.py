@@ -40,10 +40,8 @@ class Users:
 
         :param anew: whether a user that the session knows already is overwritten.
         """
-        options = {"populate_existing": True} if anew else {}
-        return self.db.session.execute(
-            self._load, {"key": user_id}, execution_options=options
-        ).first()
+        statement = self._load.execution_options(populate_existing=True) if anew else self._load
+        return self.db.session.execute(statement, {"key": user_id}).first()
 
     def passwords_of(self, user_ids: Collection[t.Any]) -> dict[t.Any, Values]:
         """The values of the password attributes by the users' keys, as they are stored now."""

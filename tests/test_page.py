@@ -256,8 +256,11 @@ def many(site: Site, number: int, *, ended: bool = False) -> None:
     )
 
 
-def test_page_by_page(firefox: Browser, page: Site) -> None:
+def test_page_by_page(database_site: Site) -> None:
     """Each session is on one page, this device on the first, and 'next' leads to the last one."""
+    page = with_page(database_site)
+    firefox = page.browser(FIREFOX)
+    firefox.login()
     many(page, 2 * views.PAGE + 5)
     seen, query, pages = [], "", 0
     while query is not None:
