@@ -477,7 +477,12 @@ class Elsewhere:
 
     # -- housekeeping ------------------------------------------------------------------------------
 
-    def expired(self, expiry: Expiry, *, everywhere: bool) -> Iterator[list[Stored]]:
+    def next_part(self, size: int) -> None:
+        """What is due is known without looking at anything else."""
+
+    def expired(
+        self, expiry: Expiry, *, everywhere: bool, part: object = None
+    ) -> Iterator[list[Stored]]:
         """Sessions that are over and have not ended yet.
 
         :param everywhere: also those of deleted users, and those that an earlier password keeps
@@ -520,7 +525,7 @@ class Elsewhere:
             ):
                 yield one
 
-    def unpurged(self) -> Iterator[list[Stored]]:
+    def unpurged(self, *, part: object = None) -> Iterator[list[Stored]]:
         """Ended sessions whose entries may still be in the session store."""
         for batch in _asked(self.home.due, clock.now()):
             unpurged = [one for one in batch if _is_unpurged(one)]
@@ -540,7 +545,7 @@ class Elsewhere:
         )
 
     def left_behind(
-        self, *, before: dt.datetime, lost_before: dt.datetime
+        self, *, before: dt.datetime, lost_before: dt.datetime, part: object = None
     ) -> Iterator[list[Stored]]:
         """Sessions of nobody, each with the key of an entry that another one has left behind.
 
@@ -566,7 +571,7 @@ class Elsewhere:
 
         return self._due(may_go)
 
-    def rotated(self) -> Iterator[list[Stored]]:
+    def rotated(self, *, part: object = None) -> Iterator[list[Stored]]:
         """Sessions that go on, and may have left an entry under an earlier key."""
         return self._due(lambda one: one.revoked_at is None and one.previous_store_id is not None)
 
@@ -579,7 +584,7 @@ class Elsewhere:
                 where = _STANDS | {"rotated_at": one.rotated_at}
                 self._change(one, {"previous_store_id": None}, where=where)
 
-    def outdated(self, *, before: dt.datetime) -> Iterator[list[Stored]]:
+    def outdated(self, *, before: dt.datetime, part: object = None) -> Iterator[list[Stored]]:
         """Sessions that ended before this moment, and have been purged."""
         return self._due(
             lambda one: (

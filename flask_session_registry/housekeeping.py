@@ -108,36 +108,41 @@ def prune(
     app: Flask,
     *,
     limit: int | None = None,
+    looks_at: int | None = None,
     patience: float | None = None,
 ) -> PruneResult:
     """End what has expired, purge what is pending, forget what is old.
 
     :param limit: how many user sessions at most, of each kind.
+    :param looks_at: how many of them it looks at, where that takes longer the more there are; each
+        time at others, until all have had their turn. By default at all.
     """
     records, retention = installation.records, installation.retention
+    part: t.Any = None if looks_at is None else records.next_part(looks_at)
     purge = Purge(installation, app, patience=patience)
     ended = purged = forgotten = 0
     expiry = installation.expiry(app)
     # For so long a request under way may still come with an old key.
     before = clock.ago(_MEMORY)
-    for batch in _up_to(limit, records.expired(expiry, everywhere=limit is None)):
+    for batch in _up_to(limit, records.expired(expiry, everywhere=limit is None, part=part)):
         ended += records.expire([row.id for row in batch], expiry)
-    for batch in _up_to(limit, records.unpurged()):
+    for batch in _up_to(limit, records.unpurged(part=part)):
         if not purge.delete_of([(row.id, row.keys) for row in batch]):
             break
         purged += records.purged([row.id for row in batch])
-    left = records.left_behind(before=before, lost_before=expiry.unseen_since)
+    left = records.left_behind(before=before, lost_before=expiry.unseen_since, part=part)
     for batch in _up_to(limit, left):
         if not purge.delete(key for row in batch for key in row.keys):
             break
         records.forget([row.id for row in batch])
-    for batch in _up_to(limit, records.rotated()):
+    for batch in _up_to(limit, records.rotated(part=part)):
         if not purge.delete(row.previous_store_id for row in batch if row.previous_store_id):
             break
         records.forget_previous_keys([row.id for row in batch], before=before)
     if retention is None:
         return PruneResult(ended, purged, 0)
-    for batch in _up_to(limit, records.outdated(before=clock.ago(max(retention, _MEMORY)))):
+    old = clock.ago(max(retention, _MEMORY))
+    for batch in _up_to(limit, records.outdated(before=old, part=part)):
         # Once more: a request that was in flight may have written its entry back.
         if not purge.delete_of([(row.id, row.keys) for row in batch]):
             break

@@ -48,6 +48,9 @@ _BAR_OF_ALL = uuid.UUID("4c1f3b52-93f5-4d2e-8a53-7b7a1d1a6f0e")
 
 _INNODB = ("mysql", "mariadb")
 
+#: Rows that housekeeping looks at, of all that there are.
+Part = sa.ColumnElement[bool]
+
 #: The name of an index that begins with this column.
 _FIRST_INDEX = sa.text(
     "SELECT INDEX_NAME FROM information_schema.STATISTICS WHERE SEQ_IN_INDEX = 1"
@@ -102,6 +105,8 @@ class Table:
             .where(self.user_key == owner, session_model.revoked_at.is_(None))
             .execution_options(autoflush=False)
         )
+        #: How far this process has looked at the rows, for housekeeping.
+        self._looked_at = uuid.uuid4()
         #: Empty: there is none. ``None``: nobody has asked yet.
         self._user_index: str | None = None
         self._stored = sa.select(
@@ -547,12 +552,34 @@ class Table:
 
     # -- housekeeping, each in batches of short transactions -----------------------------------
 
-    def expired(self, expiry: Expiry, *, everywhere: bool = True) -> Iterator[list[Stored]]:
+    def next_part(self, size: int) -> Part:
+        """The next so many rows, by their ids; after the last one comes the first one.
+
+        The first time it is anywhere: each process goes round by itself. The verbs of housekeeping
+        that are given a part look at no other row, however large the table is.
+        """
+        id, start = self.model.id, self._looked_at
+        ids = sa.select(id).order_by(id).limit(1)
+        with self.users.transaction() as session:
+            end = session.scalar(ids.where(id > start).offset(size - 1))
+            if end is not None:
+                part = sa.and_(id > start, id <= end)
+            else:
+                rest = session.scalar(sa.select(sa.func.count()).where(id > start)) or 0
+                # Compared by the database alone, which orders them as it likes.
+                end = session.scalar(ids.where(id <= start).offset(size - rest - 1))
+                part = sa.true() if end is None else sa.or_(id > start, id <= end)
+        self._looked_at = start if end is None else end
+        return part
+
+    def expired(
+        self, expiry: Expiry, *, everywhere: bool = True, part: Part | None = None
+    ) -> Iterator[list[Stored]]:
         """Sessions that have expired and not ended yet; those of deleted users, too.
 
-        :param everywhere: all rows are looked at in any case.
+        :param everywhere: all rows are looked at in any case, or all of the part.
         """
-        return self._batches(self._has_expired(expiry))
+        return self._batches(self._has_expired(expiry), part=part)
 
     def expire(self, ids: Sequence[uuid.UUID], expiry: Expiry) -> int:
         """End those of these sessions that have expired still; how many."""
@@ -564,12 +591,12 @@ class Table:
             )
             return t.cast("sa.CursorResult[t.Any]", result).rowcount
 
-    def unpurged(self) -> Iterator[list[Stored]]:
+    def unpurged(self, *, part: Part | None = None) -> Iterator[list[Stored]]:
         """Ended sessions whose entries may still be in the session store."""
-        return self._batches(self._is_unpurged())
+        return self._batches(self._is_unpurged(), part=part)
 
     def left_behind(
-        self, *, before: dt.datetime, lost_before: dt.datetime
+        self, *, before: dt.datetime, lost_before: dt.datetime, part: Part | None = None
     ) -> Iterator[list[Stored]]:
         """Rows of nobody, each with the key of an entry that a session has left behind.
 
@@ -588,12 +615,15 @@ class Table:
                 column.revocation.is_(None),
                 ~sa.exists().where(other.id == column.revocation, stands),
             ),
+            part=part,
         )
 
-    def rotated(self) -> Iterator[list[Stored]]:
+    def rotated(self, *, part: Part | None = None) -> Iterator[list[Stored]]:
         """Sessions that go on, and may have left an entry under an earlier key."""
         column = self.columns
-        return self._batches(column.revoked_at.is_(None), column.previous_store_id.is_not(None))
+        return self._batches(
+            column.revoked_at.is_(None), column.previous_store_id.is_not(None), part=part
+        )
 
     def forget_previous_keys(self, ids: Sequence[uuid.UUID], *, before: dt.datetime) -> None:
         """Forget the earlier keys of sessions that were last rotated before this moment."""
@@ -605,13 +635,14 @@ class Table:
                 .values({column.previous_store_id: None})
             )
 
-    def outdated(self, *, before: dt.datetime) -> Iterator[list[Stored]]:
+    def outdated(self, *, before: dt.datetime, part: Part | None = None) -> Iterator[list[Stored]]:
         """Sessions that ended before this moment, and have been purged."""
         column = self.columns
         return self._batches(
             column.revoked_at <= before,
             column.revoked_reason.is_distinct_from(LEFT_BEHIND),
             sa.not_(self._is_unpurged()),
+            part=part,
         )
 
     def forget(self, ids: Sequence[uuid.UUID]) -> int:
@@ -808,8 +839,12 @@ class Table:
         statement = sa.select(self.model.id).where(self.model.id.in_(ids)).limit(1)
         return execute(statement).first() is not None
 
-    def _batches(self, *conditions: sa.ColumnElement[bool]) -> Iterator[list[Stored]]:
+    def _batches(
+        self, *conditions: sa.ColumnElement[bool], part: Part | None = None
+    ) -> Iterator[list[Stored]]:
         """The rows with these conditions, in the order of their ids, with no transaction open."""
+        if part is not None:
+            conditions = (part, *conditions)
         for rows in self._pages(self._stored.where(*conditions)):
             yield from _batches_of([Stored._make(row) for row in rows])
 

@@ -59,7 +59,7 @@ class Later:
         if self.touched:
             records.touch(*self.touched)
         if self.prunes:
-            prune(self.installation, app, limit=BATCH)
+            prune(self.installation, app, limit=BATCH, looks_at=BATCH)
 
 
 def connect(app: Flask) -> None:
