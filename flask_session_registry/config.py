@@ -6,12 +6,13 @@ import dataclasses
 import datetime as dt
 import difflib
 import os
+import re
 import typing as t
 from collections.abc import Callable, Mapping
 
 from .errors import ConfigurationError
 from .home import is_home
-from .texts import TEXTS, Text
+from .texts import TEXTS, Text, fill_in
 
 PREFIX = "SESSION_REGISTRY_"
 
@@ -111,14 +112,31 @@ def _texts(value: object) -> Mapping[str, Text]:
     if isinstance(value, Mapping) and all(_fits(*item) for item in value.items()):
         return value
     raise ValueError(
-        "a dictionary of texts, or of pairs of them where there is a plural, by these names: "
-        + ", ".join(TEXTS)
+        "a dictionary of texts, or of pairs of them where there is a plural, with the same '%(…)s'"
+        f" in them as ours, by these names: {', '.join(TEXTS)}"
     )
 
 
-def _fits(name: object, text: object) -> bool:
-    """Whether this may stand for the text of that name. One translated later is no 'str' yet."""
-    return name in TEXTS and isinstance(text, tuple) == isinstance(TEXTS[name], tuple)  # type: ignore[index]
+def _fits(name: t.Any, text: t.Any) -> bool:
+    """Whether this may stand for the text of that name."""
+    if name not in TEXTS or isinstance(text, tuple) != isinstance(TEXTS[name], tuple):
+        return False
+    if isinstance(text, tuple):
+        return len(text) == 2 and all(_fills(TEXTS[name], part) for part in text)
+    return _fills(TEXTS[name], text)
+
+
+def _fills(ours: Text, text: t.Any) -> bool:
+    """Whether the values that are put into ours can be put into this text."""
+    if not isinstance(text, str):
+        # One that is translated when it is needed.
+        kind: t.Any = type(text)
+        return kind is not bytes and kind.__str__ is not object.__str__
+    try:
+        fill_in(text, dict.fromkeys(re.findall(r"%\((\w+)\)", str(ours)), 2))
+    except (KeyError, TypeError, ValueError):
+        return False
+    return True
 
 
 @dataclasses.dataclass(frozen=True)

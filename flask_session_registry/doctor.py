@@ -93,6 +93,7 @@ def examine(app: Flask) -> Iterator[Finding]:
         yield _error(f"{problem}.", remedy)
         return
     yield from _settings(app, installation)
+    yield from _page(app)
     if installation.home is None:
         yield from _database(app, installation)
     else:
@@ -203,6 +204,33 @@ def _settings(app: Flask, installation: Installation) -> Iterator[Finding]:
             " of a decorated view ends the current session too.",
             "Turn it on, or decorate every such view with '@sessions.revoke_on_password_change'.",
         )
+
+
+def _page(app: Flask) -> Iterator[Finding]:
+    """The page "Where you're signed in" sends browsers to views of the app."""
+    if all(one.import_name != f"{__package__}.views" for one in app.blueprints.values()):
+        return
+    manager: t.Any = app.login_manager  # type: ignore[attr-defined]
+    for name, handler in (
+        ("login_view", manager.unauthorized_callback),
+        ("refresh_view", manager.needs_refresh_callback),
+    ):
+        view = getattr(manager, name)
+        if handler is not None or (name == "login_view" and manager.blueprint_login_views):
+            continue
+        if view is None:
+            yield _warning(
+                f"'login_manager.{name}' is not set, so that the page of a user's sessions sends"
+                " nobody to where the password is asked for, but answers 401.",
+                "Set it to the endpoint of that view.",
+            )
+            continue
+        rules = [rule for rule in app.url_map.iter_rules() if rule.endpoint == view]
+        if "/" not in view and not any("GET" in (rule.methods or ()) for rule in rules):
+            yield _error(
+                f"'login_manager.{name}' is '{view}', which is no view that answers a GET.",
+                "Name the one that shows the form that asks for the password.",
+            )
 
 
 def _database(app: Flask, installation: Installation) -> Iterator[Finding]:

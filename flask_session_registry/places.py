@@ -6,9 +6,10 @@ import typing as t
 
 import geoip2.database
 from geoip2.errors import GeoIP2Error
+from maxminddb import InvalidDatabaseError
 
-#: What is read of the databases that are not of countries alone.
-_OF_COUNTRIES = "Country"
+#: What the type of a database has in its name, and the method that reads such a one.
+_KINDS = {"Enterprise": "enterprise", "City": "city", "Country": "country"}
 
 
 class Places:
@@ -16,12 +17,18 @@ class Places:
 
     :param path: of the ``.mmdb`` file.
     :raises OSError: it can't be read.
+    :raises ValueError: it is of something else.
     :raises maxminddb.InvalidDatabaseError: it is none.
     """
 
     def __init__(self, path: str) -> None:
-        self._reader = geoip2.database.Reader(path)
-        self._has_cities = not self._reader.metadata().database_type.endswith(_OF_COUNTRIES)
+        reader = geoip2.database.Reader(path)
+        kind = reader.metadata().database_type
+        found = [method for name, method in _KINDS.items() if name in kind]
+        if not found:
+            reader.close()
+            raise ValueError(f"It is a '{kind}', neither of cities nor of countries.")
+        self._find: t.Callable[[str], t.Any] = getattr(reader, found[0])
 
     def name(self, ip_address: str | None, language: str) -> str | None:
         """City and country of an address, as far as they are known; ``None``: they are not.
@@ -31,16 +38,13 @@ class Places:
         if ip_address is None:
             return None
         try:
-            found: t.Any = (
-                self._reader.city(ip_address)
-                if self._has_cities
-                else self._reader.country(ip_address)
-            )
-        except (GeoIP2Error, ValueError):
+            found = self._find(ip_address)
+        except (GeoIP2Error, InvalidDatabaseError, ValueError):
             return None
-        records = (found.city, found.country) if self._has_cities else (found.country,)
+        records = (getattr(found, "city", None), found.country)
         names = [
             record.names.get(language) or record.names.get(language[:2]) or record.names.get("en")
             for record in records
+            if record is not None
         ]
         return ", ".join(name for name in names if name) or None

@@ -15,6 +15,7 @@ from pathlib import Path
 from flask import current_app
 
 from . import clock
+from .log import log
 
 #: A text, or one for one and one for several.
 Text = str | tuple[str, str]
@@ -83,6 +84,17 @@ TEXTS: Mapping[str, Text] = {
 }
 
 
+def fill_in(text: t.Any, values: Mapping[str, t.Any]) -> str:
+    """Put values into a text, of which there may be one for one and one for several.
+
+    :raises KeyError, TypeError, ValueError: it has others in it.
+    """
+    if isinstance(text, tuple):
+        one, several = text
+        text = one if values["num"] == 1 else several
+    return str(text) % values if values else str(text)
+
+
 class Texts:
     """What the page says on one app.
 
@@ -98,16 +110,23 @@ class Texts:
         :param values: ``num`` is the number that a text with a plural depends on.
         """
         own = self._own.get(name)
-        text = TEXTS[name] if own is None else own
+        if own is not None:
+            try:
+                return fill_in(own, values)
+            except (KeyError, TypeError, ValueError) as error:
+                # One that is translated when it is needed can't be tried before.
+                log.error(
+                    "The text '%s' of the page has other values in it than it is given (%s). Ours"
+                    " stands in its place.",
+                    name,
+                    type(error).__name__,
+                )
+        text, domain = TEXTS[name], _domain()
+        if domain is None:
+            return fill_in(text, values)
         if isinstance(text, tuple):
-            one, several = text
-            if own is None and (domain := _domain()) is not None:
-                return t.cast(str, domain.ngettext(one, several, **values))
-            return str(one if values["num"] == 1 else several) % values
-        if own is None and (domain := _domain()) is not None:
-            return t.cast(str, domain.gettext(text, **values))
-        # One that is translated when it is needed is no 'str' yet.
-        return str(text) % values if values else str(text)
+            return t.cast(str, domain.ngettext(*text, **values))
+        return t.cast(str, domain.gettext(text, **values))
 
     def reason(self, reason: str | None) -> str:
         """Why a session has ended; a reason that the app has made up as it stands."""

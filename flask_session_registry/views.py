@@ -22,11 +22,12 @@ from flask import (
     url_for,
 )
 from flask.typing import ResponseReturnValue
-from flask_login import current_user, login_fresh
+from flask_login import login_fresh
 from flask_wtf.csrf import CSRFError, generate_csrf, validate_csrf
 from werkzeug.exceptions import (
     BadRequest,
     HTTPException,
+    MethodNotAllowed,
     NotFound,
     ServiceUnavailable,
     Unauthorized,
@@ -38,6 +39,7 @@ from .installation import Installation, get_installation, unwrap
 from .log import log
 from .records import UNAVAILABLE, LastShown
 from .shown import as_json
+from .state import Current
 from .texts import day, exactly, language
 from .user_agents import device_of
 
@@ -81,8 +83,11 @@ def _of_the_signed_in(view: _View) -> _View:
         try:
             try:
                 found = gate.current(installation)
-                current = found and installation.records.get(found.id)
-                if current is None:
+                if installation.state.adoption is not None:
+                    # Its row is written when this request ends.
+                    return redirect(url_for(".index"), 303)
+                current: t.Any = found and installation.records.get(found.id)
+                if current is None or current.revoked_at is not None:
                     return _signs_in(installation)
                 return view(installation, current, **arguments)
             except UNAVAILABLE:
@@ -101,12 +106,16 @@ def _of_the_recently_authenticated(view: _View) -> _View:
     """The same, if the request is no forgery and the password was given not long ago.
 
     OWASP ASVS 5.0, 7.5.2: somebody who has got hold of an old session can't throw its owner out.
+    Nothing but a POST ends anything; to all others the view shows a form.
     """
 
     @functools.wraps(view)
     def answer(installation: Installation, current: t.Any, **arguments: t.Any) -> t.Any:
-        if request.method == "POST":
-            _check_token()
+        if request.method != "POST":
+            if _wants_json():
+                raise MethodNotAllowed(["POST"])
+            return view(installation, current, **arguments)
+        _check_token()
         age = installation.settings.reauth_age
         given = clock.as_utc(current.authenticated_at)
         if not login_fresh() or (age is not None and given <= clock.ago(age)):
@@ -161,8 +170,11 @@ def _keep_out_of_caches(response: Response) -> Response:
 
 
 def _wants_json() -> bool:
-    accepted = request.accept_mimetypes
-    return accepted["application/json"] > accepted["text/html"]
+    """Whether the request would rather have JSON than HTML; who does not care gets HTML."""
+    qualities = {
+        kind.partition(";")[0].strip(): quality for kind, quality in request.accept_mimetypes
+    }
+    return qualities.get("application/json", 0) > qualities.get("text/html", 0)
 
 
 def _problem(error: HTTPException) -> Response:
@@ -173,6 +185,8 @@ def _problem(error: HTTPException) -> Response:
     else:
         problem["detail"] = error.description
     response = make_response(problem, error.code)
+    if isinstance(error, MethodNotAllowed):
+        response.allow.update(error.valid_methods or ())
     response.mimetype = "application/problem+json"
     return response
 
@@ -187,18 +201,22 @@ def _text(name: str, **values: t.Any) -> str:
 
 
 def _page(name: str, **values: t.Any) -> str:
+    """Render a template; all that it is given is in ``sessions_page``.
+
+    Other names would hide those that the app's base template uses.
+    """
     installation = get_installation()
-    return render_template(
-        f"session_registry/{name}.html",
-        base_template=installation.settings.base_template,
-        csrf_field=current_app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token"),
-        csrf_token=generate_csrf,
-        text=installation.texts,
-        day=day,
-        exactly=exactly,
-        language=language(),
+    page = {
+        "base_template": installation.settings.base_template,
+        "csrf_field": current_app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token"),
+        "csrf_token": generate_csrf,
+        "text": installation.texts,
+        "day": day,
+        "exactly": exactly,
+        "language": language(),
         **values,
-    )
+    }
+    return render_template(f"session_registry/{name}.html", sessions_page=page)
 
 
 # -- seeing them -------------------------------------------------------------------------------
@@ -302,9 +320,9 @@ def _read_cursor(text: str | None) -> LastShown | None:
 def revoke(installation: Installation, current: t.Any, id: str) -> ResponseReturnValue:
     """End one; somebody else's is as unknown as one that never was."""
     row = _one_of(installation, current, id)
-    if request.method == "GET" and row is not None:
-        return _page("confirm", question="confirm_end", device=_name_of(row))
-    if row is None or not _registry().revoke(row.id, user=current_user):
+    if request.method != "POST" and row is not None:
+        return _page("confirm", question=_text("confirm_end", device=_name_of(row)))
+    if row is None or not _registry().revoke(row.id, user=_user(installation)):
         if _wants_json():
             raise NotFound("There is no such session of yours that is signed in.")
         return _go_back(_text("not_there"))
@@ -317,9 +335,9 @@ def revoke(installation: Installation, current: t.Any, id: str) -> ResponseRetur
 @_of_the_recently_authenticated
 def revoke_others(installation: Installation, _: t.Any) -> ResponseReturnValue:
     """End all but this one."""
-    if request.method == "GET":
-        return _page("confirm", question="confirm_others")
-    count = _registry().revoke_all(current_user, except_current=True)
+    if request.method != "POST":
+        return _page("confirm", question=_text("confirm_others"))
+    count = _registry().revoke_all(_user(installation), except_current=True)
     installation.db_session.commit()
     return _tell(count, _text("ended_others", num=count))
 
@@ -328,15 +346,20 @@ def revoke_others(installation: Installation, _: t.Any) -> ResponseReturnValue:
 @_of_the_recently_authenticated
 def revoke_all(installation: Installation, _: t.Any) -> ResponseReturnValue:
     """End all, this one too."""
-    if request.method == "GET":
-        return _page("confirm", question="confirm_all")
-    count = _registry().revoke_all(current_user)
+    if request.method != "POST":
+        return _page("confirm", question=_text("confirm_all"))
+    count = _registry().revoke_all(_user(installation))
     installation.db_session.commit()
     return _tell(count, _text("ended_all"))
 
 
 def _registry() -> t.Any:
     return current_app.extensions["session_registry"]
+
+
+def _user(installation: Installation) -> t.Any:
+    """The mapped user of this request, whatever the app's user loader makes of it."""
+    return t.cast(Current, installation.state.current).user
 
 
 def _one_of(installation: Installation, current: t.Any, id: str) -> t.Any:

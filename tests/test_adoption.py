@@ -96,6 +96,19 @@ def test_nobody_is_signed_out(before: Before, store: str) -> None:
         assert [row.store_id for row in site.rows()] == keys[:2]
 
 
+def test_page_is_the_first_thing_asked_for(before: Before) -> None:
+    """The session that is adopted by this very request is asked to come again."""
+    site = before()
+    firefox = site.browser()
+    firefox.login()
+    site.app._got_first_request = False
+    site.app.register_blueprint(site.sessions.blueprint, url_prefix="/sessions")
+    install(site)
+    answer = firefox.get("/sessions/")
+    assert (answer.status_code, answer.location) == (303, "/sessions/")
+    assert "This device" in firefox.get("/sessions/").text
+
+
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"])
 def test_on_every_database(before: Before, database: str) -> None:
     """24: adopted, then ended by the password, for good."""

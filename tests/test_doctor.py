@@ -655,3 +655,26 @@ def test_no_session_id_and_no_log(
         assert text not in output + caplog.text
     (after,) = site.rows()
     assert (after.purged_at, after.revoked_at) == (None, before.revoked_at)
+
+
+def test_page_that_leads_nowhere(make_healthy: SiteFactory) -> None:
+    """The page sends browsers to the app's own views, which must be there, and show a form."""
+    site = make_healthy()
+    assert examine(site).told == []
+    site.app.register_blueprint(site.sessions.blueprint, url_prefix="/sessions")
+    site.app.get("/form")(lambda: "a form")
+    manager = site.login_manager
+    told = examine(site).told
+    assert [level for level, *_ in told] == ["warning", "warning"]
+    assert "'login_manager.login_view' is not set" in str(told[0])
+    assert "'login_manager.refresh_view' is not set" in str(told[1])
+    manager.login_view = manager.refresh_view = "<lambda>"
+    assert examine(site).told == []
+    manager.refresh_view = "/somewhere/else"
+    assert examine(site).told == []
+    for view in ("login", "nothing"):
+        manager.refresh_view = view
+        the_only(site, "error", f"'login_manager.refresh_view' is '{view}', which is no view")
+    manager.needs_refresh_handler(lambda: "ask")
+    manager.login_view, manager.blueprint_login_views = None, {"session_registry": "/form"}
+    assert examine(site).told == []

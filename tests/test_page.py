@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from conftest import SiteFactory
 from flask import get_flashed_messages
-from flask_login import confirm_login, login_fresh
+from flask_login import UserMixin, confirm_login, login_fresh
 from flask_wtf import CSRFProtect
 from site_under_test import Browser, Site, days_ago
 
@@ -437,7 +437,7 @@ def test_told_after_the_commit(firefox: Browser, phone: Browser, page: Site) -> 
 # -- who may ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["", "revoke-others", "revoke-all", f"{uuid.uuid4()}/revoke"])
+@pytest.mark.parametrize("path", ["", "revoke-others", "revoke-all", f"{uuid.UUID(int=1)}/revoke"])
 def test_nobody(page: Site, path: str) -> None:
     """A visitor is sent to sign in; a script is told so."""
     nobody = page.browser()
@@ -505,6 +505,52 @@ def test_forms_without_protection(firefox: Browser, page: Site) -> None:
 
 
 @pytest.mark.parametrize("path", ["revoke-others", "revoke-all", "one"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+def test_only_a_post_ends_anything(
+    firefox: Browser, phone: Browser, path: str, method: str
+) -> None:
+    """Another site can make a browser send the others, without a token."""
+    if path == "one":
+        path = f"{id_of(phone)}/revoke"
+    before = see(firefox)["sessions"]
+    for headers in ({"Origin": "https://evil.example"}, {"X-HTTP-Method-Override": "POST"}, JSON):
+        firefox.open(method, f"{PREFIX}/{path}", headers=headers)
+    assert (firefox.is_signed_in, phone.is_signed_in) == (True, True)
+    assert see(firefox)["sessions"] == before
+
+
+@pytest.mark.parametrize("path", ["revoke-others", "revoke-all", "one"])
+def test_question_is_for_people(firefox: Browser, phone: Browser, path: str) -> None:
+    """A script that asks for it is told that there is only a POST."""
+    if path == "one":
+        path = f"{id_of(phone)}/revoke"
+    answer = firefox.get(f"{PREFIX}/{path}", headers=JSON)
+    assert (answer.status_code, answer.content_type) == (405, "application/problem+json")
+    assert answer.headers["Allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    ("accept", "type"),
+    [
+        ("", "text/html; charset=utf-8"),
+        ("*/*", "text/html; charset=utf-8"),
+        ("text/html,application/xhtml+xml,*/*;q=0.8", "text/html; charset=utf-8"),
+        ("text/html, application/json", "text/html; charset=utf-8"),
+        ("application/json;charset=utf-8", "application/json"),
+        ("application/json, text/plain, */*", "application/json"),
+        ("application/json, */*;q=0.1", "application/json"),
+        ("application/problem+json, application/json", "application/json"),
+        ("text/html;q=0.5, application/json;q=0.6", "application/json"),
+        ("nonsense;;q=x", "text/html; charset=utf-8"),
+    ],
+)
+def test_which_of_the_two(firefox: Browser, accept: str, type: str) -> None:
+    """JSON for those who would rather have it."""
+    answer = firefox.get(f"{PREFIX}/", headers={"Accept": accept})
+    assert (answer.status_code, answer.content_type) == (200, type)
+
+
+@pytest.mark.parametrize("path", ["revoke-others", "revoke-all", "one"])
 @pytest.mark.parametrize("age", [14 * 60, 15 * 60])
 def test_password_is_asked_for(
     firefox: Browser, phone: Browser, page: Site, path: str, age: int
@@ -520,12 +566,11 @@ def test_password_is_asked_for(
         return
     answer = end(firefox, path)
     assert (answer.status_code, answer.json["reason"]) == (401, "reauthentication_required")
-    for answer in (
-        firefox.post(f"{PREFIX}/{path}", csrf_token=token_of(firefox)),
-        firefox.get(f"{PREFIX}/{path}"),
-    ):
-        assert answer.status_code == 302
-        assert answer.location.startswith("/sign-in?next=")
+    answer = firefox.post(f"{PREFIX}/{path}", csrf_token=token_of(firefox))
+    assert answer.status_code == 302
+    assert answer.location.startswith("/sign-in?next=")
+    # Where the browser comes back to when the password was given.
+    assert firefox.get(f"{PREFIX}/{path}").status_code == 200
     assert (firefox.is_signed_in, phone.is_signed_in) == (True, True)
     assert firefox.get(f"{PREFIX}/").status_code == 200
     firefox.post("/confirm")
@@ -538,6 +583,8 @@ def test_stale_login_is_no_fresh_one(firefox: Browser, page: Site) -> None:
     assert firefox.get("/fresh").json == {"fresh": True}
     page.change(authenticated_at=days_ago(1))
     firefox.get(f"{PREFIX}/revoke-all")
+    assert firefox.get("/fresh").json == {"fresh": True}
+    firefox.post(f"{PREFIX}/revoke-all", csrf_token=token_of(firefox))
     assert firefox.get("/fresh").json == {"fresh": False}
     assert firefox.is_signed_in
 
@@ -569,6 +616,50 @@ def test_user_without_a_session(page: Site) -> None:
     assert browser.get(f"{PREFIX}/").location.startswith("/sign-in?next=")
     answer = browser.open("POST", f"{PREFIX}/revoke-all", headers=JSON)
     assert (answer.status_code, answer.json["reason"]) == (401, None)
+
+
+def test_ended_since_the_check(
+    firefox: Browser, phone: Browser, page: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that ends between the check and the view ends no other."""
+    token = token_of(firefox)
+    with page.context():
+        records = page.installation.records
+    get = records.get
+
+    def ended(id: uuid.UUID) -> t.Any:
+        row = get(id)
+        row.revoked_at = days_ago(0)
+        return row
+
+    monkeypatch.setattr(records, "get", ended)
+    answer = firefox.post(f"{PREFIX}/revoke-others", csrf_token=token)
+    assert answer.location.startswith("/sign-in?next=")
+    monkeypatch.undo()
+    assert phone.is_signed_in
+
+
+def test_user_loader_of_another_kind(make_site: SiteFactory) -> None:
+    """What the app's user loader returns need not be the mapped user."""
+    site = make_site()
+
+    class Wrapped(UserMixin):
+        def __init__(self, user: t.Any) -> None:
+            self.user = user
+
+        def get_id(self) -> str:
+            return str(self.user.id)
+
+    site.login_manager.user_loader(lambda key: Wrapped(site.load_user(key)))
+    with_page(site)
+    one, other = site.browser(FIREFOX), site.browser(IPHONE)
+    one.login()
+    other.login()
+    with site.context():
+        id = site.rows(user_agent=IPHONE)[0].id
+    assert end(one, f"{id}/revoke").json == {"ended": 1}
+    assert end(one, "revoke-others").json == {"ended": 0}
+    assert end(one, "revoke-all").json == {"ended": 1}
 
 
 # -- when something is down ------------------------------------------------------------------------

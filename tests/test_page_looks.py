@@ -61,19 +61,21 @@ def test_layout_of_the_app(make_site: SiteFactory) -> None:
     bridge, own = blocks("jinja")
     site = with_templates(
         make_site(SESSION_REGISTRY_BASE_TEMPLATE="bridge.html"),
-        layout="<html lang=en><title>{% block title %}{% endblock %} - App</title><main>"
-        "{% block main %}{% endblock %}</main>",
+        layout="<html lang={{ language }}><title>{% block title %}{% endblock %} - App</title>"
+        "<nav>{{ active }}{{ form }}</nav><main>{% block main %}{% endblock %}</main>",
         bridge=bridge,
         session_registry__sessions=own,
     )
+    # Names that its own template may use are left to it.
+    site.app.context_processor(lambda: dict.fromkeys(("language", "active", "form"), "home"))
     firefox = signed_in(site)
     text = page_of(firefox)
-    assert "<title>Where you&#39;re signed in - App</title><main>" in text
+    assert "<title>Where you&#39;re signed in - App</title><nav>homehome</nav><main>" in text
     assert "Ask us if one of these is not yours." in text
     assert "Sign out those" not in text
     assert "<h2><bdi>Firefox on Linux</bdi>" in text
     text = firefox.get(f"{PREFIX}/revoke-all").text
-    assert "- App</title><main>" in text
+    assert "- App</title><nav>homehome</nav><main>" in text
     assert "Sign out everywhere, on this device too?" in text
 
 
@@ -120,6 +122,13 @@ def test_words_of_the_app(make_site: SiteFactory) -> None:
         {"titel": "Devices"},
         {"title": ("Device", "Devices")},
         {"ended_others": "gone"},
+        {"ended_others": ("a", "b", "c")},
+        {"ended_others": ("one", "%(count)d")},
+        {"ended": "%(name)s"},
+        {"ended": "100% of %(device)s"},
+        {"title": None},
+        {"introduction": 5},
+        {"end": b"bytes"},
         "Devices",
         None,
     ],
@@ -143,6 +152,18 @@ def test_wrong_settings(make_site: SiteFactory, setting: str, value: t.Any) -> N
     """58: a wrong value stops the app."""
     with pytest.raises(ConfigurationError, match=f"SESSION_REGISTRY_{setting}"):
         make_site(**{f"SESSION_REGISTRY_{setting}": value})
+
+
+def test_translation_that_does_not_fit(make_site: SiteFactory, caplog: t.Any) -> None:
+    """A text that is only translated later, and has other names in it, gives way to ours."""
+    late = flask_babel.lazy_gettext("%(brower)s")
+    site = make_site(SESSION_REGISTRY_TEXTS={"device": late, "confirm_others": "100% of them?"})
+    flask_babel.Babel(site.app)
+    with_page(site)
+    firefox = signed_in(site)
+    assert see(firefox)["sessions"][0]["name"] == "Firefox on Linux"
+    assert "The text 'device' of the page" in caplog.text
+    assert "100% of them?" in firefox.get(f"{PREFIX}/revoke-others").text
 
 
 def test_language_of_the_reader(make_site: SiteFactory) -> None:
@@ -318,7 +339,7 @@ def database_of(folder: Path, kind: str) -> str:
     country = {"iso_code": "DE", "names": {"en": "Germany", "de": "Deutschland"}}
     city = {"names": {"en": "Berlin"}}
     found: dict[str, t.Any] = {"country": country}
-    if kind.endswith("City"):
+    if "Country" not in kind:
         found["city"] = city
     writer.insert_network(IPSet(["203.0.113.0/24"]), found)
     writer.insert_network(IPSet(["198.51.100.0/24"]), {"continent": {"code": "EU"}})
@@ -334,6 +355,8 @@ def database_of(folder: Path, kind: str) -> str:
         ("GeoLite2-City", "de", "Berlin, Deutschland"),
         ("GeoIP2-Country", "en", "Germany"),
         ("GeoIP2-Country", "fi", "Germany"),
+        ("DBIP-Country-Lite", "en", "Germany"),
+        ("GeoIP2-Enterprise", "en", "Berlin, Germany"),
     ],
 )
 def test_place(
@@ -353,14 +376,16 @@ def test_place(
     assert f"<bdi>{place}</bdi>" in page_of(firefox)
 
 
-@pytest.mark.parametrize("content", [None, b"no database"])
+@pytest.mark.parametrize("content", [None, b"no database", "GeoLite2-ASN"])
 def test_database_that_is_none(
-    make_site: SiteFactory, tmp_path: Path, content: bytes | None
+    make_site: SiteFactory, tmp_path: Path, content: bytes | str | None
 ) -> None:
-    """It stops the app."""
+    """It stops the app, and so does one of something else."""
     path = tmp_path / "places.mmdb"
-    if content is not None:
+    if isinstance(content, bytes):
         path.write_bytes(content)
+    elif content is not None:
+        path = Path(database_of(tmp_path, content))
     with pytest.raises(ConfigurationError, match="is no database of GeoIP2 that can be read"):
         make_site(SESSION_REGISTRY_GEOIP_DATABASE=str(path))
 
