@@ -84,6 +84,42 @@ def user_sessions(user_ids: Iterable[int]) -> list[dict[str, t.Any]]:
     ]
 
 
+def add_users(connection: sa.Connection, table: sa.Table, count: int) -> None:
+    """Add users 1 to ``count``, without anything passing through this process."""
+    number = sa.func.generate_series(1, count).table_valued("number").render_derived().c.number
+    text = sa.cast(number, sa.Text)
+    connection.execute(
+        table.insert().from_select(
+            ["id", "email", "name", "password_hash"],
+            sa.select(number, text, text, sa.literal("a hash")),
+        )
+    )
+
+
+def sessions_of(
+    table: sa.Table, count: int, *, each: int, prefix: str = "", **values: t.Any
+) -> sa.Insert:
+    """What adds so many rows, of as many users as have ``each`` of them, likewise.
+
+    :param prefix: of the keys of their entries.
+    """
+    digest = sa.func.encode(
+        sa.func.sha256(sa.cast(sa.cast(sa.func.gen_random_uuid(), sa.Text), sa.LargeBinary)), "hex"
+    )
+    series = sa.func.generate_series(0, count - 1).table_valued("number").render_derived()
+    row = user_sessions([0])[0] | {
+        "id": sa.func.gen_random_uuid(),
+        "user_id": 1 + series.c.number // each,
+        "store_id": sa.literal(prefix) + digest,
+        **values,
+    }
+    columns = [
+        value if isinstance(value, sa.ClauseElement) else sa.literal(value)
+        for value in row.values()
+    ]
+    return table.insert().from_select(list(row), sa.select(*columns).select_from(series))
+
+
 class _Later:
     """Stands for a client of Redis, and keeps the commands of a home to send them at once."""
 

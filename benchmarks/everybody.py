@@ -19,7 +19,7 @@ from flask_session_registry.bulk import Tally, revoke_many
 from flask_session_registry.filters import Filter
 from flask_session_registry.installation import get_installation
 
-from .common import Config, user_sessions
+from .common import Config, add_users, sessions_of
 
 #: How many sessions each user has.
 EACH = 5
@@ -38,7 +38,8 @@ def report(
     with app.app_context():
         db.create_all()
         table = registry.UserSession.__table__
-        _add_users(db.engine, user_model.__table__, count // EACH)
+        with db.engine.begin() as connection:
+            add_users(connection, user_model.__table__, count // EACH)
         click.echo(f"{count} sessions of {count // EACH} users")
         times: dict[str, list[float]] = {"floor": [], "with": []}
         for name in ("floor", "with", "with", "floor"):
@@ -90,38 +91,11 @@ def _memory() -> int:
     return pages * 4096 // 2**20
 
 
-def _add_users(engine: sa.Engine, table: sa.Table, count: int) -> None:
-    with engine.begin() as connection:
-        number = sa.func.generate_series(1, count).table_valued("number").render_derived().c.number
-        text = sa.cast(number, sa.Text)
-        connection.execute(
-            table.insert().from_select(
-                ["id", "email", "name", "password_hash"],
-                sa.select(number, text, text, sa.literal("a hash")),
-            )
-        )
-
-
 def _fill(engine: sa.Engine, table: sa.Table, client: t.Any, prefix: str, count: int) -> None:
     """The same rows and entries before each turn, in a table without a past."""
-    digest = sa.func.encode(
-        sa.func.sha256(sa.cast(sa.cast(sa.func.gen_random_uuid(), sa.Text), sa.LargeBinary)), "hex"
-    )
-    series = sa.func.generate_series(0, count - 1).table_valued("number").render_derived()
-    values = user_sessions([0])[0] | {
-        "id": sa.func.gen_random_uuid(),
-        "user_id": 1 + series.c.number // EACH,
-        "store_id": sa.literal(prefix) + digest,
-    }
-    columns = [
-        value if isinstance(value, sa.ClauseElement) else sa.literal(value)
-        for value in values.values()
-    ]
     with _autocommit(engine) as connection:
         connection.execute(sa.text(f"TRUNCATE {table}"))
-        connection.execute(
-            table.insert().from_select(list(values), sa.select(*columns).select_from(series))
-        )
+        connection.execute(sessions_of(table, count, each=EACH, prefix=prefix))
         connection.execute(sa.text(f"VACUUM ANALYZE {table}"))
     with engine.connect() as connection:
         rows = connection.execution_options(yield_per=KEYS).execute(sa.select(table.c.store_id))

@@ -1,0 +1,330 @@
+"""Does it cost more, the more sessions there are?
+
+The same table is made several times on PostgreSQL, with a thousand rows and with many more, and the
+verbs of the registry take turns on all of them, on sessions and users chosen at random. Beside what
+each costs stands how it was found (the query plans), and whether what is written when a session is
+seen stayed in its page (heap-only updates).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import random
+import statistics
+import time
+import typing as t
+import uuid
+from collections.abc import Callable, Iterator
+
+import click
+import sqlalchemy as sa
+from flask import Flask
+from flask_login import LoginManager
+from flask_session import Session
+from flask_sqlalchemy import SQLAlchemy
+
+from flask_session_registry import SessionRegistry, housekeeping
+from flask_session_registry.credentials import fingerprint
+from flask_session_registry.installation import get_installation
+from flask_session_registry.records import BATCH
+
+from .common import (
+    Config,
+    Ratio,
+    UnavailableError,
+    add_users,
+    define_user,
+    listening,
+    measure,
+    postgresql,
+    sessions_of,
+    user_sessions,
+)
+
+#: How many sessions each user has.
+EACH = 5
+#: How many sessions are known, from which one is chosen at random.
+SAMPLE = 5000
+SMALL = 1000
+
+
+@dataclasses.dataclass
+class Table:
+    """The registry on a table of so many rows."""
+
+    count: int
+    app: Flask
+    db: SQLAlchemy
+    sessions: SessionRegistry
+
+    def __post_init__(self) -> None:
+        self.chance = random.Random(self.count)
+        self.statements: list[tuple[str, t.Any]] = []
+        self.table: sa.Table = self.sessions.UserSession.__table__
+        self.users: sa.Table = self.db.metadata.tables["users"]
+        installation = get_installation()
+        self.installation, self.records = installation, installation.table
+        self.credential = fingerprint(("a hash",))
+        with self.db.engine.connect() as connection:
+            autocommit = connection.execution_options(isolation_level="AUTOCOMMIT")
+            # Whatever the server does in the background, it is not to do it in some of the turns.
+            autocommit.execute(sa.text(f"ALTER TABLE {self.table} SET (autovacuum_enabled = off)"))
+            add_users(autocommit, self.users, self.count // EACH)
+            autocommit.execute(
+                sessions_of(self.table, self.count, each=EACH, fingerprint=self.credential)
+            )
+            autocommit.execute(sa.text(f"VACUUM ANALYZE {self.table}, {self.users}"))
+            autocommit.execute(sa.text("CHECKPOINT"))
+            # By the keys of users chosen at random: a sample of pages would be one of neighbours.
+            user_ids = [self.user_id() for _ in range(SAMPLE)]
+            rows = sa.select(self.table.c.id).where(self.table.c.user_id.in_(user_ids))
+            self.ids = list(autocommit.scalars(rows))
+        self.chance.shuffle(self.ids)
+
+    def user_id(self) -> int:
+        return self.chance.randint(1, self.count // EACH)
+
+    def id(self) -> uuid.UUID:
+        return self.chance.choice(self.ids)
+
+    def user(self) -> t.Any:
+        return self.db.session.get(self.installation.credentials.user_model, self.user_id())
+
+    # -- what is measured: each takes the time of its own part, and leaves all as it was -------
+
+    def check(self, number: int = 50) -> float:
+        """What each request asks."""
+        ids = [self.id() for _ in range(number)]
+        begin = time.perf_counter_ns()
+        for id in ids:
+            if self.records.load(id) is None:
+                raise AssertionError("A session that is there was not found.")
+            self.db.session.rollback()
+        return (time.perf_counter_ns() - begin) / number
+
+    def list(self, number: int = 20) -> float:
+        """Where a user is signed in."""
+        users = [self.user() for _ in range(number)]
+        begin = time.perf_counter_ns()
+        for user in users:
+            if len(self.sessions.active(user)) != EACH:
+                raise AssertionError("Not all sessions of a user were found.")
+        return (time.perf_counter_ns() - begin) / number
+
+    def sign_in(self, number: int = 10) -> float:
+        """Writing down a login."""
+        expiry = self.installation.expiry(self.app)
+        row = user_sessions([0])[0]
+        del row["fingerprint"]
+        logins = [
+            row | {"id": uuid.uuid4(), "user_id": self.user_id(), "store_id": uuid.uuid4().hex * 2}
+            for _ in range(number)
+        ]
+        begin = time.perf_counter_ns()
+        for values in logins:
+            self.records.add(
+                values, fingerprints=[self.credential], replaces=None, limit=None, expiry=expiry
+            )
+        spent = time.perf_counter_ns() - begin
+        gone = self.table.c.id.in_([values["id"] for values in logins])
+        self._execute(self.table.delete().where(gone))
+        return spent / number
+
+    def touch(self, number: int = 20) -> float:
+        """Writing down when a session was last seen."""
+        now = self.installation.expiry(self.app).now
+        values = {"last_seen_at": now, "ip_address": "203.0.113.9", "user_agent": "Firefox"}
+        ids = [self.id() for _ in range(number)]
+        begin = time.perf_counter_ns()
+        for id in ids:
+            self.records.touch(id, dict(values))
+        return (time.perf_counter_ns() - begin) / number
+
+    def revoke(self, number: int = 5) -> float:
+        """Ending all sessions of a user, with what follows the commit."""
+        user_ids = [self.user_id() for _ in range(number)]
+        spent = 0
+        for user_id in user_ids:
+            user = self.db.session.get(self.installation.credentials.user_model, user_id)
+            begin = time.perf_counter_ns()
+            ended = self.sessions.revoke_all(user)
+            self.db.session.commit()
+            spent += time.perf_counter_ns() - begin
+            if ended != EACH:
+                raise AssertionError(f"{ended} sessions of a user ended, not {EACH}.")
+            self._revive(self.table.c.user_id == user_id)
+        return spent / number
+
+    def prune(self, _: int = 1) -> float:
+        """What a process prunes by itself: it looks at a thousand rows, and a hundred are due."""
+        self.db.session.commit()
+        start = self.records._looked_at
+        rows = sa.select(self.table.c.id).where(self.records.next_part(BATCH)).limit(BATCH)
+        with self.db.engine.connect() as connection:
+            ids = list(connection.scalars(rows))[: BATCH // 10]
+        self._execute(
+            self.table.update()
+            .where(self.table.c.id.in_(ids))
+            .values(last_seen_at=sa.text("now() - interval '90 days'"))
+        )
+        # The same part once more.
+        self.records._looked_at = start
+        begin = time.perf_counter_ns()
+        done = housekeeping.prune(self.installation, self.app, limit=BATCH, looks_at=BATCH)
+        spent = time.perf_counter_ns() - begin
+        if done.ended != len(ids):
+            raise AssertionError(f"{done} is not what had expired.")
+        self._revive(self.table.c.id.in_(ids))
+        return spent
+
+    # -- pieces --------------------------------------------------------------------------------
+
+    def _revive(self, which: sa.ColumnElement[bool]) -> None:
+        values = dict.fromkeys(("revoked_at", "revoked_reason", "revocation", "purged_at"))
+        self._execute(
+            self.table.update().where(which).values(values | {"last_seen_at": sa.func.now()})
+        )
+
+    def _execute(self, statement: sa.Executable) -> None:
+        with self.db.engine.begin() as connection:
+            connection.execute(statement)
+
+    def heap_only(self) -> float:
+        """Which part of the updates of 'last_seen_at' stayed in its page."""
+
+        def counted() -> tuple[int, int]:
+            # What this connection has done is told when it has been idle, or is closed.
+            self.db.session.remove()
+            self.db.engine.dispose()
+            with self.db.engine.connect() as connection:
+                row = connection.execute(
+                    sa.text(
+                        "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables"
+                        " WHERE schemaname = current_schema() AND relname = 'user_sessions'"
+                    )
+                ).one()
+                return row[0], row[1]
+
+        before = counted()
+        self.touch(2000)
+        time.sleep(1.5)
+        after = counted()
+        return (after[1] - before[1]) / (after[0] - before[0])
+
+    def plans(self, verb: Callable[[int], float]) -> list[str]:
+        """How the statements of a verb find their rows: the scans, and through which index."""
+        asked: dict[str, t.Any] = {}
+
+        def note(_: t.Any, __: t.Any, statement: str, parameters: t.Any, *___: t.Any) -> None:
+            if (
+                statement.startswith(("SELECT", "UPDATE", "DELETE"))
+                and "user_sessions" in statement
+            ):
+                asked.setdefault(statement, parameters)
+
+        with listening(self.db.engine, before_cursor_execute=note):
+            verb(1)
+        self.db.session.commit()
+        found: list[str] = []
+        with self.db.engine.connect() as connection:
+            cursor = connection.connection.cursor()
+            for statement, parameters in asked.items():
+                cursor.execute(f"EXPLAIN {statement}", parameters)
+                lines = [line.split("(cost")[0].strip(" ->") for (line,) in cursor.fetchall()]
+                scans = [line for line in lines if " Scan" in line]
+                found.append(f"{statement.split()[0]}: {'; '.join(scans)}")
+        return sorted(set(found))
+
+
+VERBS: dict[str, str] = {
+    "check": "the check on each request",
+    "list": "where a user is signed in",
+    "sign_in": "a login",
+    "touch": "last seen",
+    "revoke": "revoke_all of 5 sessions",
+    "prune": "a prune by itself",
+}
+
+
+@contextlib.contextmanager
+def tables(counts: t.Sequence[int]) -> Iterator[list[Table]]:
+    with contextlib.ExitStack() as stack:
+        made: list[Table] = []
+        for count in counts:
+            config = stack.enter_context(postgresql())
+            app, db, sessions = build(config)
+            stack.enter_context(app.app_context())
+            db.create_all()
+            begin = time.perf_counter()
+            made.append(Table(count, app, db, sessions))
+            click.echo(f"{count:>12,} rows made in {time.perf_counter() - begin:.0f} s", err=True)
+            stack.callback(db.engine.dispose)
+            stack.callback(db.session.remove)
+        yield made
+
+
+def build(config: Config) -> tuple[Flask, SQLAlchemy, SessionRegistry]:
+    app = Flask(__name__)
+    # What is measured is work, not how long a disk takes to say that it has written.
+    options = config["SQLALCHEMY_ENGINE_OPTIONS"]["connect_args"]["options"]
+    config["SQLALCHEMY_ENGINE_OPTIONS"] = {
+        "connect_args": {"options": f"{options} -csynchronous_commit=off"}
+    }
+    app.config.update(SECRET_KEY="benchmark", SESSION_REGISTRY_AUTO_PRUNE=None, **config)
+    db = SQLAlchemy()
+    define_user(db)
+    db.init_app(app)
+    LoginManager(app)
+    Session(app)
+    return app, db, SessionRegistry(app)
+
+
+def report(counts: t.Sequence[int], rounds: int) -> dict[str, list[Ratio]]:
+    """Measure, and print: each verb on each table, as a multiple of what it costs on the first."""
+    found: dict[str, list[Ratio]] = {}
+    with tables(counts) as made:
+        for name, title in VERBS.items():
+            times = measure(made, rounds, lambda table, name=name: _within(table, name))
+            click.echo(f"\n{title:28}{'µs':>10}   medians  paired      95 %")
+            found[title] = []
+            for table, of_table in zip(made, times, strict=True):
+                line = f"{table.count:>16,} rows{statistics.median(of_table) / 1000:17.1f}"
+                if table is not made[0]:
+                    ratio = Ratio.of(of_table, times[0])
+                    found[title].append(ratio)
+                    line += str(ratio)
+                click.echo(line)
+            for plan in made[-1].plans(getattr(made[-1], name)):
+                click.echo(f"    {plan}")
+        click.echo()
+        for table in made:
+            with table.app.app_context():
+                click.echo(f"{table.count:>16,} rows: {table.heap_only():.1%} heap-only updates")
+    return found
+
+
+def _within(table: Table, name: str) -> float:
+    with table.app.app_context():
+        return t.cast(float, getattr(table, name)())
+
+
+@click.command(help=__doc__)
+@click.option("--rounds", default=30, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--rows",
+    multiple=True,
+    default=[1_000_000],
+    show_default=True,
+    type=click.IntRange(min=SMALL),
+    help="Of a table, beside that of a thousand; several may be given.",
+)
+def main(rounds: int, rows: tuple[int, ...]) -> None:
+    try:
+        report([SMALL, *rows], rounds)
+    except UnavailableError as error:
+        click.echo(f"Left out. {error}")
+
+
+if __name__ == "__main__":
+    main()
