@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import typing as t
-import uuid
 from collections.abc import Callable
 
-import sqlalchemy as sa
 from flask import abort, current_app, flash, has_app_context
 from flask_login import current_user
 
@@ -15,7 +13,8 @@ from . import clock
 from .errors import ConfigurationError
 from .extension import SessionRegistry
 from .installation import get_installation
-from .records import LEFT_BEHIND
+from .models import is_session
+from .records import as_id
 
 try:
     from flask_admin.actions import action
@@ -129,20 +128,14 @@ class UserSessionView(ModelView):  # type: ignore[misc]
         return current_app.login_manager.unauthorized()  # type: ignore[attr-defined]
 
     def get_query(self) -> t.Any:
-        return super().get_query().filter(self._is_session())
+        return super().get_query().filter(is_session(self.model))
 
     def get_count_query(self) -> t.Any:
-        return super().get_count_query().filter(self._is_session())
+        return super().get_count_query().filter(is_session(self.model))
 
     def get_one(self, id: t.Any) -> t.Any:
         """The user session; ``None`` if there is none, or the id is no UUID."""
-        return self.get_query().filter(self.model.id == _uuid_of(id)).one_or_none()
-
-    def _is_session(self) -> sa.ColumnElement[bool]:
-        """Whether a row is, or was, somebody's session; a user who is deleted leaves it."""
-        owner, reason = self.model.user_id, self.model.revoked_reason
-        is_bar = sa.and_(owner.is_(None), reason.is_not_distinct_from("barred"))
-        return sa.and_(reason.is_distinct_from(LEFT_BEHIND), sa.not_(is_bar))
+        return self.get_query().filter(self.model.id == as_id(id)).one_or_none()
 
     def scaffold_filters(self, name: t.Any) -> t.Any:
         if name == "user_id":
@@ -157,19 +150,12 @@ class UserSessionView(ModelView):  # type: ignore[misc]
 
         Those that are unknown, or have ended, don't count.
         """
-        chosen = self.model.id.in_([_uuid_of(id) for id in ids])
+        chosen = self.model.id.in_([as_id(id) for id in ids])
         # Each locks its user's row. In any order, two of these could deadlock.
         query = self.get_query().filter(chosen).order_by(self.model.user_id)
         count = sum(self._sessions.revoke(row) for row in query.all())
         query.session.commit()
         flash(f"{count} session{'' if count == 1 else 's'} ended.", "success")
-
-
-def _uuid_of(id: t.Any) -> uuid.UUID | None:
-    try:
-        return uuid.UUID(id)
-    except (AttributeError, TypeError, ValueError):
-        return None
 
 
 def _find_model() -> type[t.Any]:

@@ -325,7 +325,7 @@ class Elsewhere:
         """The sessions of a user that have ended last, the last one first."""
         batches = self._of_users([user_id], ended=True)
         found = (one for batch in batches for one in batch)
-        return heapq.nlargest(limit, found, key=lambda one: (one.revoked_at, one.id))
+        return heapq.nsmallest(limit, found, key=_last_ended_first)
 
     def was_seen(self, user_id: t.Any, *, ip_address: str | None, user_agent: str | None) -> bool:
         """Whether a session of this user is kept that was seen at this address, with this agent.
@@ -813,6 +813,10 @@ def _is_unpurged(session: UserSession) -> bool:
         and session.revoked_reason != LEFT_BEHIND
         and bool(_stored(session).keys)
     )
+
+
+def _last_ended_first(session: UserSession) -> tuple[float, str]:
+    return -t.cast(dt.datetime, session.revoked_at).timestamp(), session.id.hex
 
 
 def _last_seen_first(session: UserSession | LastShown) -> tuple[float, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import typing as t
-import uuid
 from collections.abc import Callable
 
 import sqlalchemy as sa
@@ -21,6 +20,7 @@ from .home import UserSession
 from .housekeeping import PruneResult
 from .installation import Installation, get_installation, install, unwrap
 from .models import UserSessionMixin
+from .records import as_id
 
 _View = t.TypeVar("_View", bound=Callable[..., t.Any])
 
@@ -218,12 +218,9 @@ class SessionRegistry:
         installation = get_installation()
         revocation.check_reason(reason)
         owner = None if user is None else installation.user_id_of(user)
-        id = getattr(user_session_or_id, "id", user_session_or_id)
-        if not isinstance(id, uuid.UUID):
-            try:
-                id = uuid.UUID(id)
-            except (AttributeError, TypeError, ValueError):
-                return False
+        id = as_id(getattr(user_session_or_id, "id", user_session_or_id))
+        if id is None:
+            return False
         session = _session_of(user_session_or_id) or installation.db_session()
         return revocation.revoke_one(
             installation, unwrap(current_app), id, user_id=owner, reason=reason, session=session

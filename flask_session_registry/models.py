@@ -13,6 +13,7 @@ from sqlalchemy.dialects import mysql, postgresql
 
 from . import clock
 from .errors import ConfigurationError
+from .records import LEFT_BEHIND
 
 #: Where a 'db' keeps the table that was defined on it: a class on one base can be defined only
 #: once, however many apps are made.
@@ -80,6 +81,13 @@ class UserSessionMixin:
 
     if t.TYPE_CHECKING:
         user_id: t.Any
+
+
+def is_session(model: type[t.Any]) -> sa.ColumnElement[bool]:
+    """Whether a row is, or was, somebody's session; a user who is deleted leaves it without one."""
+    owner, reason = model.user_id, model.revoked_reason
+    is_bar = sa.and_(owner.is_(None), reason.is_not_distinct_from("barred"))
+    return sa.and_(reason.is_distinct_from(LEFT_BEHIND), sa.not_(is_bar))
 
 
 def _make_times_aware(row: UserSessionMixin, *_: object) -> None:

@@ -115,3 +115,13 @@ class Ending(t.Protocol):
 def credential(now: str | None, known: Sequence[str | None]) -> str | None:
     """The fingerprint of a new record: the current one, if that is among those that are known."""
     return now if now in known else known[0]
+
+
+def as_id(value: object) -> uuid.UUID | None:
+    """The id of a user session that is a UUID already, or text; ``None``: it is no such id."""
+    if isinstance(value, uuid.UUID):
+        return value
+    try:
+        return uuid.UUID(t.cast(str, value))
+    except (AttributeError, TypeError, ValueError):
+        return None

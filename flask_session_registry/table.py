@@ -21,6 +21,7 @@ from . import clock, records
 from .credentials import Credentials, fingerprint
 from .expiry import Expiry
 from .filters import Filter
+from .models import is_session
 from .records import (
     LEFT_BEHIND,
     Ending,
@@ -294,8 +295,7 @@ class Table:
     def kept(self, session: sa_orm.Session, user_id: t.Any) -> list[t.Any]:
         """All rows of a user, ended ones too, most recently seen first."""
         model = self.model
-        is_left = model.revoked_reason.is_not_distinct_from(LEFT_BEHIND)
-        statement = sa.select(model).where(model.user_id == user_id, sa.not_(is_left))
+        statement = sa.select(model).where(model.user_id == user_id, is_session(model))
         return list(session.scalars(statement.order_by(model.last_seen_at.desc(), model.id)))
 
     def beside(
@@ -324,7 +324,8 @@ class Table:
     def ended(self, user_id: t.Any, *, limit: int) -> list[t.Any]:
         """The sessions of a user that have ended last, the last one first."""
         model = self.model
-        statement = sa.select(model).where(model.user_id == user_id, model.revoked_at.is_not(None))
+        has_ended = model.revoked_at.is_not(None)
+        statement = sa.select(model).where(model.user_id == user_id, has_ended, is_session(model))
         statement = statement.order_by(model.revoked_at.desc(), model.id).limit(limit)
         return list(self.db.session.scalars(statement))
 

@@ -33,7 +33,7 @@ class Device(t.NamedTuple):
     @property
     def name(self) -> str | None:
         """In English, ``"Firefox on Linux"``; ``None``: nothing is known."""
-        if self.browser and self.system:
+        if self.browser and self.system and self.browser != self.system:
             return f"{self.browser} on {self.system}"
         return self.browser or self.system
 
@@ -54,8 +54,7 @@ def device_of(user_agent: str | None) -> Device:
         return Device(browser, system, "desktop")
     if browser is None and system is None and (product := _PRODUCT.match(user_agent)):
         browser = product[1]
-    is_program = browser is not None and (system is None or family == "Spider")
-    return Device(browser, system, "program" if is_program else "unknown")
+    return Device(browser, system, "program" if browser and system is None else "unknown")
 
 
 def _name(family: str) -> str | None:

@@ -35,13 +35,12 @@ from werkzeug.exceptions import (
 from wtforms import ValidationError
 
 from . import clock, gate
+from .facts import facts_of
 from .installation import Installation, get_installation, unwrap
 from .log import log
-from .records import UNAVAILABLE, LastShown
-from .shown import as_json
+from .records import UNAVAILABLE, LastShown, as_id
 from .state import Current
 from .texts import day, exactly, language
-from .user_agents import device_of
 
 #: How many sessions are shown at a time, and how many that have ended.
 PAGE = 25
@@ -95,7 +94,7 @@ def _of_the_signed_in(view: _View) -> _View:
                 installation.users.release()
                 raise ServiceUnavailable from None
         except HTTPException as error:
-            if error.response is not None or not _wants_json():
+            if not _wants_json():
                 raise
             return _problem(error)
 
@@ -117,8 +116,7 @@ def _of_the_recently_authenticated(view: _View) -> _View:
             return view(installation, current, **arguments)
         _check_token()
         age = installation.settings.reauth_age
-        given = clock.as_utc(current.authenticated_at)
-        if not login_fresh() or (age is not None and given <= clock.ago(age)):
+        if not login_fresh() or (age is not None and current.authenticated_at <= clock.ago(age)):
             # Or the view that asks for the password would find the session fresh, and send it back.
             session["_fresh"] = False
             if _wants_json():
@@ -165,7 +163,7 @@ def _keep_out_of_caches(response: Response) -> Response:
     if request.endpoint != f"{request.blueprint}.static":
         response.headers["Cache-Control"] = "no-store"
         response.vary.add("Accept")
-        response.headers.setdefault("X-Frame-Options", "DENY")
+        response.headers["X-Frame-Options"] = "DENY"
     return response
 
 
@@ -222,57 +220,6 @@ def _page(name: str, **values: t.Any) -> str:
 # -- seeing them -------------------------------------------------------------------------------
 
 
-class Shown(t.NamedTuple):
-    """What a user may see of a session of theirs."""
-
-    id: uuid.UUID
-    is_current: bool
-    name: str
-    #: As of :class:`~flask_session_registry.user_agents.Device`.
-    kind: str
-    user_agent: str | None
-    ip_address: str | None
-    place: str | None
-    created_at: dt.datetime
-    last_seen_at: dt.datetime
-    remember_until: dt.datetime | None
-    ended_at: dt.datetime | None
-    reason: str | None
-
-    @property
-    def json(self) -> dict[str, t.Any]:
-        found = {name: as_json(value) for name, value in self._asdict().items()}
-        return found | {"id": str(self.id)}
-
-
-def _shown(installation: Installation, row: t.Any, *, current: t.Any = None) -> Shown:
-    device, place = device_of(row.user_agent), None
-    if installation.places is not None:
-        place = installation.places.name(row.ip_address, language())
-    until = row.remember_until
-    return Shown(
-        id=row.id,
-        is_current=current is not None and row.id == current.id,
-        name=_name_of(row),
-        kind=device.kind,
-        user_agent=row.user_agent,
-        ip_address=row.ip_address,
-        place=place,
-        created_at=row.created_at,
-        last_seen_at=row.last_seen_at,
-        remember_until=until if until is not None and until > clock.now() else None,
-        ended_at=row.revoked_at,
-        reason=row.revoked_reason,
-    )
-
-
-def _name_of(row: t.Any) -> str:
-    device = device_of(row.user_agent)
-    if device.browser and device.system:
-        return _text("device", browser=device.browser, system=device.system)
-    return device.browser or device.system or _text("unknown_device")
-
-
 @blueprint.get("/")
 @_of_the_signed_in
 def index(installation: Installation, current: t.Any) -> ResponseReturnValue:
@@ -285,12 +232,14 @@ def index(installation: Installation, current: t.Any) -> ResponseReturnValue:
         older = url_for(".index", after=_cursor_of(rows[-1]))
     if after is None:
         rows = [current, *rows]
-    active = [_shown(installation, row, current=current) for row in rows]
-    ended = [_shown(installation, row) for row in records.ended(current.user_id, limit=RECENT)]
+    over = records.ended(current.user_id, limit=RECENT)
+    active, ended = (
+        [facts_of(installation, row, current=current) for row in each] for each in (rows, over)
+    )
     if _wants_json():
         return {
-            "sessions": [shown.json for shown in active],
-            "recently_ended": [shown.json for shown in ended],
+            "sessions": [one.json for one in active],
+            "recently_ended": [one.json for one in ended],
             "next": older,
             "csrf_token": generate_csrf(),
         }
@@ -320,15 +269,15 @@ def _read_cursor(text: str | None) -> LastShown | None:
 def revoke(installation: Installation, current: t.Any, id: str) -> ResponseReturnValue:
     """End one; somebody else's is as unknown as one that never was."""
     row = _one_of(installation, current, id)
-    if request.method != "POST" and row is not None:
-        return _page("confirm", question=_text("confirm_end", device=_name_of(row)))
-    if row is None or not _registry().revoke(row.id, user=_user(installation)):
+    facts = None if row is None else facts_of(installation, row, current=current)
+    if request.method != "POST" and facts is not None:
+        return _page("confirm", question=_text("confirm_end", device=facts.name), device=facts)
+    if row is None or facts is None or not _registry().revoke(row.id, user=_user(installation)):
         if _wants_json():
             raise NotFound("There is no such session of yours that is signed in.")
         return _go_back(_text("not_there"))
-    name = _name_of(row)
     installation.db_session.commit()
-    return _tell(1, _text("ended", device=name))
+    return _tell(1, _text("ended", device=facts.name))
 
 
 @blueprint.route("/revoke-others", methods=["GET", "POST"])
@@ -364,10 +313,8 @@ def _user(installation: Installation) -> t.Any:
 
 def _one_of(installation: Installation, current: t.Any, id: str) -> t.Any:
     """The session of this user with this id; ``None``: there is none that has not ended."""
-    try:
-        row = installation.records.get(uuid.UUID(id))
-    except ValueError:
-        return None
+    known = as_id(id)
+    row = None if known is None else installation.records.get(known)
     if row is None or row.user_id != current.user_id or row.revoked_at is not None:
         return None
     return row

@@ -105,7 +105,68 @@ def test_page_shows_all_devices(firefox: Browser, phone: Browser) -> None:
     names = re.findall(r"<h2><bdi>(.*?)</bdi>(?: <strong>(.*?)</strong>)?</h2>", text)
     assert names == [("Firefox on Linux", "This device"), ("Safari on iPhone", "")]
     assert text.count("127.0.0.1") == 2
-    assert text.count("just now") == 4
+    assert text.count("<time ") == 4
+    assert f'title="{IPHONE}"' in text
+    # That of the other device, all others, all.
+    assert text.count("<form ") == 3
+
+
+def test_page_of_the_only_device(firefox: Browser) -> None:
+    """There is nothing to end but everything."""
+    text = firefox.get(f"{PREFIX}/").text
+    assert re.findall("<button>(.*?)</button>", text) == ["Sign out everywhere, here too"]
+    assert "Recently signed out" not in text
+
+
+@pytest.mark.parametrize("attribute", ["password_hash", None])
+def test_of_nobody_else(make_site: SiteFactory, attribute: str | None) -> None:
+    """Another user's sessions are not shown, active or ended, whatever they have in common."""
+    site = with_page(make_site(SESSION_REGISTRY_PASSWORD_ATTRIBUTE=attribute))
+    ann, bob, gone = site.browser(FIREFOX), site.browser(IPHONE), site.browser(IPHONE)
+    ann.login()
+    bob.login("bob")
+    gone.login("bob")
+    gone.post("/logout")
+    site.change(fingerprint=site.rows(user_agent=FIREFOX)[0].fingerprint)
+    found = see(ann)
+    assert [one["user_agent"] for one in found["sessions"]] == [FIREFOX]
+    assert found["recently_ended"] == []
+
+
+@pytest.mark.table
+def test_rows_that_are_no_sessions(make_site: SiteFactory) -> None:
+    """What a rotation has left behind is none, whoever owns the row."""
+    site = with_page(make_site())
+    site.app.post("/rotate")(lambda: site.sessions.rotate() or "rotated")
+    firefox = site.browser(FIREFOX)
+    firefox.login()
+    for _ in range(3):
+        firefox.post("/rotate")
+    with site.context():
+        site.db.session.execute(sa.update(site.sessions.UserSession).values(user_id=1))
+        site.db.session.commit()
+        assert site.db.session.query(site.sessions.UserSession).count() > 1
+    assert see(firefox)["recently_ended"] == []
+
+
+def test_ended_at_once(firefox: Browser, page: Site) -> None:
+    """What one revocation has ended is told in one order."""
+    others = [page.browser(f"Other{number}") for number in range(4)]
+    for browser in others:
+        browser.login()
+    end(firefox, "revoke-others")
+    page.change(ended=True, revoked_at=days_ago(1))
+    ids = [one["id"] for one in see(firefox)["recently_ended"]]
+    assert ids == sorted(ids)
+    assert len(ids) == 4
+
+
+def test_confirmation_says_which_device(firefox: Browser, phone: Browser) -> None:
+    """Of several with one name, and of this one, too."""
+    text = firefox.get(f"{PREFIX}/{id_of(phone)}/revoke").text
+    assert "127.0.0.1" in text
+    assert "This device" not in text
+    assert "This device" in firefox.get(f"{PREFIX}/{id_of(firefox)}/revoke").text
 
 
 def test_list_in_json(firefox: Browser, phone: Browser, page: Site) -> None:
@@ -279,6 +340,7 @@ def test_page_by_page(database_site: Site) -> None:
     assert ("More devices" in second, "Back to the first devices" in second) == (True, True)
     assert "This device" not in second
     assert "Sign out all other devices" in second
+    assert 'rel="next">More devices' in second
 
 
 def test_page_of_10_000_sessions(firefox: Browser, page: Site) -> None:
@@ -498,6 +560,20 @@ def test_app_with_a_protection_of_its_own(make_site: SiteFactory) -> None:
     assert submit(browser, "revoke-all")[-1] == "You are signed out everywhere."
 
 
+def test_names_of_the_app(make_site: SiteFactory) -> None:
+    """The token is called, and sent, as the app has it."""
+    site = with_page(make_site(WTF_CSRF_FIELD_NAME="secret", WTF_CSRF_HEADERS=["X-Secret"]))
+    browser = site.browser(FIREFOX)
+    browser.login()
+    text = browser.get(f"{PREFIX}/").text
+    found = re.search(r'name="secret" value="(.+?)"', text)
+    assert found is not None
+    path = f"{PREFIX}/revoke-others"
+    for headers, status in (({"X-Secret": found[1]}, 200), ({"X-CSRFToken": found[1]}, 400)):
+        assert browser.open("POST", path, headers=JSON | headers).status_code == status
+    assert browser.post(path, secret=found[1]).status_code == 303
+
+
 def test_forms_without_protection(firefox: Browser, page: Site) -> None:
     """An app that turns Flask-WTF's protection off, in its tests say, needs no token here."""
     page.app.config["WTF_CSRF_ENABLED"] = False
@@ -551,15 +627,21 @@ def test_which_of_the_two(firefox: Browser, accept: str, type: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["revoke-others", "revoke-all", "one"])
-@pytest.mark.parametrize("age", [14 * 60, 15 * 60])
+@pytest.mark.parametrize("age", [15 * 60 - 1, 15 * 60])
 def test_password_is_asked_for(
-    firefox: Browser, phone: Browser, page: Site, path: str, age: int
+    firefox: Browser,
+    phone: Browser,
+    page: Site,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    age: int,
 ) -> None:
     """ASVS 7.5.2: a session whose password was given too long ago ends none."""
     if path == "one":
         path = f"{id_of(phone)}/revoke"
-    given = dt.datetime.now(dt.timezone.utc) - dt.timedelta(seconds=age)
-    page.change({"user_agent": FIREFOX}, authenticated_at=given)
+    now = dt.datetime.now(dt.timezone.utc).replace(microsecond=0)
+    monkeypatch.setattr(clock, "now", lambda: now)
+    page.change({"user_agent": FIREFOX}, authenticated_at=now - dt.timedelta(seconds=age))
     if age < 15 * 60:
         assert firefox.get(f"{PREFIX}/{path}").status_code == 200
         assert end(firefox, path).status_code == 200
@@ -666,9 +748,13 @@ def test_user_loader_of_another_kind(make_site: SiteFactory) -> None:
 
 
 def test_sessions_can_not_be_read(
-    firefox: Browser, phone: Browser, page: Site, monkeypatch: pytest.MonkeyPatch
+    firefox: Browser,
+    phone: Browser,
+    page: Site,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """503, in JSON too, and the browser stays signed in."""
+    """503, in JSON too; it is logged, and the browser stays signed in."""
 
     def fail(*_: t.Any, **__: t.Any) -> t.Any:
         raise sa.exc.OperationalError("SELECT", {}, Exception("down"))
@@ -681,4 +767,5 @@ def test_sessions_can_not_be_read(
             answer = firefox.get(f"{PREFIX}/", headers=JSON)
             assert (answer.status_code, answer.content_type) == (503, "application/problem+json")
             assert firefox.get(f"{PREFIX}/").status_code == 503
+    assert "The page of a user's sessions could not be answered." in caplog.text
     assert firefox.is_signed_in

@@ -16,6 +16,7 @@ from axe_playwright_python.sync_playwright import Axe
 from browsers import FIREFOX, IPHONE, PAGE, PASSWORD, SAFARI, Device, chromium, example, serving
 from flask import Flask
 from playwright.sync_api import Browser
+from test_readme import blocks
 
 NEW = "staple battery horse"
 HOSTILE = [
@@ -158,10 +159,23 @@ def test_password_is_asked_for(app: Flask, open_device: OpenDevice) -> None:
     desktop.page.get_by_label("Password").fill(PASSWORD)
     desktop.press("Sign in")
     desktop.page.get_by_text("Sign out Safari on iPhone?").wait_for()
+    assert "127.0.0.1" in desktop.page.inner_text(".user-sessions")
     phone.page.reload()
     assert "/signin" not in phone.page.url
     desktop.press("Sign out")
     assert desktop.said == ["Safari on iPhone is signed out."]
+    phone.page.reload()
+    assert "/signin" in phone.page.url
+
+
+def test_script_of_the_readme(open_device: OpenDevice) -> None:
+    """The one that ends the others works, from a page of the app."""
+    desktop, phone = open_device(), open_device(IPHONE)
+    desktop.sign_in()
+    phone.sign_in()
+    (script,) = blocks("js")
+    desktop.page.evaluate(f"async () => {{ {script} }}")
+    assert desktop.names == ["Firefox on Linux"]
     phone.page.reload()
     assert "/signin" in phone.page.url
 
@@ -239,7 +253,8 @@ def test_accessible(app: Flask, open_device: OpenDevice, width: int, scheme: str
     pretend(app, user_agent=IPHONE, remember_until=now + dt.timedelta(days=9))
     device.page.goto(PAGE)
     backgrounds = []
-    for path in (PAGE, f"{PAGE}revoke-all", None):
+    id = next(iter(re.findall("([0-9a-f-]{36})/revoke", device.page.content())))
+    for path in (PAGE, f"{PAGE}revoke-all", f"{PAGE}{id}/revoke", None):
         if path is None:
             device.page.goto(PAGE)
             device.page.get_by_role("link", name="More devices").click()

@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mmdb_writer import MMDBWriter
 from netaddr import IPSet
-from site_under_test import Browser, Site, days_ago
+from site_under_test import Browser, Site
 from test_page import FIREFOX, IPHONE, PREFIX, end, id_of, see, submit, with_page
 from test_readme import blocks
 
 import flask_session_registry
-from flask_session_registry import ConfigurationError, texts
+from flask_session_registry import ConfigurationError, clock, texts
 from flask_session_registry.user_agents import device_of
 
 MAC = "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko)"
@@ -189,6 +189,14 @@ def test_language_of_the_reader(make_site: SiteFactory) -> None:
     assert not phone.is_signed_in
 
 
+def test_language_of_a_country(make_site: SiteFactory) -> None:
+    """As BCP 47 has it, so that a browser knows it."""
+    site = make_site()
+    flask_babel.Babel(site.app, locale_selector=lambda: "de_AT")
+    with_page(site)
+    assert '<html lang="de-AT"' in page_of(signed_in(site))
+
+
 def test_language_that_there_is_not(make_site: SiteFactory) -> None:
     """English then."""
     site = make_site()
@@ -220,30 +228,43 @@ def test_every_text_is_translated() -> None:
             assert set(re.findall(r"%\(\w+\)\w", one)) == set(re.findall(r"%\(\w+\)\w", other))
 
 
+NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.timezone.utc)
+
+
 @pytest.mark.parametrize(
     ("age", "told"),
     [
-        (dt.timedelta(seconds=-5), "just now"),
-        (dt.timedelta(seconds=59), "just now"),
-        (dt.timedelta(seconds=61), "1 minute ago"),
-        (dt.timedelta(minutes=59.5), "59 minutes ago"),
-        (dt.timedelta(hours=1.1), "1 hour ago"),
-        (dt.timedelta(hours=23.9), "23 hours ago"),
-        (dt.timedelta(days=1.1), "1 day ago"),
-        (dt.timedelta(days=59.9), "59 days ago"),
+        ({"seconds": -5}, "just now"),
+        ({"seconds": 59}, "just now"),
+        ({"seconds": 60}, "1 minute ago"),
+        ({"minutes": 2}, "2 minutes ago"),
+        ({"minutes": 59, "seconds": 59}, "59 minutes ago"),
+        ({"hours": 1}, "1 hour ago"),
+        ({"hours": 23, "minutes": 59}, "23 hours ago"),
+        ({"days": 1}, "1 day ago"),
+        ({"days": 59, "hours": 23}, "59 days ago"),
+        ({"days": 60}, "2025-12-31"),
     ],
 )
-def test_how_long_ago(site: Site, age: dt.timedelta, told: str) -> None:
-    """As people say it."""
+def test_how_long_ago(
+    site: Site, monkeypatch: pytest.MonkeyPatch, age: dict[str, int], told: str
+) -> None:
+    """As people say it; from two months on, the day."""
+    monkeypatch.setattr(clock, "now", lambda: NOW)
     with site.context():
-        assert site.installation.texts.ago(dt.datetime.now(dt.timezone.utc) - age) == told
+        assert site.installation.texts.ago(NOW - dt.timedelta(**age)) == told
 
 
-def test_long_ago(site: Site) -> None:
-    """From two months on, the day."""
-    moment = days_ago(61)
-    with site.context():
-        assert site.installation.texts.ago(moment) == moment.date().isoformat()
+def test_remembered_to_the_second(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ends now has ended."""
+    with_page(site)
+    firefox = signed_in(site)
+    now = dt.datetime.now(dt.timezone.utc).replace(microsecond=0)
+    monkeypatch.setattr(clock, "now", lambda: now)
+    for until, shown in ((now, None), (now + dt.timedelta(seconds=1), 1)):
+        site.change(remember_until=until)
+        told = see(firefox)["sessions"][0]["remember_until"]
+        assert (told is not None) == (shown is not None)
 
 
 def test_reason_of_the_app(make_site: SiteFactory) -> None:
@@ -255,6 +276,8 @@ def test_reason_of_the_app(make_site: SiteFactory) -> None:
         site.sessions.revoke(site.rows()[1].id, reason="<stolen> laptop")
         site.db.session.commit()
     assert "&lt;stolen&gt; laptop" in page_of(firefox)
+    site.change({"user_agent": IPHONE}, revoked_reason=None)
+    assert "None" not in page_of(firefox)
 
 
 # -- devices and places ----------------------------------------------------------------------------
@@ -292,6 +315,11 @@ def test_reason_of_the_app(make_site: SiteFactory) -> None:
             "Chrome on Android",
             "tablet",
         ),
+        (IPHONE.replace("iPhone;", "iPod touch;"), "Safari on iPod", "phone"),
+        (IPHONE.partition(" Version")[0] + " Mobile/15E148", "Safari on iPhone", "phone"),
+        ("Dalvik/2.1.0 (Linux; U; Android 14; Pixel 8 Build/UQ1A)", "Android", "tablet"),
+        (f"{'x' * 60}/1.2 CFNetwork/1410.0.3 Darwin/22.6.0", "x" * 40, "program"),
+        ("\u202eEv\til/1.2 CFNetwork/1410.0.3 Darwin/22.6.0", "Ev il", "program"),
         ("curl/7.88.1", "curl", "program"),
         ("Googlebot/2.1 (+http://www.google.com/bot.html)", "Googlebot", "program"),
         (
@@ -353,6 +381,7 @@ def database_of(folder: Path, kind: str) -> str:
     [
         ("GeoLite2-City", "en", "Berlin, Germany"),
         ("GeoLite2-City", "de", "Berlin, Deutschland"),
+        ("GeoLite2-City", "de_AT", "Berlin, Deutschland"),
         ("GeoIP2-Country", "en", "Germany"),
         ("GeoIP2-Country", "fi", "Germany"),
         ("DBIP-Country-Lite", "en", "Germany"),
@@ -396,7 +425,7 @@ def test_page_without_what_it_needs(
 ) -> None:
     """It says what to install."""
     site = make_site()
-    for name in ("views", "user_agents"):
+    for name in ("views", "facts", "user_agents"):
         monkeypatch.delitem(sys.modules, f"flask_session_registry.{name}")
         monkeypatch.delattr(flask_session_registry, name)
     for name in [one for one in sys.modules if one.partition(".")[0] == missing]:
