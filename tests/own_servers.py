@@ -264,9 +264,12 @@ def own_mariadb() -> Iterator[OwnServer]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             user="mysql" if os.geteuid() == 0 else None,
+            # At its start it deletes all temporary tables there, also those of other servers, which
+            # then die of it.
+            env=os.environ | {"TMPDIR": folder},
         )
         command = [program, "--no-defaults", f"--datadir={folder}", f"--port={port}"]
-        command += [f"--socket={folder}/socket", f"--pid-file={folder}/pid"]
+        command += [f"--socket={folder}/socket", f"--pid-file={folder}/pid", f"--tmpdir={folder}"]
         server = OwnServer(
             url,
             command,

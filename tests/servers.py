@@ -149,12 +149,15 @@ def _mariadb_url() -> str | None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         user="mysql" if os.geteuid() == 0 else None,
+        # Where it deletes all temporary tables when it starts: not those of other servers.
+        env=os.environ | {"TMPDIR": folder},
     )
     _start(
         [
             server,
             "--no-defaults",
             f"--datadir={folder}",
+            f"--tmpdir={folder}",
             f"--port={port}",
             f"--socket={folder}/socket",
             f"--pid-file={folder}/pid",
