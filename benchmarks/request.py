@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime as dt
 import functools
 import io
 import sqlite3
@@ -53,18 +54,28 @@ from .common import (
 _Function = t.TypeVar("_Function", bound=Callable[..., t.Any])
 
 NOBODY = b"nobody"
-WITHOUT, AGAIN, WITH, IN_REDIS, BY_HAND = VARIANTS = (
+WITHOUT, AGAIN, WITH, IN_REDIS, BY_HAND, BY_HAND_SEEN = VARIANTS = (
     "without",
     "without, again",
     "with",
     "with, in Redis",
     "by hand",
+    "by hand, last seen",
 )
 #: Those with the registry.
 REGISTERED = (WITH, IN_REDIS)
+#: Those with a check as apps write it themselves; the second one also writes when it was last seen.
+HAND_WRITTEN = (BY_HAND, BY_HAND_SEEN)
 #: How many statements a variant may run in a request, and how often it may ask Redis, compared with
 #: ``WITHOUT``.
-MORE = {WITHOUT: (0, 0), AGAIN: (0, 0), WITH: (0, 0), IN_REDIS: (0, 1), BY_HAND: (1, 0)}
+MORE = {
+    WITHOUT: (0, 0),
+    AGAIN: (0, 0),
+    WITH: (0, 0),
+    IN_REDIS: (0, 1),
+    BY_HAND: (1, 0),
+    BY_HAND_SEEN: (2, 0),
+}
 #: Requests before anything is measured: caches of statements, connections.
 WARM_UP = 200
 #: How many users there are, all with a session: a database plans a query on a table of one row
@@ -161,12 +172,13 @@ def build(name: str, config: Config) -> Variant:
     User = define_user(db)  # noqa: N806
 
     class SignIn(db.Model):  # type: ignore[misc, name-defined]
-        """What ``by hand`` keeps of a signed-in browser."""
+        """What the hand-written checks keep of a signed-in browser."""
 
         __tablename__ = "sign_ins"
         id: sa_orm.Mapped[uuid.UUID] = sa_orm.mapped_column(primary_key=True)
         user_id: sa_orm.Mapped[int] = sa_orm.mapped_column(sa.ForeignKey(User.id), index=True)
         is_revoked: sa_orm.Mapped[bool]
+        last_seen_at: sa_orm.Mapped[dt.datetime]
 
     db.init_app(app)
     login_manager = LoginManager(app)
@@ -181,7 +193,7 @@ def build(name: str, config: Config) -> Variant:
     def load_user(user_id: str) -> t.Any:
         return db.session.get(User, int(user_id))
 
-    if name == BY_HAND:
+    if name in HAND_WRITTEN:
 
         @app.before_request
         def check_sign_in() -> None:
@@ -189,6 +201,9 @@ def build(name: str, config: Config) -> Variant:
                 sign_in = db.session.get(SignIn, uuid.UUID(session["sign_in"]))
                 if sign_in is None or sign_in.is_revoked:
                     session.clear()
+                elif name == BY_HAND_SEEN:
+                    sign_in.last_seen_at = _now()
+                    db.session.commit()
 
     @app.get("/")
     def show() -> bytes:
@@ -197,8 +212,10 @@ def build(name: str, config: Config) -> Variant:
     @app.post("/login")
     def login() -> str:
         login_user(db.session.get(User, USER_ID))
-        if name == BY_HAND:
-            sign_in = SignIn(id=uuid.uuid4(), user_id=USER_ID, is_revoked=False)
+        if name in HAND_WRITTEN:
+            sign_in = SignIn(
+                id=uuid.uuid4(), user_id=USER_ID, is_revoked=False, last_seen_at=_now()
+            )
             db.session.add(sign_in)
             db.session.commit()
             session["sign_in"] = sign_in.id.hex
@@ -222,7 +239,7 @@ def build(name: str, config: Config) -> Variant:
             db.session.execute(sa.insert(registry.UserSession), user_sessions(range(1, USERS + 1)))
         if name == IN_REDIS:
             keep_in_redis(config, user_sessions(range(1, USERS + 1)))
-        if name == BY_HAND:
+        if name in HAND_WRITTEN:
             db.session.execute(sa.insert(SignIn), _sign_ins())
         for table in db.metadata.tables:
             db.session.execute(sa.text(f"ANALYZE {table}"))
@@ -232,7 +249,12 @@ def build(name: str, config: Config) -> Variant:
 
 
 def _sign_ins() -> list[dict[str, t.Any]]:
-    return [{"id": uuid.uuid4(), "user_id": id, "is_revoked": False} for id in range(1, USERS + 1)]
+    values = {"is_revoked": False, "last_seen_at": _now()}
+    return [values | {"id": uuid.uuid4(), "user_id": id} for id in range(1, USERS + 1)]
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.timezone.utc).replace(tzinfo=None)
 
 
 def _sign_in(app: Flask) -> dict[str, t.Any]:
@@ -324,27 +346,37 @@ def check_revocation(apps: Sequence[Variant]) -> None:
     """
     for variant in apps:
         variant.app.test_client().post("/revoke")
-        checks = variant.name in (*REGISTERED, BY_HAND)
+        checks = variant.name in (*REGISTERED, *HAND_WRITTEN)
         if variant.answer() != (NOBODY if checks else NAME):
             raise AssertionError(f"'{variant.name}' has not heard of the revocation, or too much.")
 
 
-def report_throughput(config: Config, rounds: int, requests: int) -> None:
+def report_throughput(config: Config, rounds: int, requests: int) -> dict[str, Ratio]:
+    """Measure, and print: the throughput of each variant, as a part of that without it."""
     turn = max(1, requests // 2)
     with variants(config, VARIANTS) as apps:
         counts = check_counts(apps)
         times = measure(apps, rounds, lambda app: app.run(turn))
         check_revocation(apps)
-    head = f"{'throughput':16}{'SQL':>5}{'Redis':>7}{'µs':>8}"
+    head = f"{'throughput':20}{'SQL':>5}{'Redis':>7}{'µs':>8}"
     click.echo(f"{head}{'medians':>10}{'paired':>8}{'95 %':>10}")
+    ratios: dict[str, Ratio] = {}
+    medians: dict[str, float] = {}
     for variant, of_variant in zip(apps, times, strict=True):
-        microseconds = statistics.median(of_variant) / 1000
+        medians[variant.name] = microseconds = statistics.median(of_variant) / 1000
         statements, commands = counts[variant.name]
-        line = f"{variant.name:16}{statements:5}{commands:7}{microseconds:8.1f}"
+        line = f"{variant.name:20}{statements:5}{commands:7}{microseconds:8.1f}"
         if variant.name != WITHOUT:
             # Throughput is the inverse of the time.
-            line += str(Ratio.of(times[0], of_variant))
+            ratios[variant.name] = Ratio.of(times[0], of_variant)
+            line += str(ratios[variant.name])
         click.echo(line)
+    added = {name: median - medians[WITHOUT] for name, median in medians.items()}
+    for name in HAND_WRITTEN:
+        click.echo(
+            f"What '{name}' adds is {added[name] / added[WITH]:.1f} times what '{WITH}' adds."
+        )
+    return ratios
 
 
 # -- where the time goes -----------------------------------------------------------------------

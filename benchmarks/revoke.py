@@ -410,7 +410,10 @@ def built(config: Config) -> Iterator[tuple[Field, list[Variant]]]:
 # -- what it costs -----------------------------------------------------------------------------
 
 
-def report_cost(field: Field, variants: Sequence[Variant], user_id: int, rounds: int) -> None:
+def report_cost(
+    field: Field, variants: Sequence[Variant], user_id: int, rounds: int
+) -> dict[str, Ratio]:
+    """Measure, and print: the cost with each variant, as a multiple of the floor."""
     times = measure(
         variants,
         rounds,
@@ -418,11 +421,14 @@ def report_cost(field: Field, variants: Sequence[Variant], user_id: int, rounds:
         after=lambda variant: field.restore(user_id, in_redis=variant.in_redis),
     )
     click.echo(f"{'cost':26}{'ms':>8}{'medians':>10}{'paired':>8}{'95 %':>10}")
+    ratios: dict[str, Ratio] = {}
     for variant, of_variant in zip(variants, times, strict=True):
         line = f"{variant.name:26}{statistics.median(of_variant) / 1e6:8.2f}"
         if variant is not variants[0]:
-            line += str(Ratio.of(of_variant, times[0]))
+            ratios[variant.name] = Ratio.of(of_variant, times[0])
+            line += str(ratios[variant.name])
         click.echo(line)
+    return ratios
 
 
 # -- where the time goes -----------------------------------------------------------------------
@@ -593,6 +599,27 @@ def report_pieces(field: Field, variants: Sequence[Variant], user_id: int, round
         click.echo(line.rstrip())
 
 
+def report_sizes(rounds: int, only: str | None = None) -> dict[int, dict[str, Ratio]]:
+    """Measure, and print: the cost for each number of sessions."""
+    ratios: dict[int, dict[str, Ratio]] = {}
+    with postgresql() as config, built(config) as (field, variants):
+        click.echo(field.describe())
+        click.echo(f"Amid {OTHERS * EACH} sessions of {OTHERS} others")
+        for user_id, size in enumerate(SIZES, 1):
+            if only not in (None, str(size)):
+                continue
+            rounds_of_size = rounds * MORE_ROUNDS[size]
+            click.echo(f"\nk = {size}: {rounds_of_size} rounds\n")
+            for variant in variants:  # Caches of statements, connections.
+                variant.run(field, user_id)
+                field.restore(user_id, in_redis=variant.in_redis)
+            ratios[size] = report_cost(field, variants, user_id, rounds_of_size)
+            click.echo()
+            pieces = [one for one in variants if one.name in (FLOOR, WITH, REDIS)]
+            report_pieces(field, pieces, user_id, max(1, rounds_of_size // 3))
+    return ratios
+
+
 # -- the command -------------------------------------------------------------------------------
 
 
@@ -621,21 +648,7 @@ def main(rounds: int, only: str | None, everybody: bool, sessions: int) -> None:
             with postgresql() as config:
                 report(config, make_app, sessions)
             return
-        with postgresql() as config, built(config) as (field, variants):
-            click.echo(field.describe())
-            click.echo(f"Amid {OTHERS * EACH} sessions of {OTHERS} others")
-            for user_id, size in enumerate(SIZES, 1):
-                if only not in (None, str(size)):
-                    continue
-                rounds_of_size = rounds * MORE_ROUNDS[size]
-                click.echo(f"\nk = {size}: {rounds_of_size} rounds\n")
-                for variant in variants:  # Caches of statements, connections.
-                    variant.run(field, user_id)
-                    field.restore(user_id, in_redis=variant.in_redis)
-                report_cost(field, variants, user_id, rounds_of_size)
-                click.echo()
-                pieces = [one for one in variants if one.name in (FLOOR, WITH, REDIS)]
-                report_pieces(field, pieces, user_id, max(1, rounds_of_size // 3))
+        report_sizes(rounds, only)
     except UnavailableError as error:
         click.echo(f"Left out. {error}")
 

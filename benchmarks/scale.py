@@ -212,6 +212,15 @@ class Table:
         after = counted()
         return (after[1] - before[1]) / (after[0] - before[0])
 
+    def size(self) -> tuple[float, float]:
+        """How many bytes a session takes, in the table and in its indexes."""
+        with self.db.engine.connect() as connection:
+            row = connection.execute(
+                sa.text("SELECT pg_table_size(:name), pg_indexes_size(:name)"),
+                {"name": str(self.table)},
+            ).one()
+        return row[0] / self.count, row[1] / self.count
+
     def plans(self, verb: Callable[[int], float]) -> list[str]:
         """How the statements of a verb find their rows: the scans, and through which index."""
         asked: dict[str, t.Any] = {}
@@ -300,7 +309,11 @@ def report(counts: t.Sequence[int], rounds: int) -> dict[str, list[Ratio]]:
         click.echo()
         for table in made:
             with table.app.app_context():
-                click.echo(f"{table.count:>16,} rows: {table.heap_only():.1%} heap-only updates")
+                in_table, in_indexes = table.size()
+                click.echo(
+                    f"{table.count:>16,} rows: {table.heap_only():.1%} heap-only updates;"
+                    f" {in_table:.0f} bytes for each in the table, {in_indexes:.0f} in its indexes"
+                )
     return found
 
 
