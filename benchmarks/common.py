@@ -28,6 +28,9 @@ Config = dict[str, t.Any]
 Subject = t.TypeVar("Subject")
 
 NAME = b"Ada Lovelace"
+#: What an app answers to somebody who is not signed in.
+NOBODY = b"nobody"
+PASSWORD = "benchmark"
 USER_AGENT = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
 
 
@@ -53,7 +56,7 @@ def define_user(db: SQLAlchemy) -> type[t.Any]:
 
 def users(count: int) -> list[dict[str, t.Any]]:
     """The rows of users 1 to ``count``."""
-    password_hash = generate_password_hash("benchmark")
+    password_hash = generate_password_hash(PASSWORD)
     return [
         {
             "id": id,
@@ -202,9 +205,7 @@ def redis(scratch: str | None = None) -> Iterator[Config]:
         from redis import Redis, RedisError
     except ImportError:
         raise UnavailableError("The package 'redis' is not installed.") from None
-    client = Redis.from_url(
-        os.environ.get("REDIS_URL", "redis://127.0.0.1:6379"), socket_connect_timeout=5
-    )
+    client = Redis.from_url(redis_url(), socket_connect_timeout=5)
     try:
         client.ping()
     except RedisError as error:
@@ -220,6 +221,11 @@ def redis(scratch: str | None = None) -> Iterator[Config]:
             pipeline.unlink(key)
         pipeline.execute()
         client.close()
+
+
+def redis_url() -> str:
+    """The address of the Redis server."""
+    return os.environ.get("REDIS_URL", "redis://127.0.0.1:6379")
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ from flask_session_registry import SessionRegistry, gate
 
 from .common import (
     NAME,
+    NOBODY,
     USER_AGENT,
     Config,
     Ratio,
@@ -53,7 +54,6 @@ from .common import (
 
 _Function = t.TypeVar("_Function", bound=Callable[..., t.Any])
 
-NOBODY = b"nobody"
 WITHOUT, AGAIN, WITH, IN_REDIS, BY_HAND, BY_HAND_SEEN = VARIANTS = (
     "without",
     "without, again",

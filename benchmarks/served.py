@@ -1,0 +1,177 @@
+"""The app that the benchmarks over HTTP load, with the registry and without it.
+
+Each worker of a server makes it anew, from what it finds in its environment.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import typing as t
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from flask import Flask, abort, render_template, request
+from flask_login import (
+    LoginManager,
+    current_user,
+    login_required,
+    login_user,
+    logout_user,
+    user_accessed,
+)
+from flask_session import Session
+from flask_sqlalchemy import SQLAlchemy
+from werkzeug.security import check_password_hash, generate_password_hash
+
+from flask_session_registry import SessionRegistry, gate
+
+from .common import NOBODY, Config, define_user, redis_url
+
+#: In no time, or the visits would spend most of theirs on it.
+METHOD = "pbkdf2:sha256:1"
+_PREFIX = "BENCHMARK"
+#: Not read from anywhere: what a page takes besides would only make the check a smaller part of it.
+ORDERS = [
+    {
+        "number": 1000 + number,
+        "day": dt.date(2026, 1, 1) + dt.timedelta(days=number),
+        "title": f"{number} loaves of bread & butter",
+        "price": 4.2 * number,
+    }
+    for number in range(1, 31)
+]
+
+
+def environ(config: Config, **switches: bool) -> dict[str, str]:
+    """What tells :func:`create_app` the same in another process.
+
+    :param switches: ``REGISTERED``: with the registry. ``CHECKED``: see :func:`_take_check_out`.
+    """
+    url = config["SQLALCHEMY_DATABASE_URI"].render_as_string(hide_password=False)
+    names = ("SQLALCHEMY_ENGINE_OPTIONS", "SESSION_TYPE", "SESSION_KEY_PREFIX")
+    told = {
+        "SQLALCHEMY_DATABASE_URI": url,
+        **{name: config[name] for name in names if name in config},
+        **switches,
+    }
+    return {f"{_PREFIX}_{name}": json.dumps(value) for name, value in told.items()}
+
+
+def create_app(config: Config | None = None) -> Flask:
+    """The app, as ``config`` says, or the environment.
+
+    Whoever is not signed in gets a 401 from all views, so that a load notices.
+    """
+    app = Flask(__name__)
+    app.config.from_mapping(SECRET_KEY="benchmark", REGISTERED=True, CHECKED=True)
+    if config is None:
+        # Only where there is a server: the benchmark has said already if it is missing.
+        from redis import Redis
+
+        app.config.from_prefixed_env(_PREFIX)
+        app.config["SESSION_REDIS"] = Redis.from_url(redis_url())
+    else:
+        app.config.from_mapping(config)
+    db = SQLAlchemy()
+    User = define_user(db)  # noqa: N806
+    db.init_app(app)
+    login_manager = LoginManager(app)
+    Session(app)
+    registry = SessionRegistry(app) if app.config["REGISTERED"] else None
+    if not app.config["CHECKED"]:
+        _take_check_out(app)
+
+    @login_manager.user_loader  # type: ignore[untyped-decorator]
+    def load_user(user_id: str) -> t.Any:
+        return db.session.get(User, int(user_id))
+
+    @app.get("/")
+    def show() -> tuple[bytes, int]:
+        if current_user.is_authenticated:
+            return current_user.name.encode(), 200
+        return NOBODY, 401
+
+    @app.get("/page")
+    @login_required
+    def page() -> str:
+        return render_template("page.html", orders=ORDERS)
+
+    @app.post("/login")
+    def login() -> str:
+        user = db.session.get(User, int(request.form["id"]))
+        if not check_password_hash(user.password_hash, request.form["password"]):
+            abort(403)
+        login_user(user)
+        return ""
+
+    @app.post("/logout")
+    @login_required
+    def logout() -> str:
+        logout_user()
+        return ""
+
+    @app.post("/password")
+    @login_required
+    def change_password() -> str:
+        if not check_password_hash(current_user.password_hash, request.form["current"]):
+            abort(403)
+        current_user.password_hash = generate_password_hash(request.form["new"], method=METHOD)
+        db.session.commit()
+        return ""
+
+    # Without the registry these do nothing, and say that they have: the load stays the same.
+
+    @app.get("/sessions")
+    @login_required
+    def sessions() -> dict[str, str]:
+        """The ids of the user's sessions, by their user agents."""
+        if registry is None:
+            return {}
+        return {row.user_agent: str(row.id) for row in registry.active(current_user)}
+
+    @app.post("/end-others")
+    @login_required
+    def end_others() -> str:
+        if registry is not None:
+            registry.revoke_all(current_user, except_current=True)
+            db.session.commit()
+        return ""
+
+    @app.post("/end/<id>")
+    @login_required
+    def end(id: str) -> str:
+        has_ended = True
+        if registry is not None:
+            has_ended = registry.revoke(id, user=current_user)
+            db.session.commit()
+        return "ended" if has_ended else "unknown"
+
+    return app
+
+
+def fill(config: Config, users: Sequence[Config], user_sessions: Sequence[Config] = ()) -> None:
+    """Create the tables, with these rows."""
+    app = create_app(config)
+    db: SQLAlchemy = app.extensions["sqlalchemy"]
+    tables = db.metadata.tables
+    with app.app_context():
+        db.create_all()
+        for name, rows in (("users", users), ("user_sessions", user_sessions)):
+            if rows:
+                db.session.execute(sa.insert(tables[name]), rows)
+        for name in tables:
+            db.session.execute(sa.text(f"ANALYZE {name}"))
+        db.session.commit()
+        db.session.remove()
+        db.engine.dispose()
+
+
+def _take_check_out(app: Flask) -> None:
+    """Break it: no request asks the row, and what has ended stays in the session store.
+
+    For seeing that what judges the answers can fail.
+    """
+    user_accessed.disconnect(gate.check, app)
+    installation = app.extensions["session_registry.installation"]
+    installation.entries.delete = lambda *_, **__: None
