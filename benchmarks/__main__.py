@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import matplotlib as mpl
 
-from . import request, revoke, scale
+from . import http, request, revoke, scale
 from .common import Ratio, UnavailableError
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -35,6 +35,12 @@ def of_requests(rounds: int) -> list[Section]:
         else:
             found.append((f"A request: {title}", "throughput, without the registry = 1", ratios))
     return found
+
+
+def of_http(rounds: int) -> list[Section]:
+    click.echo("\nOver HTTP\n")
+    ratios = http.report(rounds)
+    return [("Over HTTP, two workers", "throughput, without the registry = 1", ratios)]
 
 
 def of_password_changes(rounds: int) -> list[Section]:
@@ -113,6 +119,7 @@ def main(rounds: int, long: bool) -> None:
     rows = [1_000_000, 10_000_000] if long else [1_000_000]
     parts = {
         "request": lambda: of_requests(rounds),
+        "http": lambda: of_http(max(1, rounds // 4)),
         "revoke": lambda: of_password_changes(max(1, rounds // 10)),
         "scale": lambda: of_sizes(rows, max(1, rounds // 2)),
     }
