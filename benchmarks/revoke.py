@@ -124,15 +124,18 @@ class Field:
     def _insert(self, count: int, user_id: Callable[..., t.Any]) -> None:
         """Rows of the users that the function makes of their numbers."""
         series = sa.func.generate_series(0, count - 1).table_valued("number").render_derived()
-        digest = sa.func.encode(
-            sa.func.sha256(sa.cast(sa.cast(sa.func.gen_random_uuid(), sa.Text), sa.LargeBinary)),
-            "hex",
-        )
+
+        def digest(of: sa.ColumnElement[t.Any]) -> sa.ColumnElement[str]:
+            text = sa.cast(sa.cast(of, sa.Text), sa.LargeBinary)
+            return sa.func.encode(sa.func.sha256(text), "hex")
+
+        owner = user_id(series.c.number)
         values = user_sessions([0])[0] | {
             "id": sa.func.gen_random_uuid(),
-            "user_id": user_id(series.c.number),
-            "fingerprint": digest,
-            "store_id": sa.literal(self.prefix) + digest,
+            "user_id": owner,
+            # The sessions of a user have been opened with one password.
+            "fingerprint": digest(sa.literal(owner) if isinstance(owner, int) else owner),
+            "store_id": sa.literal(self.prefix) + digest(sa.func.gen_random_uuid()),
         }
         columns = [
             value if isinstance(value, sa.ClauseElement) else sa.literal(value)
