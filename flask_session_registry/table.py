@@ -229,7 +229,7 @@ class Table:
             spare = t.cast(Renewal, t.cast(PasswordChange, change).current).id
         statement = self._update_of_users(execute, user_ids).where(column.revoked_at.is_(None))
         if spare is not None:
-            statement = statement.where(column.id != spare)
+            statement = statement.where(_of_what_is_found(column.id != spare))
         if only is not None:
             statement = statement.where(column.id == only)
         if among is not None:
@@ -546,7 +546,7 @@ class Table:
             self.lock_users(session.execute, user_ids)
             statement = self._update_of_users(session.execute, user_ids).where(
                 column.revocation == revocation,
-                column.id <= up_to,
+                _of_what_is_found(column.id <= up_to),
                 column.purged_at.is_(None),
             )
             session.execute(statement.values({column.purged_at: clock.now()}))
@@ -1057,6 +1057,15 @@ def _bars(user_id: t.Any) -> list[uuid.UUID]:
 
 def _bar(user_id: t.Any) -> uuid.UUID:
     return uuid.uuid5(_BAR_OF_ALL, str(user_id))
+
+
+def _of_what_is_found(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
+    """A condition that no row is searched by.
+
+    Each index of InnoDB ends with the primary key. If it went by a range of that, it would lock the
+    first row of the next user too, and wait for whoever holds it.
+    """
+    return sa.case((condition, 1)) == 1
 
 
 def _forcing(index: str, statement: sa.Update) -> sa.Update:
