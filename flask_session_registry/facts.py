@@ -44,7 +44,7 @@ def facts_of(installation: Installation, row: t.Any, *, current: t.Any) -> Facts
     """
     device, place, until = device_of(row.user_agent), None, row.remember_until
     name = device.name or installation.texts("unknown_device")
-    if device.browser and device.system and device.browser != device.system:
+    if device.browser and device.system:
         name = installation.texts("device", browser=device.browser, system=device.system)
     if installation.places is not None:
         place = installation.places.name(row.ip_address, language())

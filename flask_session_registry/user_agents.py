@@ -33,7 +33,7 @@ class Device(t.NamedTuple):
     @property
     def name(self) -> str | None:
         """In English, ``"Firefox on Linux"``; ``None``: nothing is known."""
-        if self.browser and self.system and self.browser != self.system:
+        if self.browser and self.system:
             return f"{self.browser} on {self.system}"
         return self.browser or self.system
 
@@ -45,6 +45,8 @@ def device_of(user_agent: str | None) -> Device:
     found = parse(user_agent)
     browser = _name(found.user_agent.family if found.user_agent else "")
     system = _name(found.os.family if found.os else "")
+    if browser == system:
+        browser = None
     family = found.device.family if found.device else ""
     if family in ("iPad", "iPhone", "iPod"):
         return Device(browser, family, "tablet" if family == "iPad" else "phone")

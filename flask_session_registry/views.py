@@ -1,4 +1,4 @@
-"""The page on which a user sees where they are signed in, and ends it; in HTML and in JSON."""
+"""The page of a user's own sessions, as HTML or as JSON."""
 
 from __future__ import annotations
 
