@@ -33,7 +33,7 @@ from flask_session import Session
 from flask_sqlalchemy import SQLAlchemy
 from werkzeug.test import create_environ
 
-from flask_session_registry import SessionRegistry, gate
+from flask_session_registry import SessionRegistry
 
 from .common import (
     NAME,
@@ -405,16 +405,16 @@ class Stopwatch:
         app, interface = variant.app, variant.app.session_interface
         for name in ("open_session", "save_session"):
             vars(interface)[name] = self._timed(name, getattr(interface, name))
-        self._time_all("before_request", app.before_request_funcs.get(None, []))
+        for functions in (app.url_value_preprocessors, app.before_request_funcs):
+            self._time_all("before_request", functions.get(None, []))
         self._time_all("after_request", app.after_request_funcs.get(None, []))
         self._time_all("teardown", app.teardown_appcontext_funcs)
         manager = variant.login_manager
         manager.user_loader(self._timed("user_loader", manager._user_callback))
         if variant.name in REGISTERED:
-            user_accessed.disconnect(gate.check, app)
-            # Signals hold their receivers weakly.
-            self._check = self._timed("gate.check", gate.check)
-            user_accessed.connect(self._check, app)
+            (check,) = user_accessed.receivers_for(app)
+            user_accessed.disconnect(check, app)
+            user_accessed.connect(self._timed("gate.check", check), app, weak=False)
             installation = app.extensions["session_registry.installation"]
             records, home = installation.records, installation.home
             vars(records)["load"] = self._timed("records.load", records.load)

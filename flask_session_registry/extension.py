@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
-from flask import Blueprint, Flask, current_app
+from flask import Blueprint, Flask, Response, current_app
 from flask_login import user_accessed
 from flask_sqlalchemy import SQLAlchemy
 
@@ -86,16 +86,8 @@ class SessionRegistry:
                 app.session_interface,
                 moved=functools.partial(tracking.delete_later, installation=installation),
             )
-        user_accessed.connect(gate.check, app)
         tracking.connect(app)
-        app.before_request_funcs.setdefault(None, []).insert(
-            0, functools.partial(installation.begin_request, app)
-        )
-        # The last of all, whatever is registered later: Flask goes through them in reverse.
-        app.after_request_funcs.setdefault(None, []).insert(
-            0, functools.partial(tracking.finish, app=app)
-        )
-        app.teardown_appcontext_funcs.insert(0, functools.partial(tracking.run_later, app=app))
+        _follow_requests(app, installation)
         for command in commands:
             app.cli.add_command(command)
         if not installation.is_complete:
@@ -310,6 +302,33 @@ class SessionRegistry:
             limit=limit,
             patience=housekeeping.LONG_PATIENCE,
         )
+
+
+def _follow_requests(app: Flask, installation: Installation) -> None:
+    """Take part in each request of an app.
+
+    By plain functions: of each, Flask finds out in each request whether it must be awaited, and of
+    a method or a partial that takes longer.
+    """
+
+    def begin(_: str | None, __: dict[str, t.Any] | None) -> None:
+        installation.begin_request(app)
+
+    def check(app: Flask) -> None:
+        gate.check(app, installation)
+
+    def finish(response: Response) -> Response:
+        return tracking.finish(response, app, installation)
+
+    def run_later(_: BaseException | None) -> None:
+        tracking.run_later(app)
+
+    # They come before all functions "before the request".
+    app.url_value_preprocessors.setdefault(None, []).insert(0, begin)
+    user_accessed.connect(check, app, weak=False)
+    # The last of all, whatever is registered later: Flask goes through them in reverse.
+    app.after_request_funcs.setdefault(None, []).insert(0, finish)
+    app.teardown_appcontext_funcs.insert(0, run_later)
 
 
 def _plain(

@@ -10,31 +10,33 @@ import datetime as dt
 import typing as t
 import uuid
 
-from flask import Flask, request, session
+from flask import Flask, has_request_context, request, session
+from flask.globals import request_ctx
 from flask_login import current_user
 from werkzeug.exceptions import ServiceUnavailable
 
 from . import adoption, clock, remember, session_ids, signals
 from .credentials import fingerprint
 from .expiry import Expiry
-from .installation import Installation, Records, get_installation, unwrap
+from .installation import Installation, Records, unwrap
 from .log import log
 from .records import UNAVAILABLE
 from .state import MARKER, Current, RequestState, read_marker
 
 
-def check(app: Flask) -> None:
+def check(app: Flask, installation: Installation) -> None:
     """Let the session of this request pass, or turn the request into an anonymous one.
 
     :raises ServiceUnavailable: the database can't be asked. The browser keeps its cookies.
     """
-    installation = get_installation()
-    if not installation.is_in_request:
+    installation.check(app)
+    context = unwrap(request_ctx) if has_request_context() else None
+    if context is None or context.app is not app:
         # Within the context of another app than the request's: the session is not this app's.
         return
-    browser = unwrap(session)
+    browser = context.session
     claimed = browser.get("_user_id")
-    state = installation.state
+    state = installation.state_of(context.request.environ)
     if claimed is None:
         state.lost_store_id = session_ids.lost_store_id(app, browser)
         if not remember.is_offered(app):

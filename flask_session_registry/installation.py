@@ -349,11 +349,6 @@ class Installation:
         self.check(app)
         request.environ[self._began_key] = time.monotonic()
 
-    def request_age(self) -> float:
-        """For how many seconds this request has been under way."""
-        now = time.monotonic()
-        return now - t.cast(float, request.environ.get(self._began_key, now))
-
     @property
     def is_in_request(self) -> bool:
         """Whether there is a request, and it is one of this app."""
@@ -364,10 +359,10 @@ class Installation:
         """What is known of this request; ``None`` if nothing, or if there is no request."""
         if not has_request_context():
             return None
-        return self.state_in(request.environ)
+        return self.known_state_of(request.environ)
 
-    def state_in(self, environ: WSGIEnvironment) -> RequestState | None:
-        """What is known of the request with this environment."""
+    def known_state_of(self, environ: WSGIEnvironment) -> RequestState | None:
+        """The same of the request with this environment."""
         return t.cast("RequestState | None", environ.get(self._environ_key))
 
     @property
@@ -376,10 +371,13 @@ class Installation:
 
         An app context may outlive many requests, and what is in ``g`` with it.
         """
-        environ = request.environ
+        return self.state_of(request.environ)
+
+    def state_of(self, environ: WSGIEnvironment) -> RequestState:
+        """The same of the request with this environment; new if nothing is known yet."""
         state: RequestState | None = environ.get(self._environ_key)
         if state is None:
-            state = environ[self._environ_key] = RequestState()
+            state = environ[self._environ_key] = RequestState(environ.get(self._began_key))
         return state
 
     def user_id_of(self, user: object) -> t.Any:

@@ -68,7 +68,8 @@ def is_alone(app: Flask) -> bool:
 
 def is_of_another(app: Flask, user: str) -> bool:
     """Whether the browser has sent a "remember me" cookie that names somebody else."""
-    return is_offered(app) and request.cookies[cookie_name(app)].rpartition("|")[0] != user
+    cookies, name = request.cookies, cookie_name(app)
+    return name in cookies and cookies[name].rpartition("|")[0] != user
 
 
 def claimed_user(app: Flask) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import time
 import typing as t
 import uuid
 
@@ -101,9 +102,11 @@ class Login:
         return marker(self.id, 0)
 
 
-@dataclasses.dataclass(slots=True)
 class RequestState:
-    """Everything that the registry remembers until the request ends."""
+    """Everything that the registry remembers until the request ends.
+
+    What it begins with stands in the class: there is one of these for each request.
+    """
 
     current: Current | None = None
     login: Login | None = None
@@ -126,14 +129,18 @@ class RequestState:
     forgets_remember: bool = False
     #: The reason that a password change in this request gives; ``None``: see the setting.
     watch_reason: str | None = None
-    #: Revocations of this request that wait for their commit.
-    pending: list[Pending] = dataclasses.field(default_factory=list)
-    #: Keys of entries that this request has left behind.
-    left_behind: list[str] = dataclasses.field(default_factory=list)
     #: A user session that the check has refused and that is to end: its id, keys and the reason.
     to_end: tuple[uuid.UUID, tuple[str, ...], str] | None = None
-    #: User sessions that this request has ended: their ids and keys.
-    ended: list[tuple[uuid.UUID, tuple[str, ...]]] = dataclasses.field(default_factory=list)
+
+    def __init__(self, began: float | None) -> None:
+        #: When the request began, on the clock that goes on; now, if that was not taken down.
+        self.began = time.monotonic() if began is None else began
+        #: Revocations of this request that wait for their commit.
+        self.pending: list[Pending] = []
+        #: Keys of entries that this request has left behind.
+        self.left_behind: list[str] = []
+        #: User sessions that this request has ended: their ids and keys.
+        self.ended: list[tuple[uuid.UUID, tuple[str, ...]]] = []
 
     def is_known(self, carried: object) -> bool:
         """Whether this very session was accepted, or opened, earlier in this request."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import time
 import typing as t
 import uuid
 
@@ -151,16 +152,16 @@ def rotate(app: Flask, installation: Installation) -> Current | None:
 # -- at the end of the request -----------------------------------------------------------------
 
 
-def finish(response: Response, *, app: Flask) -> Response:
+def finish(response: Response, app: Flask, installation: Installation) -> Response:
     """Compare what the check accepted with what the session says now, and write it down.
 
     The last thing before Flask saves the session. Runs once more for the error page if that fails.
     """
-    installation = installation_on(app)
-    state = installation.state_in(request.environ) if installation else None
-    if installation is None or state is None:
+    state = installation.known_state_of(request.environ)
+    if state is None:
         return response
-    _roll_back_uncommitted(installation, state)
+    if state.pending:
+        _roll_back_uncommitted(installation, state)
     try:
         if state.registered is not None:
             _take_back(app, installation, state)
@@ -391,7 +392,7 @@ def _go_on(app: Flask, installation: Installation, state: RequestState, current:
         current.is_rotating = False
         session[MARKER] = current.marker
     elif (
-        installation.request_age() > LATE
+        time.monotonic() - state.began > LATE
         and installation.records.standing_now(current.id) != current.generation
     ):
         return _drop(app, state)
@@ -461,7 +462,7 @@ def delete_later(store_id: str, *, installation: Installation) -> None:
     g.setdefault(_LATER, []).append(later)
 
 
-def run_later(_: BaseException | None, *, app: Flask) -> None:
+def run_later(app: Flask) -> None:
     """Do what could wait, once the app's database session is gone. Nothing here decides."""
     for later in g.pop(_LATER, ()):
         try:
