@@ -37,6 +37,7 @@ from .records import (
     Sighting,
     Stored,
     credential,
+    new_id,
 )
 from .users import Users
 
@@ -699,7 +700,7 @@ class Elsewhere:
             return
         moment = clock.now()
         left = UserSession(
-            id=self.place(uuid.uuid4(), session.user_id),
+            id=self.place(new_id(), session.user_id),
             user_id=None,
             created_at=moment,
             last_seen_at=moment,

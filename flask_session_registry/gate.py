@@ -20,7 +20,7 @@ from .credentials import fingerprint
 from .expiry import Expiry
 from .installation import Installation, Records, unwrap
 from .log import log
-from .records import UNAVAILABLE
+from .records import UNAVAILABLE, new_id
 from .state import MARKER, Current, RequestState, read_marker
 
 
@@ -181,7 +181,7 @@ def _check_unregistered(
 def _check_remembered(app: Flask, installation: Installation, state: RequestState) -> _Verdict:
     claimed = remember.claimed_user(app)
     if claimed is not None and installation.settings.adopts and remember.is_alone(app):
-        is_adopted = adoption.begin(app, installation, state, claimed, id=uuid.uuid4())
+        is_adopted = adoption.begin(app, installation, state, claimed, id=new_id())
         return None if is_adopted else "unregistered", None
     companion = remember.companion(app)
     if companion is None or claimed is None:

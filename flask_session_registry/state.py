@@ -10,6 +10,7 @@ import uuid
 
 import sqlalchemy as sa
 
+from .records import new_id
 from .transaction import Pending
 
 #: Where the marker stands in ``flask.session``.
@@ -95,7 +96,7 @@ class Login:
     replaces: Current | None
     #: The session id from before, which an attacker may have set.
     session_id: str | None
-    id: uuid.UUID = dataclasses.field(default_factory=uuid.uuid4)
+    id: uuid.UUID = dataclasses.field(default_factory=new_id)
 
     @property
     def marker(self) -> str:

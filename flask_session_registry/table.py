@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import datetime as dt
 import functools
+import random
 import typing as t
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ from .records import (
     Sighting,
     Stored,
     credential,
+    new_id,
 )
 from .users import Users
 
@@ -107,7 +109,7 @@ class Table:
             .execution_options(autoflush=False)
         )
         #: How far this process has looked at the rows, for housekeeping.
-        self._looked_at = uuid.uuid4()
+        self._looked_at: uuid.UUID | None = None
         #: Empty: there is none. ``None``: nobody has asked yet.
         self._user_index: str | None = None
         self._stored = sa.select(
@@ -559,9 +561,14 @@ class Table:
         The first time it is anywhere: each process goes round by itself. The verbs of housekeeping
         that are given a part look at no other row, however large the table is.
         """
-        id, start = self.model.id, self._looked_at
+        id = self.model.id
         ids = sa.select(id).order_by(id).limit(1)
         with self.users.transaction() as session:
+            start = self._looked_at
+            if start is None:
+                last = session.scalar(sa.select(id).order_by(id.desc()).limit(1)) or new_id()
+                between = sorted((last.int, (session.scalar(ids) or last).int))
+                start = uuid.UUID(int=random.randint(*between))  # noqa: S311
             end = session.scalar(ids.where(id > start).offset(size - 1))
             if end is not None:
                 part = sa.and_(id > start, id <= end)
@@ -966,7 +973,7 @@ class Table:
         execute(
             self._row_of_nobody(
                 LEFT_BEHIND,
-                id=uuid.uuid4(),
+                id=new_id(),
                 store_id=left,
                 rotated_at=clock.now(),
                 revocation=link,

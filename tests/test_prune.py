@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
+import itertools
+import operator
 import time
 import typing as t
 import uuid
@@ -17,10 +20,12 @@ from flask_session_registry import (
     PruneResult,
     RecordsError,
     SessionRegistryError,
+    clock,
     entries,
     housekeeping,
     purge_failed,
 )
+from flask_session_registry.records import new_id
 
 
 def prune(site: Site, limit: int | None = None) -> tuple[int, int, int]:
@@ -442,6 +447,38 @@ def test_automatic_prune_goes_round(database_site: Site, rows: int) -> None:
     # From anywhere on, all are seen by as many looks as they take.
     enough = -(-rows // 4)
     assert all(set().union(*rounds[n : n + enough]) == ids for n in range(8 - enough))
+
+
+@pytest.mark.table
+def test_ids_lie_in_the_order_of_logins(
+    database_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the index as in the table: a prune that looks at a part reads neighbours.
+
+    UUIDs of version 7 (RFC 9562, 5.7), of which nobody can guess one from another.
+    """
+    site, begin = database_site, clock.now()
+    for hours in (0, 1, 2, 3):
+        monkeypatch.setattr(clock, "now", lambda hours=hours: begin + dt.timedelta(hours=hours))
+        site.browser().login()
+    with site.context():
+        model = site.sessions.UserSession
+        rows = list(site.db.session.scalars(sa.select(model).order_by(model.id)))
+        assert [row.created_at for row in rows] == sorted(row.created_at for row in rows)
+        milliseconds = [row.id.int >> 80 for row in rows]
+    assert milliseconds[0] == (begin - clock.EPOCH) // dt.timedelta(milliseconds=1)
+    assert {after - before for before, after in itertools.pairwise(milliseconds)} == {3_600_000}
+    assert {(row.id.version, row.id.variant) for row in rows} == {(7, uuid.RFC_4122)}
+
+
+def test_no_id_can_be_guessed() -> None:
+    """Each of 74 bits is random, and the rest is the time and the version."""
+    ids = [new_id().int for _ in range(200)]
+    chance = (1 << 76) - (1 << 64) | (1 << 62) - 1
+    ever, always = functools.reduce(operator.or_, ids), functools.reduce(operator.and_, ids)
+    assert chance.bit_count() == 74
+    assert ever & chance == chance
+    assert always & chance == 0
 
 
 def test_processes_prune_at_different_times(make_site: SiteFactory) -> None:
