@@ -114,7 +114,9 @@ class Elsewhere:
 
     # -- for the check on each request -----------------------------------------------------------
 
-    def load(self, id: uuid.UUID, *, anew: bool = False) -> tuple[t.Any, ...] | None:
+    def load(
+        self, id: uuid.UUID, user: object = None, *, anew: bool = False
+    ) -> tuple[t.Any, ...] | None:
         """The user of a user session, and what the check on each request compares.
 
         One question to the home and one statement, which spares the user loader its own. ``None``:

@@ -202,7 +202,7 @@ def _check_row(
 ) -> str | None:
     """Compare what the browser carries with the row; why not, or ``None`` if it stands."""
     id, generation = marker
-    row = installation.records.load(id)
+    row = installation.records.load(id, claimed)
     if row is None:
         return installation.records.reason(id) or "unknown"
     user, row_generation, credential, last_seen_at, store_id, created_at, *passwords = row

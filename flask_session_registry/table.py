@@ -85,16 +85,8 @@ class Table:
         user_model = credentials.user_model
         passwords = credentials.columns
         joined = session_model.user_id == self.user_key
-        # A join by the foreign key would mean the same, and take PostgreSQL longer to plan: in each
-        # request, because psycopg forgets what it has prepared at every rollback.
-        owner = (
-            sa.select(session_model.user_id)
-            .where(session_model.id == sa.bindparam("id"))
-            .correlate(None)
-            .scalar_subquery()
-        )
         # Built once: building it in each request costs more than running it.
-        self._load = (
+        loading = (
             sa.select(
                 user_model,
                 session_model.generation,
@@ -103,11 +95,23 @@ class Table:
                 session_model.store_id,
                 session_model.created_at if loads_beginning else sa.null(),
                 *passwords,
+                session_model.user_id,
             )
             .join(session_model, session_model.id == sa.bindparam("id"))
-            .where(self.user_key == owner, session_model.revoked_at.is_(None))
+            .where(session_model.revoked_at.is_(None))
             .execution_options(autoflush=False)
         )
+        # A join by the foreign key would mean the same, and take PostgreSQL longer to plan: in each
+        # request, because psycopg forgets what it has prepared at every rollback. It takes the
+        # least where both keys are known.
+        owner = (
+            sa.select(session_model.user_id)
+            .where(session_model.id == sa.bindparam("id"))
+            .correlate(None)
+            .scalar_subquery()
+        )
+        self._load = loading.where(self.user_key == owner)
+        self._load_both = loading.where(self.user_key == sa.bindparam("user_id"))
         #: How far this process has looked at the rows, for housekeeping.
         self._looked_at: uuid.UUID | None = None
         #: Empty: there is none. ``None``: nobody has asked yet.
@@ -122,18 +126,28 @@ class Table:
 
     # -- in the app's transaction ------------------------------------------------------------
 
-    def load(self, id: uuid.UUID, *, anew: bool = False) -> tuple[t.Any, ...] | None:
+    def load(
+        self, id: uuid.UUID, user: object = None, *, anew: bool = False
+    ) -> tuple[t.Any, ...] | None:
         """The user of a user session, and what the check on each request compares.
 
         One statement in the app's session, which thereby knows the user: a user loader that asks
         for the primary key runs none. ``None``: no such row, it has ended, or its user is gone.
 
+        :param user: what Flask-Login calls the user whose session it should be, if that is known.
         :param anew: whether a user that the session knows already is overwritten.
         :returns: user, generation, fingerprint, last_seen_at, store_id, created_at (``None`` where
             it is not needed), and the values of the password attributes.
         """
+        key = None if user is None else self.users.key_of(user)
+        if key is not None:
+            values = {"id": id, "user_id": key}
+            row = self.db.session.execute(self._load_both, values).first()
+            if row is not None and row[-1] == key:
+                return row[:-1]
         statement = self._load.execution_options(populate_existing=True) if anew else self._load
-        return self.db.session.execute(statement, {"id": id}).first()
+        row = self.db.session.execute(statement, {"id": id}).first()
+        return None if row is None else row[:-1]
 
     def get(self, id: uuid.UUID) -> t.Any:
         """The row, in the app's session; ``None``: there is none."""

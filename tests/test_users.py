@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import typing as t
 import uuid
 
@@ -9,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from conftest import SiteFactory
+from flask import session
 from flask_login import UserMixin
 from flask_sqlalchemy import SQLAlchemy
 from site_under_test import Site
@@ -36,6 +38,43 @@ def uuid_keys(db: SQLAlchemy) -> type[t.Any]:
 
 def string_keys(db: SQLAlchemy) -> type[t.Any]:
     key = sa_orm.mapped_column(sa.String(40), primary_key=True, default=lambda: f"u-{uuid.uuid4()}")
+    return make_class(db, id=key)
+
+
+class DigitsOfNumber(sa.types.TypeDecorator[str]):
+    """A number in the database, that is text for the app."""
+
+    impl = sa.Integer
+    cache_ok = True
+    python_type = str
+
+    def process_bind_param(self, value: str | None, _: object) -> int | None:
+        return None if value is None else int(value.strip())
+
+    def process_result_value(self, value: int | None, _: object) -> str | None:
+        return None if value is None else str(value)
+
+
+def keys_of_the_apps_own_type(db: SQLAlchemy) -> type[t.Any]:
+    counter = itertools.count(1)
+    key = sa_orm.mapped_column(
+        DigitsOfNumber, primary_key=True, default=lambda: str(next(counter)), autoincrement=False
+    )
+    return make_class(db, id=key)
+
+
+def text_of_uuids(db: SQLAlchemy) -> type[t.Any]:
+    key = sa_orm.mapped_column(
+        sa.Uuid(as_uuid=False), primary_key=True, default=lambda: str(uuid.uuid4())
+    )
+    return make_class(db, id=key)
+
+
+def small_keys(db: SQLAlchemy) -> type[t.Any]:
+    counter = itertools.count(1)
+    key = sa_orm.mapped_column(
+        sa.SmallInteger, primary_key=True, default=lambda: next(counter), autoincrement=False
+    )
     return make_class(db, id=key)
 
 
@@ -114,6 +153,9 @@ def other_schema(db: SQLAlchemy) -> type[t.Any]:
 MODELS = [
     uuid_keys,
     string_keys,
+    keys_of_the_apps_own_type,
+    text_of_uuids,
+    small_keys,
     renamed_keys,
     changing_ids,
     joined_inheritance,
@@ -158,6 +200,50 @@ def check_site(site: Site) -> None:
 def test_kinds_of_models(make_site: SiteFactory, database: str, model: t.Any) -> None:
     """26: integer, UUID and string keys; an id that is not the key; inheritance."""
     check_site(make_site("files", database, model=model))
+
+
+def swapped_ids(db: SQLAlchemy) -> type[t.Any]:
+    """A subclass in which the id of each of two users is the key of the other one."""
+    model = joined_inheritance(db)
+    model.get_id = lambda self: str(3 - self.id)
+    return model
+
+
+def test_id_that_is_the_key_of_another(make_site: SiteFactory, database: str) -> None:
+    """26: whose session it is is never taken from what Flask-Login calls the user."""
+    site = make_site("files", database, model=swapped_ids)
+    site.login_manager.user_loader(lambda name: site.load_user(str(3 - int(name))))
+    firefox, chrome, bobs = (site.browser(name) for name in ("Firefox", "Chrome", "Edge"))
+    firefox.login()
+    chrome.login(remember="1")
+    bobs.login("bob")
+    chrome.lose("session")
+    shown = [one.get("/me").json["name"] for one in (firefox, chrome, bobs)]
+    assert shown == ["ann", "ann", "bob"]
+    chrome.post("/password", password="new")
+    assert [one.is_signed_in for one in (firefox, chrome, bobs)] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["2", "99999999999", "-99999999999", "abc", "1_0", " 1", "\N{FULLWIDTH DIGIT ONE}", "", "1.0"],
+)
+def test_session_that_names_somebody_else(make_site: SiteFactory, database: str, name: str) -> None:
+    """Also somebody whom the database could not look for: it is over, and nothing has failed."""
+    site = make_site("files", database)
+
+    @site.app.post("/become")
+    def become() -> str:
+        session["_user_id"] = name
+        return ""
+
+    firefox, bobs = site.browser("Firefox"), site.browser("Edge")
+    firefox.login()
+    bobs.login("bob")
+    assert firefox.is_signed_in
+    firefox.post("/become")
+    assert firefox.get("/me").json == {"name": None, "rejected": "unknown"}
+    assert bobs.is_signed_in
 
 
 def test_eager_relationship_is_loaded_whole(make_site: SiteFactory) -> None:
