@@ -86,6 +86,7 @@ class SessionRegistry:
                 app.session_interface,
                 moved=functools.partial(tracking.delete_later, installation=installation),
             )
+        user_accessed.connect(gate.check, app)
         tracking.connect(app)
         _follow_requests(app, installation)
         for command in commands:
@@ -314,18 +315,14 @@ def _follow_requests(app: Flask, installation: Installation) -> None:
     def begin(_: str | None, __: dict[str, t.Any] | None) -> None:
         installation.begin_request(app)
 
-    def check(app: Flask) -> None:
-        gate.check(app, installation)
-
     def finish(response: Response) -> Response:
         return tracking.finish(response, app, installation)
 
     def run_later(_: BaseException | None) -> None:
         tracking.run_later(app)
 
-    # They come before all functions "before the request".
+    # Before all functions "before the request".
     app.url_value_preprocessors.setdefault(None, []).insert(0, begin)
-    user_accessed.connect(check, app, weak=False)
     # The last of all, whatever is registered later: Flask goes through them in reverse.
     app.after_request_funcs.setdefault(None, []).insert(0, finish)
     app.teardown_appcontext_funcs.insert(0, run_later)

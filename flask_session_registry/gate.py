@@ -18,18 +18,18 @@ from werkzeug.exceptions import ServiceUnavailable
 from . import adoption, clock, remember, session_ids, signals
 from .credentials import fingerprint
 from .expiry import Expiry
-from .installation import Installation, Records, unwrap
+from .installation import Installation, Records, checked_installation_on, unwrap
 from .log import log
 from .records import UNAVAILABLE, new_id
 from .state import MARKER, Current, RequestState, read_marker
 
 
-def check(app: Flask, installation: Installation) -> None:
+def check(app: Flask) -> None:
     """Let the session of this request pass, or turn the request into an anonymous one.
 
     :raises ServiceUnavailable: the database can't be asked. The browser keeps its cookies.
     """
-    installation.check(app)
+    installation = checked_installation_on(app)
     context = unwrap(request_ctx) if has_request_context() else None
     if context is None or context.app is not app:
         # Within the context of another app than the request's: the session is not this app's.

@@ -41,7 +41,7 @@ from .redis_home import RedisHome
 from .state import RequestState
 from .table import Table
 from .texts import Texts
-from .users import Users
+from .users import Users, kind_of
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -408,11 +408,7 @@ def _without_table(credentials: Credentials) -> Credentials:
 
     :raises ConfigurationError: it can't.
     """
-    column: t.Any = credentials.key.type
-    kind = None
-    with contextlib.suppress(NotImplementedError):
-        kind = column.python_type
-    if kind not in (int, str, uuid.UUID):
+    if kind_of(credentials.key) not in (int, str, uuid.UUID):
         raise ConfigurationError(
             f"The primary key of '{credentials.user_model.__name__}' is neither a whole number nor"
             " text nor a UUID, so that user sessions must be kept in SQL. Take out"
@@ -495,7 +491,15 @@ def get_installation() -> Installation:
     :raises NotInstalledError: ``init_app`` was not called.
     :raises ConfigurationError: the app is put together wrongly.
     """
-    app = unwrap(current_app)
+    return checked_installation_on(unwrap(current_app))
+
+
+def checked_installation_on(app: Flask) -> Installation:
+    """The registry on an app, checked.
+
+    :raises NotInstalledError: ``init_app`` was not called.
+    :raises ConfigurationError: the app is put together wrongly.
+    """
     installation: Installation | None = app.extensions.get(_INSTALLATION)
     if installation is None:
         raise NotInstalledError(
