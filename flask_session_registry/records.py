@@ -119,13 +119,16 @@ def credential(now: str | None, known: Sequence[str | None]) -> str | None:
     return now if now in known else known[0]
 
 
-def new_id() -> uuid.UUID:
+def new_id(milliseconds: int | None = None) -> uuid.UUID:
     """An id for a new user session: a UUID of version 7, with 74 random bits (RFC 9562, 5.7).
 
     It begins with the time, so that rows lie in the order of their ids: a login writes where the
     last one has written, and a prune reads neighbours, however many rows there are.
+
+    :param milliseconds: since the epoch; by default, until now.
     """
-    milliseconds = (clock.now() - clock.EPOCH) // dt.timedelta(milliseconds=1)
+    if milliseconds is None:
+        milliseconds = (clock.now() - clock.EPOCH) // dt.timedelta(milliseconds=1)
     version, variant = 0x7 << 76, 0b10 << 62
     chance = secrets.randbits(12) << 64 | secrets.randbits(62)
     return uuid.UUID(int=milliseconds << 80 | version | variant | chance)

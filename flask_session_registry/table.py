@@ -581,8 +581,9 @@ class Table:
             start = self._looked_at
             if start is None:
                 last = session.scalar(sa.select(id).order_by(id.desc()).limit(1)) or new_id()
-                between = sorted((last.int, (session.scalar(ids) or last).int))
-                start = uuid.UUID(int=random.randint(*between))  # noqa: S311
+                first = session.scalar(ids) or last
+                # Not any number between the two: MariaDB compares no UUID that is not a valid one.
+                start = new_id(random.randint(*sorted((first.int >> 80, last.int >> 80))))  # noqa: S311
             end = session.scalar(ids.where(id > start).offset(size - 1))
             if end is not None:
                 part = sa.and_(id > start, id <= end)
