@@ -6,21 +6,23 @@ What they print is printed; their ratios go as tables and plots into ``benchmark
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import click
 import matplotlib as mpl
 
-from . import http, request, revoke, scale
-from .common import Ratio, UnavailableError
+from . import crowd, database, http, instructions, request, revoke, scale
+from .common import Section, UnavailableError
 
 RESULTS = Path(__file__).resolve().parent / "results"
 #: What the results depend on.
 PACKAGES = ("Flask", "Flask-Login", "Flask-Session", "Flask-SQLAlchemy", "SQLAlchemy", "redis")
 
-Section = tuple[str, str, Mapping[str, Ratio]]
+MILLION = 1_000_000
+#: How many minutes many clients load the app with the registry, and as long without it.
+MINUTES = 10
 
 
 def of_requests(rounds: int) -> list[Section]:
@@ -33,35 +35,50 @@ def of_requests(rounds: int) -> list[Section]:
         except UnavailableError as error:
             click.echo(f"Left out. {error}")
         else:
-            found.append((f"A request: {title}", "throughput, without the registry = 1", ratios))
+            unit = "throughput, without the registry = 1"
+            found.append(Section(f"A request: {title}", unit, ratios))
     return found
+
+
+def of_instructions() -> list[Section]:
+    click.echo("\nInstructions\n")
+    title, _ = request.SETUPS["sqlite"]
+    ratios = instructions.report("sqlite")
+    return [Section(f"A request: {title}", "instructions, without the registry = 1", ratios)]
 
 
 def of_http(rounds: int) -> list[Section]:
     click.echo("\nOver HTTP\n")
     ratios = http.report(rounds)
-    return [("Over HTTP, two workers", "throughput, without the registry = 1", ratios)]
+    return [Section("Over HTTP, two workers", "throughput, without the registry = 1", ratios)]
 
 
 def of_password_changes(rounds: int) -> list[Section]:
     click.echo("\nA password change\n")
     return [
-        (f"A password change with {size:,} sessions", "cost, floor = 1", ratios)
+        Section(f"A password change with {size:,} sessions", "cost, floor = 1", ratios)
         for size, ratios in revoke.report_sizes(rounds).items()
     ]
 
 
-def of_sizes(rows: Sequence[int], rounds: int) -> list[Section]:
-    click.echo("\nThe number of sessions\n")
-    found = scale.report([scale.SMALL, *rows], rounds)
-    return [
-        (
-            f"With {count:,} sessions",
-            f"cost, with {scale.SMALL:,} = 1",
-            {verb: ratios[number] for verb, ratios in found.items()},
-        )
-        for number, count in enumerate(rows)
-    ]
+def of_sizes(database: str, rows: Sequence[int], rounds: int) -> list[Section]:
+    click.echo(f"\nThe number of sessions on {database}\n")
+    return scale.report(database, [scale.SMALL, *rows], rounds)
+
+
+def of_database(rows: int, rounds: int) -> list[Section]:
+    click.echo("\nA database\n")
+    return [database.report(rows, rounds)]
+
+
+def of_crowd() -> list[Section]:
+    click.echo("\nMany at once\n")
+    return [crowd.as_section(crowd.report(2 * MINUTES), 2 * MINUTES)]
+
+
+def of_everybody() -> list[Section]:
+    click.echo("\nEverybody\n")
+    return [revoke.report_everybody(MILLION)]
 
 
 def as_markdown(sections: Sequence[Section]) -> str:
@@ -73,12 +90,13 @@ def as_markdown(sections: Sequence[Section]) -> str:
         "",
         f"Python {platform.python_version()}; {ground}.",
     ]
-    for title, unit, ratios in sections:
+    for title, unit, ratios, notes in sections:
         lines += ["", f"## {title}", "", f"| {unit} | median | 95 % |", "|---|---|---|"]
         lines += [
             f"| {name} | {ratio.paired:.3f} | {ratio.low:.3f} to {ratio.high:.3f} |"
             for name, ratio in ratios.items()
         ]
+        lines += ["", *(f"- {note}" for note in notes)] if notes else []
     return "\n".join([*lines, ""])
 
 
@@ -91,7 +109,7 @@ def plot(sections: Sequence[Section], name: str) -> None:
     figure, axes = plt.subplots(
         1, len(sections), figsize=(5.5 * len(sections), 3), squeeze=False, layout="constrained"
     )
-    for (title, unit, ratios), axis in zip(sections, axes[0], strict=True):
+    for (title, unit, ratios, _), axis in zip(sections, axes[0], strict=True):
         names = list(ratios)[::-1]
         values = [ratios[one].paired for one in names]
         errors = [
@@ -111,30 +129,52 @@ def plot(sections: Sequence[Section], name: str) -> None:
     plt.close(figure)
 
 
+PARTS: dict[str, Callable[[int], list[Section]]] = {
+    "request": of_requests,
+    "instructions": lambda _: of_instructions(),
+    "http": lambda rounds: of_http(max(1, rounds // 4)),
+    "revoke": lambda rounds: of_password_changes(max(1, rounds // 10)),
+    "scale": lambda rounds: of_sizes("PostgreSQL", [MILLION], max(1, rounds // 2)),
+    "scale-mariadb": lambda rounds: of_sizes("MariaDB", [MILLION], max(1, rounds // 2)),
+    "database": lambda rounds: of_database(MILLION, max(1, rounds // 10)),
+}
+#: These take longer than all others together.
+LONG: dict[str, Callable[[int], list[Section]]] = {
+    "scale": lambda rounds: of_sizes("PostgreSQL", [MILLION, 10 * MILLION], max(1, rounds // 2)),
+    "crowd": lambda _: of_crowd(),
+    "everybody": lambda _: of_everybody(),
+}
+
+
 @click.command(help=__doc__)
 @click.option("--rounds", default=40, show_default=True, type=click.IntRange(min=1))
-@click.option("--long", is_flag=True, help="Also with 10 million sessions: half an hour more.")
-def main(rounds: int, long: bool) -> None:
+@click.option(
+    "--long",
+    is_flag=True,
+    help="Also with 10 million sessions, with many clients for 20 minutes, and ending a million"
+    " sessions: an hour more.",
+)
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice([*PARTS, *(name for name in LONG if name not in PARTS)]),
+    help="Leave out all others; several may be given.",
+)
+def main(rounds: int, long: bool, only: tuple[str, ...]) -> None:
     RESULTS.mkdir(exist_ok=True)
-    rows = [1_000_000, 10_000_000] if long else [1_000_000]
-    parts = {
-        "request": lambda: of_requests(rounds),
-        "http": lambda: of_http(max(1, rounds // 4)),
-        "revoke": lambda: of_password_changes(max(1, rounds // 10)),
-        "scale": lambda: of_sizes(rows, max(1, rounds // 2)),
-    }
-    sections: list[Section] = []
-    for name, measure in parts.items():
+    parts = PARTS | LONG if long else PARTS
+    if missing := set(only) - set(parts):
+        raise click.UsageError(f"'--only {missing.pop()}' needs '--long'.")
+    for name in only or parts:
         try:
-            found = measure()
+            found = parts[name](rounds)
         except UnavailableError as error:
             click.echo(f"Left out. {error}")
             continue
         if found:
             plot(found, name)
-        sections += found
-    (RESULTS / "results.md").write_text(as_markdown(sections))
-    click.echo(f"\nWritten into {RESULTS.relative_to(Path.cwd())}.")
+            (RESULTS / f"{name}.md").write_text(as_markdown(found))
+            click.echo(f"\nWritten into {RESULTS.name}: {name}.md, {name}.png, {name}.svg.")
 
 
 if __name__ == "__main__":

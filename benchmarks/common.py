@@ -22,6 +22,7 @@ from flask_sqlalchemy import SQLAlchemy
 from werkzeug.security import generate_password_hash
 
 from flask_session_registry.home import UserSession
+from flask_session_registry.records import new_id
 from flask_session_registry.redis_home import RedisHome
 
 Config = dict[str, t.Any]
@@ -33,6 +34,16 @@ NAME = b"Ada Lovelace"
 NOBODY = b"nobody"
 PASSWORD = "benchmark"
 USER_AGENT = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
+
+
+class Section(t.NamedTuple):
+    """One of the results: ratios, and what else was seen."""
+
+    title: str
+    #: What is compared, and with what.
+    unit: str
+    ratios: Mapping[str, Ratio]
+    notes: Sequence[str] = ()
 
 
 class UnavailableError(Exception):
@@ -74,7 +85,7 @@ def user_sessions(user_ids: Iterable[int]) -> list[dict[str, t.Any]]:
     now = dt.datetime.now(dt.timezone.utc)
     return [
         {
-            "id": uuid.uuid4(),
+            "id": new_id(),
             "generation": 0,
             "user_id": user_id,
             "ip_address": f"198.51.100.{user_id % 256}",
@@ -91,8 +102,8 @@ def user_sessions(user_ids: Iterable[int]) -> list[dict[str, t.Any]]:
 
 def add_users(connection: sa.Connection, table: sa.Table, count: int) -> None:
     """Add users 1 to ``count``, without anything passing through this process."""
-    number = sa.func.generate_series(1, count).table_valued("number").render_derived().c.number
-    text = sa.cast(number, sa.Text)
+    number = _numbers(connection, 1, count)
+    text = sa.cast(number, sa.String(20))
     connection.execute(
         table.insert().from_select(
             ["id", "email", "name", "password_hash"],
@@ -101,28 +112,57 @@ def add_users(connection: sa.Connection, table: sa.Table, count: int) -> None:
     )
 
 
-def sessions_of(
-    table: sa.Table, count: int, *, each: int, prefix: str = "", **values: t.Any
-) -> sa.Insert:
-    """What adds so many rows, of as many users as have ``each`` of them, likewise.
+def add_sessions(
+    connection: sa.Connection,
+    table: sa.Table,
+    count: int,
+    *,
+    each: int,
+    prefix: str = "",
+    **values: t.Any,
+) -> None:
+    """Add so many rows, of as many users as have ``each`` of them, likewise.
+
+    In the order of their ids, as logins write them: those of one user lie far apart.
 
     :param prefix: of the keys of their entries.
     """
-    digest = sa.func.encode(
-        sa.func.sha256(sa.cast(sa.cast(sa.func.gen_random_uuid(), sa.Text), sa.LargeBinary)), "hex"
-    )
-    series = sa.func.generate_series(0, count - 1).table_valued("number").render_derived()
+    number, digits = _numbers(connection, 0, count - 1), _random_digits(connection)
+    # As the registry makes them (RFC 9562, 5.7): a millisecond for each row, up to now.
+    moment = _hexadecimal(connection, (new_id().int >> 80) - count + number)
+    some, more = sa.func.substr(digits, 1, 3), sa.func.substr(digits, 4, 15)
+    id = sa.func.concat(sa.func.lpad(moment, 12, "0"), "7", some, "a", more)
     row = user_sessions([0])[0] | {
-        "id": sa.func.gen_random_uuid(),
-        "user_id": 1 + series.c.number // each,
-        "store_id": sa.literal(prefix) + digest,
+        "id": sa.cast(id, sa.Uuid) if connection.dialect.name == "postgresql" else id,
+        "user_id": 1 + number % (count // each),
+        "store_id": sa.func.concat(prefix, digits, digits),
         **values,
     }
     columns = [
         value if isinstance(value, sa.ClauseElement) else sa.literal(value)
         for value in row.values()
     ]
-    return table.insert().from_select(list(row), sa.select(*columns).select_from(series))
+    connection.execute(table.insert().from_select(list(row), sa.select(*columns)))
+
+
+def _numbers(connection: sa.Connection, first: int, last: int) -> sa.ColumnElement[int]:
+    """The numbers from ``first`` to ``last``, each of them in a row."""
+    if connection.dialect.name == "postgresql":
+        series = sa.func.generate_series(first, last).table_valued("number").render_derived()
+        return series.c.number
+    return sa.table(f"seq_{first}_to_{last}", sa.column("seq", sa.BigInteger)).c.seq
+
+
+def _random_digits(connection: sa.Connection) -> sa.ColumnElement[str]:
+    """32 hexadecimal digits, others in each row and at each place."""
+    chance = sa.func.random() if connection.dialect.name == "postgresql" else sa.func.rand()
+    return sa.func.md5(sa.cast(chance, sa.CHAR(40)))
+
+
+def _hexadecimal(connection: sa.Connection, number: sa.ColumnElement[int]) -> sa.ColumnElement[str]:
+    if connection.dialect.name == "postgresql":
+        return sa.func.to_hex(number)
+    return sa.func.lower(sa.func.hex(number))
 
 
 class _Later:
@@ -184,8 +224,26 @@ def postgresql() -> Iterator[Config]:
 
     :raises UnavailableError: a server or its client is missing.
     """
+    with _with_redis(_schema) as config:
+        yield config
+
+
+@contextlib.contextmanager
+def mariadb() -> Iterator[Config]:
+    """The same with a database of our own on MariaDB.
+
+    :raises UnavailableError: a server or its client is missing.
+    """
+    with _with_redis(_database) as config:
+        yield config
+
+
+@contextlib.contextmanager
+def _with_redis(
+    make: Callable[[str], contextlib.AbstractContextManager[Config]],
+) -> Iterator[Config]:
     scratch = _scratch()
-    with redis(scratch) as records, _schema(scratch) as database:
+    with redis(scratch) as records, make(scratch) as database:
         yield {
             "SESSION_TYPE": "redis",
             "SESSION_REDIS": records["SESSION_REGISTRY_REDIS"],
@@ -256,6 +314,27 @@ def _schema(name: str) -> Iterator[Config]:
     finally:
         with engine.begin() as connection:
             connection.execute(sa.schema.DropSchema(name, cascade=True))
+
+
+@contextlib.contextmanager
+def _database(name: str) -> Iterator[Config]:
+    default = "mysql+pymysql://root@127.0.0.1:3306/"
+    url = sa.make_url(os.environ.get("MARIADB_URL", default)).set(drivername="mysql+pymysql")
+    try:
+        engine = sa.create_engine(
+            url, poolclass=sa.pool.NullPool, connect_args={"connect_timeout": 5}
+        )
+        with engine.begin() as connection:
+            connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    except ImportError:
+        raise UnavailableError("The package 'PyMySQL' is not installed.") from None
+    except sa.exc.DBAPIError as error:
+        raise UnavailableError(f"MariaDB can't be used (MARIADB_URL): {error.orig}") from None
+    try:
+        yield {"SQLALCHEMY_DATABASE_URI": url.set(database=name)}
+    finally:
+        with engine.begin() as connection:
+            connection.execute(sa.text(f"DROP DATABASE {name}"))
 
 
 # -- turns and ratios --------------------------------------------------------------------------

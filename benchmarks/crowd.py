@@ -36,7 +36,7 @@ from collections.abc import Callable, Iterator, Mapping
 import click
 from werkzeug.security import generate_password_hash
 
-from .common import PASSWORD, Config, Ratio, UnavailableError, postgresql, users
+from .common import PASSWORD, Config, Ratio, Section, UnavailableError, postgresql, users
 from .request import WITH, WITHOUT
 from .served import METHOD, environ, fill
 from .workers import COOKIE, HOST, WORKERS, Server, serving
@@ -574,6 +574,24 @@ def report(minutes: float, *, is_checked: bool = True) -> Report:
     _echo_memory(found.memory)
     _echo_verdicts(found)
     return found
+
+
+def as_section(found: Report, minutes: float) -> Section:
+    """What has become of it."""
+    oracle = found.oracle
+    right, wrong = sum(oracle.right.values()), sum(oracle.wrong.values())
+    errors = sum(sum(errors.values()) for errors in found.errors.values())
+    notes = [
+        f"{right} answers right, {wrong} wrong, {oracle.undecided} undecided; {errors} errors."
+    ]
+    notes += [
+        f"A worker ({name}) held {before:.1f} MiB early, and {after:.1f} MiB at the end."
+        for name, workers in found.memory.items()
+        for before, after in workers
+    ]
+    ratios = {f"p{percentile}": ratio for percentile, ratio in found.ratios.items()}
+    title = f"{CLIENTS} clients, {minutes:.0f} minutes for both"
+    return Section(title, "latency, without the registry = 1", ratios, notes)
 
 
 def _echo_requests(both: Mapping[str, Crowd]) -> None:

@@ -19,7 +19,7 @@ from flask_session_registry.bulk import Tally, revoke_many
 from flask_session_registry.filters import Filter
 from flask_session_registry.installation import get_installation
 
-from .common import Config, add_users, sessions_of
+from .common import Config, Ratio, Section, add_sessions, add_users
 
 #: How many sessions each user has.
 EACH = 5
@@ -30,7 +30,7 @@ ENTRY = b"\0" * 216
 
 def report(
     config: Config, make_app: Callable[[Config], tuple[Flask, SQLAlchemy, t.Any]], count: int
-) -> None:
+) -> Section:
     """End ``count`` sessions in each way, one after the other, there and back."""
     app, db, user_model = make_app({**config, "SESSION_REGISTRY_AUTO_PRUNE": None})
     registry = SessionRegistry(app)
@@ -42,20 +42,24 @@ def report(
             add_users(connection, user_model.__table__, count // EACH)
         click.echo(f"{count} sessions of {count // EACH} users")
         times: dict[str, list[float]] = {"floor": [], "with": []}
+        notes: list[str] = []
         for name in ("floor", "with", "with", "floor"):
             _fill(db.engine, table, client, prefix, count)
             begin = time.perf_counter()
             if name == "floor":
                 _floor(db.engine, table, client)
             else:
-                _command(app, count)
+                notes.append(_command(app, count))
             times[name].append(time.perf_counter() - begin)
             db.session.remove()
             _check(db.engine, table, client, prefix, count)
         db.engine.dispose()
     for name, seconds in times.items():
         click.echo(f"{name:8}{sum(seconds) / 2:8.1f} s  ({', '.join(f'{s:.1f}' for s in seconds)})")
-    click.echo(f"ratio   {sum(times['with']) / sum(times['floor']):8.2f}")
+    ratio = Ratio.of(times["with"], times["floor"])
+    click.echo(f"ratio   {ratio.paired:8.2f}")
+    title = f"Ending {count:,} sessions from the command line"
+    return Section(title, "cost, floor = 1", {"with": ratio}, notes)
 
 
 def _floor(engine: sa.Engine, table: sa.Table, client: t.Any) -> None:
@@ -73,7 +77,7 @@ def _floor(engine: sa.Engine, table: sa.Table, client: t.Any) -> None:
             client.unlink(*keys)
 
 
-def _command(app: Flask, count: int) -> None:
+def _command(app: Flask, count: int) -> str:
     """What the command does; how much more memory it held at the end than after a tenth."""
     tally = Tally()
     sizes: list[tuple[int, int]] = []
@@ -82,7 +86,10 @@ def _command(app: Flask, count: int) -> None:
     if tally.ended != count or tally.purged != count:
         raise AssertionError(f"{tally} is not all of {count}.")
     early = next(size for ended, size in sizes if ended >= count / 10)
-    click.echo(f"Memory after a tenth {early} MiB, at most {max(size for _, size in sizes)} MiB")
+    most = max(size for _, size in sizes)
+    told = f"The process held {early} MiB after a tenth, and {most} MiB at most."
+    click.echo(told)
+    return told
 
 
 def _memory() -> int:
@@ -95,7 +102,7 @@ def _fill(engine: sa.Engine, table: sa.Table, client: t.Any, prefix: str, count:
     """The same rows and entries before each turn, in a table without a past."""
     with _autocommit(engine) as connection:
         connection.execute(sa.text(f"TRUNCATE {table}"))
-        connection.execute(sessions_of(table, count, each=EACH, prefix=prefix))
+        add_sessions(connection, table, count, each=EACH, prefix=prefix)
         connection.execute(sa.text(f"VACUUM ANALYZE {table}"))
     with engine.connect() as connection:
         rows = connection.execution_options(yield_per=KEYS).execute(sa.select(table.c.store_id))

@@ -32,6 +32,7 @@ from flask_session_registry.redis_home import RedisHome
 from .common import (
     Config,
     Ratio,
+    Section,
     UnavailableError,
     define_user,
     keep_in_redis,
@@ -623,6 +624,12 @@ def report_sizes(rounds: int, only: str | None = None) -> dict[int, dict[str, Ra
     return ratios
 
 
+def report_everybody(sessions: int) -> Section:
+    """Measure, and print: what it costs to end them all, and whether the memory is flat."""
+    with postgresql() as config:
+        return report(config, make_app, sessions)
+
+
 # -- the command -------------------------------------------------------------------------------
 
 
@@ -648,8 +655,7 @@ def report_sizes(rounds: int, only: str | None = None) -> dict[int, dict[str, Ra
 def main(rounds: int, only: str | None, everybody: bool, sessions: int) -> None:
     try:
         if everybody:
-            with postgresql() as config:
-                report(config, make_app, sessions)
+            report_everybody(sessions)
             return
         report_sizes(rounds, only)
     except UnavailableError as error:

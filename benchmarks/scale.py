@@ -1,15 +1,16 @@
 """Does it cost more, the more sessions there are?
 
-The same table is made several times on PostgreSQL, with a thousand rows and with many more, and the
-verbs of the registry take turns on all of them, on sessions and users chosen at random. Beside what
-each costs stands how it was found (the query plans), and whether what is written when a session is
-seen stayed in its page (heap-only updates).
+The same table is made several times, with a thousand rows and with many more, and the verbs of the
+registry take turns on all of them, on sessions and users chosen at random. Beside what each costs
+stands how it was found (the query plans), and on PostgreSQL whether what is written when a session
+is seen stayed in its page (heap-only updates).
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime as dt
 import random
 import statistics
 import time
@@ -24,21 +25,23 @@ from flask_login import LoginManager
 from flask_session import Session
 from flask_sqlalchemy import SQLAlchemy
 
-from flask_session_registry import SessionRegistry, housekeeping
+from flask_session_registry import SessionRegistry, clock, housekeeping
 from flask_session_registry.credentials import fingerprint
 from flask_session_registry.installation import get_installation
-from flask_session_registry.records import BATCH
+from flask_session_registry.records import BATCH, new_id
 
 from .common import (
     Config,
     Ratio,
+    Section,
     UnavailableError,
+    add_sessions,
     add_users,
     define_user,
     listening,
+    mariadb,
     measure,
     postgresql,
-    sessions_of,
     user_sessions,
 )
 
@@ -68,25 +71,20 @@ class Table:
         self.credential = fingerprint(("a hash",))
         with self.db.engine.connect() as connection:
             autocommit = connection.execution_options(isolation_level="AUTOCOMMIT")
-            # Whatever the server does in the background, it is not to do it in some of the turns.
-            autocommit.execute(sa.text(f"ALTER TABLE {self.table} SET (autovacuum_enabled = off)"))
+            self._prepare(autocommit)
             add_users(autocommit, self.users, self.count // EACH)
-            autocommit.execute(
-                sessions_of(self.table, self.count, each=EACH, fingerprint=self.credential)
-            )
-            autocommit.execute(sa.text(f"VACUUM ANALYZE {self.table}, {self.users}"))
-            autocommit.execute(sa.text("CHECKPOINT"))
+            add_sessions(autocommit, self.table, self.count, each=EACH, fingerprint=self.credential)
+            self._settle(autocommit)
             # By the keys of users chosen at random: a sample of pages would be one of neighbours.
             user_ids = [self.user_id() for _ in range(SAMPLE)]
-            rows = sa.select(self.table.c.id).where(self.table.c.user_id.in_(user_ids))
-            self.ids = list(autocommit.scalars(rows))
-        self.chance.shuffle(self.ids)
+            column = self.table.c
+            rows = sa.select(column.id, column.user_id).where(column.user_id.in_(user_ids))
+            #: The ids of sessions, and whose they are.
+            self.known = [(id, user_id) for id, user_id in autocommit.execute(rows)]
+        self.chance.shuffle(self.known)
 
     def user_id(self) -> int:
         return self.chance.randint(1, self.count // EACH)
-
-    def id(self) -> uuid.UUID:
-        return self.chance.choice(self.ids)
 
     def user(self) -> t.Any:
         return self.db.session.get(self.installation.credentials.user_model, self.user_id())
@@ -95,15 +93,15 @@ class Table:
 
     def check(self, number: int = 50) -> float:
         """What each request asks."""
-        ids = [self.id() for _ in range(number)]
+        chosen = self.chance.choices(self.known, k=number)
         begin = time.perf_counter_ns()
-        for id in ids:
-            if self.records.load(id) is None:
+        for id, user_id in chosen:
+            if self.records.load(id, str(user_id)) is None:
                 raise AssertionError("A session that is there was not found.")
             self.db.session.rollback()
         return (time.perf_counter_ns() - begin) / number
 
-    def list(self, number: int = 20) -> float:
+    def listing(self, number: int = 20) -> float:
         """Where a user is signed in."""
         users = [self.user() for _ in range(number)]
         begin = time.perf_counter_ns()
@@ -118,7 +116,7 @@ class Table:
         row = user_sessions([0])[0]
         del row["fingerprint"]
         logins = [
-            row | {"id": uuid.uuid4(), "user_id": self.user_id(), "store_id": uuid.uuid4().hex * 2}
+            row | {"id": new_id(), "user_id": self.user_id(), "store_id": uuid.uuid4().hex * 2}
             for _ in range(number)
         ]
         begin = time.perf_counter_ns()
@@ -133,11 +131,10 @@ class Table:
 
     def touch(self, number: int = 20) -> float:
         """Writing down when a session was last seen."""
-        now = self.installation.expiry(self.app).now
-        values = {"last_seen_at": now, "ip_address": "203.0.113.9", "user_agent": "Firefox"}
-        ids = [self.id() for _ in range(number)]
+        values = {"last_seen_at": clock.now(), "ip_address": "203.0.113.9", "user_agent": "Firefox"}
+        chosen = self.chance.choices(self.known, k=number)
         begin = time.perf_counter_ns()
-        for id in ids:
+        for id, _ in chosen:
             self.records.touch(id, dict(values))
         return (time.perf_counter_ns() - begin) / number
 
@@ -159,6 +156,8 @@ class Table:
     def prune(self, _: int = 1) -> float:
         """What a process prunes by itself: it looks at a thousand rows, and a hundred are due."""
         self.db.session.commit()
+        # It has been somewhere.
+        self.records.next_part(1)
         start = self.records._looked_at
         rows = sa.select(self.table.c.id).where(self.records.next_part(BATCH)).limit(BATCH)
         with self.db.engine.connect() as connection:
@@ -166,7 +165,7 @@ class Table:
         self._execute(
             self.table.update()
             .where(self.table.c.id.in_(ids))
-            .values(last_seen_at=sa.text("now() - interval '90 days'"))
+            .values(last_seen_at=clock.ago(dt.timedelta(days=90)))
         )
         # The same part once more.
         self.records._looked_at = start
@@ -177,6 +176,23 @@ class Table:
             raise AssertionError(f"{done} is not what had expired.")
         self._revive(self.table.c.id.in_(ids))
         return spent
+
+    # -- what a database is asked in its own way -----------------------------------------------
+
+    def _prepare(self, connection: sa.Connection) -> None:
+        """Before there are any rows."""
+
+    def _settle(self, connection: sa.Connection) -> None:
+        """When there are."""
+        raise NotImplementedError
+
+    def _plan(self, statement: str, parameters: t.Any) -> list[str]:
+        """How a statement finds its rows."""
+        raise NotImplementedError
+
+    def summary(self) -> str:
+        """What else there is to say of the table."""
+        raise NotImplementedError
 
     # -- pieces --------------------------------------------------------------------------------
 
@@ -190,21 +206,66 @@ class Table:
         with self.db.engine.begin() as connection:
             connection.execute(statement)
 
-    def heap_only(self) -> float:
+    def plans(self, verb: Callable[[int], float]) -> list[str]:
+        """How the statements of a verb find their rows: the scans, and through which index."""
+        asked: dict[str, t.Any] = {}
+
+        def note(_: t.Any, __: t.Any, statement: str, parameters: t.Any, *___: t.Any) -> None:
+            if statement.startswith(("SELECT", "UPDATE")) and "user_sessions" in statement:
+                asked.setdefault(statement, parameters)
+
+        with listening(self.db.engine, before_cursor_execute=note):
+            verb(1)
+        self.db.session.commit()
+        return sorted(
+            {
+                f"{statement.split()[0]}: {'; '.join(self._plan(statement, parameters))}"
+                for statement, parameters in asked.items()
+            }
+        )
+
+    def _rows(self, statement: str, parameters: t.Any = None) -> list[t.Any]:
+        with self.db.engine.connect() as connection:
+            cursor = connection.connection.cursor()
+            cursor.execute(statement, parameters)
+            return list(cursor.fetchall())
+
+
+class PostgreSQL(Table):
+    def _prepare(self, connection: sa.Connection) -> None:
+        # Whatever the server does in the background, it is not to do it in some of the turns.
+        connection.execute(sa.text(f"ALTER TABLE {self.table} SET (autovacuum_enabled = off)"))
+
+    def _settle(self, connection: sa.Connection) -> None:
+        connection.execute(sa.text(f"VACUUM ANALYZE {self.table}, {self.users}"))
+        connection.execute(sa.text("CHECKPOINT"))
+
+    def _plan(self, statement: str, parameters: t.Any) -> list[str]:
+        rows = self._rows(f"EXPLAIN {statement}", parameters)
+        lines = [line.split("(cost")[0].strip(" ->") for (line,) in rows]
+        return [line for line in lines if " Scan" in line]
+
+    def summary(self) -> str:
+        ((in_table, in_indexes),) = self._rows(
+            f"SELECT pg_table_size('{self.table}'), pg_indexes_size('{self.table}')"
+        )
+        return (
+            f"{self._heap_only():.1%} heap-only updates; {in_table / self.count:.0f} bytes for each"
+            f" in the table, {in_indexes / self.count:.0f} in its indexes"
+        )
+
+    def _heap_only(self) -> float:
         """Which part of the updates of 'last_seen_at' stayed in its page."""
 
         def counted() -> tuple[int, int]:
             # What this connection has done is told when it has been idle, or is closed.
             self.db.session.remove()
             self.db.engine.dispose()
-            with self.db.engine.connect() as connection:
-                row = connection.execute(
-                    sa.text(
-                        "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables"
-                        " WHERE schemaname = current_schema() AND relname = 'user_sessions'"
-                    )
-                ).one()
-                return row[0], row[1]
+            ((updated, heap_only),) = self._rows(
+                "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables"
+                " WHERE schemaname = current_schema() AND relname = 'user_sessions'"
+            )
+            return updated, heap_only
 
         before = counted()
         self.touch(2000)
@@ -212,43 +273,29 @@ class Table:
         after = counted()
         return (after[1] - before[1]) / (after[0] - before[0])
 
-    def size(self) -> tuple[float, float]:
-        """How many bytes a session takes, in the table and in its indexes."""
-        with self.db.engine.connect() as connection:
-            row = connection.execute(
-                sa.text("SELECT pg_table_size(:name), pg_indexes_size(:name)"),
-                {"name": str(self.table)},
-            ).one()
-        return row[0] / self.count, row[1] / self.count
 
-    def plans(self, verb: Callable[[int], float]) -> list[str]:
-        """How the statements of a verb find their rows: the scans, and through which index."""
-        asked: dict[str, t.Any] = {}
+class MariaDB(Table):
+    def _settle(self, connection: sa.Connection) -> None:
+        connection.execute(sa.text(f"ANALYZE TABLE {self.table}, {self.users}"))
 
-        def note(_: t.Any, __: t.Any, statement: str, parameters: t.Any, *___: t.Any) -> None:
-            if (
-                statement.startswith(("SELECT", "UPDATE", "DELETE"))
-                and "user_sessions" in statement
-            ):
-                asked.setdefault(statement, parameters)
+    def _plan(self, statement: str, parameters: t.Any) -> list[str]:
+        rows = self._rows(f"EXPLAIN {statement}", parameters)
+        return [f"{kind} on {name} by {key}" for _, _, name, kind, _, key, *_ in rows if name]
 
-        with listening(self.db.engine, before_cursor_execute=note):
-            verb(1)
-        self.db.session.commit()
-        found: list[str] = []
-        with self.db.engine.connect() as connection:
-            cursor = connection.connection.cursor()
-            for statement, parameters in asked.items():
-                cursor.execute(f"EXPLAIN {statement}", parameters)
-                lines = [line.split("(cost")[0].strip(" ->") for (line,) in cursor.fetchall()]
-                scans = [line for line in lines if " Scan" in line]
-                found.append(f"{statement.split()[0]}: {'; '.join(scans)}")
-        return sorted(set(found))
+    def summary(self) -> str:
+        ((in_table, in_indexes),) = self._rows(
+            "SELECT data_length, index_length FROM information_schema.tables"
+            f" WHERE table_schema = database() AND table_name = '{self.table}'"
+        )
+        return (
+            f"{in_table / self.count:.0f} bytes for each in the table,"
+            f" {in_indexes / self.count:.0f} in its indexes"
+        )
 
 
 VERBS: dict[str, str] = {
     "check": "the check on each request",
-    "list": "where a user is signed in",
+    "listing": "where a user is signed in",
     "sign_in": "a login",
     "touch": "last seen",
     "revoke": "revoke_all of 5 sessions",
@@ -256,17 +303,25 @@ VERBS: dict[str, str] = {
 }
 
 
+#: Where the table is made: the server, and how it is asked.
+DATABASES: dict[str, tuple[t.Any, type[Table]]] = {
+    "PostgreSQL": (postgresql, PostgreSQL),
+    "MariaDB": (mariadb, MariaDB),
+}
+
+
 @contextlib.contextmanager
-def tables(counts: t.Sequence[int]) -> Iterator[list[Table]]:
+def tables(database: str, counts: t.Sequence[int]) -> Iterator[list[Table]]:
+    server, kind = DATABASES[database]
     with contextlib.ExitStack() as stack:
         made: list[Table] = []
         for count in counts:
-            config = stack.enter_context(postgresql())
+            config = stack.enter_context(server())
             app, db, sessions = build(config)
             stack.enter_context(app.app_context())
             db.create_all()
             begin = time.perf_counter()
-            made.append(Table(count, app, db, sessions))
+            made.append(kind(count, app, db, sessions))
             click.echo(f"{count:>12,} rows made in {time.perf_counter() - begin:.0f} s", err=True)
             stack.callback(db.engine.dispose)
             stack.callback(db.session.remove)
@@ -275,11 +330,13 @@ def tables(counts: t.Sequence[int]) -> Iterator[list[Table]]:
 
 def build(config: Config) -> tuple[Flask, SQLAlchemy, SessionRegistry]:
     app = Flask(__name__)
-    # What is measured is work, not how long a disk takes to say that it has written.
-    options = config["SQLALCHEMY_ENGINE_OPTIONS"]["connect_args"]["options"]
-    config["SQLALCHEMY_ENGINE_OPTIONS"] = {
-        "connect_args": {"options": f"{options} -csynchronous_commit=off"}
-    }
+    if "SQLALCHEMY_ENGINE_OPTIONS" in config:
+        # What is measured is work, not how long a disk takes to say that it has written. MariaDB
+        # can be told so only for all of its databases.
+        options = config["SQLALCHEMY_ENGINE_OPTIONS"]["connect_args"]["options"]
+        config["SQLALCHEMY_ENGINE_OPTIONS"] = {
+            "connect_args": {"options": f"{options} -csynchronous_commit=off"}
+        }
     app.config.update(SECRET_KEY="benchmark", SESSION_REGISTRY_AUTO_PRUNE=None, **config)
     db = SQLAlchemy()
     define_user(db)
@@ -289,10 +346,11 @@ def build(config: Config) -> tuple[Flask, SQLAlchemy, SessionRegistry]:
     return app, db, SessionRegistry(app)
 
 
-def report(counts: t.Sequence[int], rounds: int) -> dict[str, list[Ratio]]:
+def report(database: str, counts: t.Sequence[int], rounds: int) -> list[Section]:
     """Measure, and print: each verb on each table, as a multiple of what it costs on the first."""
     found: dict[str, list[Ratio]] = {}
-    with tables(counts) as made:
+    notes: list[str] = []
+    with tables(database, counts) as made:
         for name, title in VERBS.items():
             times = measure(made, rounds, lambda table, name=name: _within(table, name))
             click.echo(f"\n{title:28}{'µs':>10}   medians  paired      95 %")
@@ -306,15 +364,22 @@ def report(counts: t.Sequence[int], rounds: int) -> dict[str, list[Ratio]]:
                 click.echo(line)
             for plan in made[-1].plans(getattr(made[-1], name)):
                 click.echo(f"    {plan}")
+                notes.append(f"{title}: {plan}")
         click.echo()
         for table in made:
             with table.app.app_context():
-                in_table, in_indexes = table.size()
-                click.echo(
-                    f"{table.count:>16,} rows: {table.heap_only():.1%} heap-only updates;"
-                    f" {in_table:.0f} bytes for each in the table, {in_indexes:.0f} in its indexes"
-                )
-    return found
+                summary = f"{table.count:,} rows: {table.summary()}"
+                click.echo(f"    {summary}")
+                notes.append(summary)
+    return [
+        Section(
+            f"{table.count:,} sessions on {database}",
+            f"cost, with {made[0].count:,} = 1",
+            {verb: ratios[place] for verb, ratios in found.items()},
+            notes if table is made[-1] else (),
+        )
+        for place, table in enumerate(made[1:])
+    ]
 
 
 def _within(table: Table, name: str) -> float:
@@ -332,9 +397,12 @@ def _within(table: Table, name: str) -> float:
     type=click.IntRange(min=SMALL),
     help="Of a table, beside that of a thousand; several may be given.",
 )
-def main(rounds: int, rows: tuple[int, ...]) -> None:
+@click.option(
+    "--database", type=click.Choice(list(DATABASES)), default="PostgreSQL", show_default=True
+)
+def main(rounds: int, rows: tuple[int, ...], database: str) -> None:
     try:
-        report([SMALL, *rows], rounds)
+        report(database, [SMALL, *rows], rounds)
     except UnavailableError as error:
         click.echo(f"Left out. {error}")
 
