@@ -116,8 +116,8 @@ class Table:
         row = user_sessions([0])[0]
         del row["fingerprint"]
         logins = [
-            row | {"id": new_id(), "user_id": self.user_id(), "store_id": uuid.uuid4().hex * 2}
-            for _ in range(number)
+            row | {"id": self.records.place(new_id(), user_id), "user_id": user_id, "store_id": key}
+            for user_id, key in ((self.user_id(), uuid.uuid4().hex * 2) for _ in range(number))
         ]
         begin = time.perf_counter_ns()
         for values in logins:

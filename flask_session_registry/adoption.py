@@ -14,7 +14,7 @@ from flask import Flask, request, session
 
 from . import clock, remember, session_ids
 from .installation import Installation, unwrap
-from .records import Execute, new_id
+from .records import Execute
 from .sight import sight
 from .state import MARKER, Adoption, Current, RequestState
 
@@ -29,7 +29,7 @@ def id_of_cookie(app: Flask) -> uuid.UUID:
     cookie = session_ids.sent_id(app, request) or cookie.rpartition(".")[0] or cookie
     if not cookie:
         # A session that this request has only just been given, by the app's own hand.
-        return new_id()
+        return uuid.uuid4()
     digest = hashlib.sha256(f"adopted:{cookie}".encode("utf-8", "surrogatepass")).digest()
     return uuid.UUID(bytes=digest[:16], version=4)
 

@@ -20,7 +20,7 @@ from .credentials import fingerprint
 from .expiry import Expiry
 from .installation import Installation, Records, checked_installation_on, unwrap
 from .log import log
-from .records import UNAVAILABLE, new_id
+from .records import UNAVAILABLE
 from .state import MARKER, Current, RequestState, read_marker
 
 
@@ -181,7 +181,7 @@ def _check_unregistered(
 def _check_remembered(app: Flask, installation: Installation, state: RequestState) -> _Verdict:
     claimed = remember.claimed_user(app)
     if claimed is not None and installation.settings.adopts and remember.is_alone(app):
-        is_adopted = adoption.begin(app, installation, state, claimed, id=new_id())
+        is_adopted = adoption.begin(app, installation, state, claimed, id=uuid.uuid4())
         return None if is_adopted else "unregistered", None
     companion = remember.companion(app)
     if companion is None or claimed is None:
@@ -202,7 +202,8 @@ def _check_row(
 ) -> str | None:
     """Compare what the browser carries with the row; why not, or ``None`` if it stands."""
     id, generation = marker
-    row = installation.records.load(id, claimed)
+    is_usual = app.login_manager.id_attribute == "get_id"  # type: ignore[attr-defined]
+    row = installation.records.load(id, claimed if is_usual else None)
     if row is None:
         return installation.records.reason(id) or "unknown"
     user, row_generation, credential, last_seen_at, store_id, created_at, *passwords = row

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
+from flask_login import UserMixin
 
 from . import clock, records
 from .credentials import Credentials, fingerprint
@@ -34,6 +35,7 @@ from .records import (
     Renewal,
     Sighting,
     Stored,
+    as_id,
     credential,
     new_id,
 )
@@ -50,6 +52,9 @@ _USERS = 500
 _BAR_OF_ALL = uuid.UUID("4c1f3b52-93f5-4d2e-8a53-7b7a1d1a6f0e")
 
 _INNODB = ("mysql", "mariadb")
+
+#: Before the first id that begins with the time, in milliseconds since the epoch: 2026 began.
+_FIRST_MOMENT = 1_767_225_600_000
 
 #: Rows that housekeeping looks at, of all that there are.
 Part = sa.ColumnElement[bool]
@@ -134,15 +139,16 @@ class Table:
         One statement in the app's session, which thereby knows the user: a user loader that asks
         for the primary key runs none. ``None``: no such row, it has ended, or its user is gone.
 
-        :param user: what Flask-Login calls the user whose session it should be, if that is known.
+        :param user: what ``get_id()`` says of the user whose session it should be, if known.
         :param anew: whether a user that the session knows already is overwritten.
         :returns: user, generation, fingerprint, last_seen_at, store_id, created_at (``None`` where
             it is not needed), and the values of the password attributes.
         """
-        key = None if user is None else self.users.key_of(user)
+        key = None if user is None or self._read_key is None else self._read_key(user)
         if key is not None:
             values = {"id": id, "user_id": key}
             row = self.db.session.execute(self._load_both, values).first()
+            # A guess: whose session it is, the row says.
             if row is not None and row[-1] == key:
                 return row[:-1]
         statement = self._load.execution_options(populate_existing=True) if anew else self._load
@@ -402,8 +408,13 @@ class Table:
         return surplus
 
     def place(self, id: uuid.UUID, user_id: t.Any) -> uuid.UUID:
-        """The id of a new session of this user: any will do."""
-        return id
+        """The id of a new session of this user: any will do, but on InnoDB a random one.
+
+        Whoever ends the sessions of a user holds, in the index on ``user_id``, also the gap between
+        the last one of the user before and the first one of this. Within a user the index goes by
+        the id, so that the newest would always fall into that gap, and the login wait.
+        """
+        return uuid.uuid4() if self._dialect in _INNODB else id
 
     def _surplus(
         self,
@@ -580,17 +591,19 @@ class Table:
         with self.users.transaction() as session:
             start = self._looked_at
             if start is None:
-                last = session.scalar(sa.select(id).order_by(id.desc()).limit(1)) or new_id()
-                first = session.scalar(ids) or last
-                # Not any number between the two: MariaDB compares no UUID that is not a valid one.
-                start = new_id(random.randint(*sorted((first.int >> 80, last.int >> 80))))  # noqa: S311
+                now = new_id()
+                first = session.scalar(ids.where(id > new_id(_FIRST_MOMENT))) or now
+                # Of the second kind are those of InnoDB, and of sessions that were adopted.
+                moment = random.randint(*sorted((first.int >> 80, now.int >> 80)))  # noqa: S311
+                start = random.choice((new_id(moment), uuid.uuid4()))  # noqa: S311
             end = session.scalar(ids.where(id > start).offset(size - 1))
             if end is not None:
                 part = sa.and_(id > start, id <= end)
             else:
                 rest = session.scalar(sa.select(sa.func.count()).where(id > start)) or 0
                 # Compared by the database alone, which orders them as it likes.
-                end = session.scalar(ids.where(id <= start).offset(size - rest - 1))
+                # A login may have come in between.
+                end = session.scalar(ids.where(id <= start).offset(max(0, size - rest - 1)))
                 part = sa.true() if end is None else sa.or_(id > start, id <= end)
         self._looked_at = start if end is None else end
         return part
@@ -988,7 +1001,7 @@ class Table:
         execute(
             self._row_of_nobody(
                 LEFT_BEHIND,
-                id=new_id(),
+                id=self.place(new_id(), None),
                 store_id=left,
                 rotated_at=clock.now(),
                 revocation=link,
@@ -1008,6 +1021,17 @@ class Table:
     def _dialect(self) -> str:
         """On SQLite no rows can be locked, and a transaction that has read can't always write."""
         return self.db.session.get_bind(self.model).dialect.name
+
+    @functools.cached_property
+    def _read_key(self) -> Callable[[object], t.Any] | None:
+        """What makes a user's key of what ``get_id()`` says; ``None``: that may be no key."""
+        classes = [mapper.class_ for mapper in sa.inspect(self.users.model).self_and_descendants]
+        has_usual_id = all(getattr(cls, "get_id", None) is UserMixin.get_id for cls in classes)
+        if not has_usual_id or self.user_key.key != "id":
+            return None
+        dialect = self.db.session.get_bind(self.model).dialect
+        kinds = {_kind_on(dialect, key) for key in (self.user_key, self.model.user_id)}
+        return kinds.pop() if len(kinds) == 1 else None
 
     def _ending(self, reason: str) -> dict[t.Any, t.Any]:
         return {
@@ -1079,6 +1103,26 @@ def _bars(user_id: t.Any) -> list[uuid.UUID]:
 
 def _bar(user_id: t.Any) -> uuid.UUID:
     return uuid.uuid5(_BAR_OF_ALL, str(user_id))
+
+
+def _kind_on(dialect: sa.Dialect, key: t.Any) -> Callable[[object], t.Any] | None:
+    """What makes a value of a column of text, if that can't fail but by a ``None``."""
+    kind = key.type.dialect_impl(dialect)
+    # Not for a type of the app's own, of which nobody knows what it makes of a value.
+    if isinstance(kind, sa.Uuid) and kind.as_uuid:
+        return as_id
+    if isinstance(kind, sa.Integer) and not isinstance(kind, sa.SmallInteger):
+        return _as_integer
+    return None
+
+
+def _as_integer(text: object) -> int | None:
+    try:
+        number = int(str(text))
+    except ValueError:
+        return None
+    # PostgreSQL refuses to compare its integers with a larger number.
+    return number if abs(number) < 2**31 else None
 
 
 def _of_what_is_found(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterator
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
-from flask_login import UserMixin
 from flask_sqlalchemy import SQLAlchemy
 
 from .credentials import Credentials, Values
@@ -24,7 +23,6 @@ class Users:
         self.model = credentials.user_model
         self.key = credentials.key
         self.columns = sa.inspect(credentials.user_model).columns
-        self._read_key = _reader_of(self.model, self.key)
         #: The keys of users, and the values of the password attributes.
         self.passwords = sa.select(self.key, *credentials.columns)
         # Built once: building it in each request costs more than running it.
@@ -33,20 +31,6 @@ class Users:
             .where(self.key == sa.bindparam("key"))
             .execution_options(autoflush=False)
         )
-
-    def key_of(self, name: object) -> t.Any:
-        """The key of the user whom Flask-Login calls so; ``None``: it can't be told.
-
-        A guess: what is found by it is to be compared with what it was meant to be.
-        """
-        if self._read_key is None:
-            return None
-        try:
-            key = self._read_key(str(name))
-        except ValueError:
-            return None
-        # PostgreSQL refuses to compare its integers with a larger number.
-        return key if self._read_key is uuid.UUID or abs(key) < 2**31 else None
 
     def load(self, user_id: t.Any, *, anew: bool = False) -> tuple[t.Any, ...] | None:
         """A user, and the values of the password attributes; ``None``: there is no such user.
@@ -115,11 +99,3 @@ def kind_of(column: t.Any) -> t.Any:
     with contextlib.suppress(NotImplementedError):
         return column.type.python_type
     return None
-
-
-def _reader_of(model: type[t.Any], key: t.Any) -> t.Any:
-    """What reads a user's key from what Flask-Login calls the user; ``None``: nothing does."""
-    is_usual = getattr(model, "get_id", None) is UserMixin.get_id and key.key == "id"
-    if not is_usual or isinstance(key.type, sa.SmallInteger):
-        return None
-    return kind_of(key) if kind_of(key) in (int, uuid.UUID) else None

@@ -12,6 +12,7 @@ import uuid
 
 import pytest
 import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
 from conftest import SiteFactory
 from flask_login import current_user, login_required
 from site_under_test import Browser, Site, days_ago
@@ -26,6 +27,8 @@ from flask_session_registry import (
     purge_failed,
 )
 from flask_session_registry.records import new_id
+
+MILLISECOND = dt.timedelta(milliseconds=1)
 
 
 def prune(site: Site, limit: int | None = None) -> tuple[int, int, int]:
@@ -454,14 +457,59 @@ def test_automatic_prune_goes_round(database_site: Site, rows: int) -> None:
 
 
 @pytest.mark.table
-def test_ids_lie_in_the_order_of_logins(
+def test_automatic_prune_begins_anywhere(database_site: Site) -> None:
+    """Processes that live for a short time look at all of it, too, among all kinds of ids."""
+    site, now = database_site, clock.now()
+    ids = [new_id((days_ago(days) - clock.EPOCH) // MILLISECOND) for days in range(40)]
+    # Those of sessions that were adopted, and of InnoDB.
+    ids += [uuid.uuid4() for _ in range(20)]
+    with site.context():
+        ann = site.user("ann").id
+    moments = dict.fromkeys(("created_at", "last_seen_at", "authenticated_at"), now)
+    site.add_rows([{"id": id, "generation": 0, "user_id": ann, **moments} for id in ids])
+    seen: set[uuid.UUID] = set()
+    with site.context():
+        records, model = site.installation.records, site.sessions.UserSession
+        for _ in range(300):
+            records._looked_at = None
+            part = set(site.db.session.scalars(sa.select(model.id).where(records.next_part(5))))
+            assert len(part) == 5
+            seen |= part
+            site.db.session.rollback()
+    assert seen == set(ids)
+
+
+@pytest.mark.table
+def test_automatic_prune_beside_a_login(
     database_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More rows after the place where it begins, in the very moment that it counts them."""
+    site = database_site
+    for _ in range(4):
+        site.browser().login()
+    with site.context():
+        records = site.installation.records
+        records._looked_at = uuid.UUID(int=0)
+        scalar = sa_orm.Session.scalar
+
+        def late(session: t.Any, statement: t.Any, *arguments: t.Any) -> t.Any:
+            found = scalar(session, statement, *arguments)
+            return None if " > " in str(statement) and "count" not in str(statement) else found
+
+        monkeypatch.setattr(sa_orm.Session, "scalar", late)
+        records.next_part(3)
+
+
+@pytest.mark.table
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_ids_lie_in_the_order_of_logins(
+    make_site: SiteFactory, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the index as in the table: a prune that looks at a part reads neighbours.
 
     UUIDs of version 7 (RFC 9562, 5.7), of which nobody can guess one from another.
     """
-    site, begin = database_site, clock.now()
+    site, begin = make_site("files", database), clock.now()
     for hours in (0, 1, 2, 3):
         monkeypatch.setattr(clock, "now", lambda hours=hours: begin + dt.timedelta(hours=hours))
         site.browser().login()
@@ -470,7 +518,7 @@ def test_ids_lie_in_the_order_of_logins(
         rows = list(site.db.session.scalars(sa.select(model).order_by(model.id)))
         assert [row.created_at for row in rows] == sorted(row.created_at for row in rows)
         milliseconds = [row.id.int >> 80 for row in rows]
-    assert milliseconds[0] == (begin - clock.EPOCH) // dt.timedelta(milliseconds=1)
+    assert milliseconds[0] == (begin - clock.EPOCH) // MILLISECOND
     assert {after - before for before, after in itertools.pairwise(milliseconds)} == {3_600_000}
     assert {(row.id.version, row.id.variant) for row in rows} == {(7, uuid.RFC_4122)}
 

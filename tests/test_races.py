@@ -579,6 +579,44 @@ def test_change_waits_for_no_other_user(make_site: SiteFactory, database: str) -
 
 @pytest.mark.table
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"])
+def test_login_waits_for_no_other_user(make_site: SiteFactory, database: str) -> None:
+    """29: the next user is changing the password, and Ann signs in.
+
+    Seen to fail on MariaDB with ids that begin with the time: the newest one of Ann always falls
+    into the gap before the sessions of the next user, which is locked with them. At random it falls
+    there as often as it is the greatest of Ann's.
+    """
+    site = make_site("files", database, users=("before", "ann", "next"))
+    for name in ("before", "next"):
+        site.browser(name).login(name)
+    with site.context():
+        engine = site.db.engine
+    if database == "mariadb":
+        engine.dispose()
+        sa.event.listen(engine, "connect", _waits_for_a_second)
+    for _ in range(25):
+        site.browser().login("ann")
+    codes: list[int] = []
+    for name in ("before", "next") * 3:
+        with site.context():
+            site.user(name).password_hash = uuid.uuid4().hex
+            site.db.session.flush()
+            with ThreadPoolExecutor(1) as pool:
+                login = pool.submit(lambda: site.browser().post("/login", **_PASSWORD_OF_ANN))
+                codes.append(login.result(20).status_code)
+            site.db.session.rollback()
+    assert codes.count(200) >= 4
+
+
+_PASSWORD_OF_ANN = {"name": "ann", "password": "hash of ann"}
+
+
+def _waits_for_a_second(connection: t.Any, _: object) -> None:
+    connection.cursor().execute("SET SESSION innodb_lock_wait_timeout = 1")
+
+
+@pytest.mark.table
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"])
 def test_prune_waits_for_nobody(make_site: SiteFactory, database: str) -> None:
     """43: sessions of a user whose row somebody holds are left for the next time."""
     site = make_site("files", database)

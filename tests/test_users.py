@@ -224,13 +224,87 @@ def test_id_that_is_the_key_of_another(make_site: SiteFactory, database: str) ->
     assert [one.is_signed_in for one in (firefox, chrome, bobs)] == [False, True, True]
 
 
+def id_beside_the_key(db: SQLAlchemy) -> type[t.Any]:
+    counter = itertools.count(101)
+    return make_class(
+        db,
+        number=sa_orm.mapped_column(sa.Integer, primary_key=True),
+        id=sa_orm.mapped_column(sa.Integer, default=lambda: next(counter)),
+    )
+
+
+def small_keys_on_postgresql(db: SQLAlchemy) -> type[t.Any]:
+    kind = sa.Integer().with_variant(sa.SmallInteger(), "postgresql")
+    return make_class(db, id=sa_orm.mapped_column(kind, primary_key=True))
+
+
+@pytest.mark.table
+@pytest.mark.parametrize(
+    ("model", "is_direct"),
+    [
+        (joined_inheritance, True),
+        (eager_relationship, True),
+        (uuid_keys, True),
+        (swapped_ids, False),
+        (string_keys, False),
+        (text_of_uuids, False),
+        (keys_of_the_apps_own_type, False),
+        (small_keys, False),
+        (small_keys_on_postgresql, False),
+        (renamed_keys, False),
+        (id_beside_the_key, False),
+        (changing_ids, False),
+    ],
+)
+def test_one_statement_asks_for_the_session(
+    make_site: SiteFactory, model: t.Any, is_direct: bool
+) -> None:
+    """Whatever users are called; by both keys where they are called by theirs, else by a join."""
+    site = make_site("files", "postgresql", model=model)
+    site.login_manager.user_loader(lambda _: site.user("ann"))
+    firefox = site.browser()
+    firefox.login()
+    with site.count_statements() as statements:
+        assert firefox.is_signed_in
+    (text,) = (text for text in statements.texts if "user_sessions" in text)
+    assert ("(SELECT" not in text) == is_direct
+
+
+@pytest.mark.table
+def test_id_attribute_of_the_apps_own(make_site: SiteFactory) -> None:
+    """Flask-Login calls the users otherwise than 'get_id()' does: by no key."""
+    site = make_site("files", "postgresql")
+    site.User.number = lambda self: str(40_000 + self.id)
+    site.login_manager.id_attribute = "number"
+    site.login_manager.user_loader(lambda name: site.load_user(str(int(name) - 40_000)))
+    firefox = site.browser()
+    firefox.login()
+    with site.count_statements() as statements:
+        assert firefox.is_signed_in
+    assert len(statements) == 1
+
+
+@pytest.mark.parametrize(
+    "model", [None, uuid_keys, small_keys, small_keys_on_postgresql, keys_of_the_apps_own_type]
+)
 @pytest.mark.parametrize(
     "name",
-    ["2", "99999999999", "-99999999999", "abc", "1_0", " 1", "\N{FULLWIDTH DIGIT ONE}", "", "1.0"],
+    [
+        "2",
+        "40000",
+        "99999999999",
+        "-99999999999",
+        "abc",
+        "1_0",
+        " 1",
+        "\N{FULLWIDTH DIGIT ONE}",
+        "",
+        "1.0",
+    ],
 )
-def test_session_that_names_somebody_else(make_site: SiteFactory, database: str, name: str) -> None:
+def test_session_that_names_somebody_else(make_site: SiteFactory, name: str, model: t.Any) -> None:
     """Also somebody whom the database could not look for: it is over, and nothing has failed."""
-    site = make_site("files", database)
+    site = make_site("files", "postgresql", **({} if model is None else {"model": model}))
 
     @site.app.post("/become")
     def become() -> str:
