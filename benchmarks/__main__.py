@@ -147,7 +147,7 @@ LONG: dict[str, Callable[[int], list[Section]]] = {
 
 
 @click.command(help=__doc__)
-@click.option("--rounds", default=40, show_default=True, type=click.IntRange(min=1))
+@click.option("--rounds", default=20, show_default=True, type=click.IntRange(min=1))
 @click.option(
     "--long",
     is_flag=True,

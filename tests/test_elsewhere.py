@@ -870,11 +870,19 @@ def test_session_model_that_nobody_needs(make_site: SiteFactory) -> None:
         SessionRegistry(site.app, session_model=Visit)
 
 
-def test_key_that_can_not_be_kept(make_site: SiteFactory) -> None:
+class Undeclared(sa.types.TypeDecorator[t.Any]):
+    """A type that does not say what its values are for the app."""
+
+    impl = sa.Integer
+    cache_ok = True
+
+
+@pytest.mark.parametrize("kind", [sa.Date, Undeclared])
+def test_key_that_can_not_be_kept(make_site: SiteFactory, kind: t.Any) -> None:
     """26: neither a whole number nor text nor a UUID."""
 
     def model(db: SQLAlchemy) -> type[t.Any]:
-        return make_class(db, id=sa_orm.mapped_column(sa.Date, primary_key=True))
+        return make_class(db, id=sa_orm.mapped_column(kind, primary_key=True))
 
     with pytest.raises(ConfigurationError, match="neither a whole number nor text nor a UUID"):
         make_site(home="memory", model=model)
