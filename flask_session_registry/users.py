@@ -95,7 +95,9 @@ class Users:
 
 
 def kind_of(column: t.Any) -> t.Any:
-    """The class of a column's values; ``None``: it is not known."""
+    """The class of a column's values; ``None``, or ``object``: it is not known."""
+    kind = None
+    # What SQLAlchemy 2.0 raises.
     with contextlib.suppress(NotImplementedError):
-        return column.type.python_type
-    return None
+        kind = column.type.python_type
+    return kind
