@@ -589,13 +589,7 @@ class Table:
         id = self.model.id
         ids = sa.select(id).order_by(id).limit(1)
         with self.users.transaction() as session:
-            start = self._looked_at
-            if start is None:
-                now = new_id()
-                first = session.scalar(ids.where(id > new_id(_FIRST_MOMENT))) or now
-                # Of the second kind are those of InnoDB, and of sessions that were adopted.
-                moment = random.randint(*sorted((first.int >> 80, now.int >> 80)))  # noqa: S311
-                start = random.choice((new_id(moment), uuid.uuid4()))  # noqa: S311
+            start = self._looked_at or self._anywhere(session)
             end = session.scalar(ids.where(id > start).offset(size - 1))
             if end is not None:
                 part = sa.and_(id > start, id <= end)
@@ -607,6 +601,17 @@ class Table:
                 part = sa.true() if end is None else sa.or_(id > start, id <= end)
         self._looked_at = start if end is None else end
         return part
+
+    def _anywhere(self, session: sa_orm.Session) -> uuid.UUID:
+        """An id at random, among those that begin with the time as likely as among the others.
+
+        The others are those of InnoDB, and of sessions that were adopted.
+        """
+        id, now = self.model.id, new_id()
+        ids = sa.select(id).where(id > new_id(_FIRST_MOMENT)).order_by(id).limit(1)
+        first = session.scalar(ids) or now
+        moment = random.randint(*sorted((first.int >> 80, now.int >> 80)))  # noqa: S311
+        return random.choice((new_id(moment), uuid.uuid4()))  # noqa: S311
 
     def expired(
         self, expiry: Expiry, *, everywhere: bool = True, part: Part | None = None
@@ -1030,8 +1035,8 @@ class Table:
         if not has_usual_id or self.user_key.key != "id":
             return None
         dialect = self.db.session.get_bind(self.model).dialect
-        kinds = {_kind_on(dialect, key) for key in (self.user_key, self.model.user_id)}
-        return kinds.pop() if len(kinds) == 1 else None
+        readers = {_reader_of(key, dialect) for key in (self.user_key, self.model.user_id)}
+        return readers.pop() if len(readers) == 1 else None
 
     def _ending(self, reason: str) -> dict[t.Any, t.Any]:
         return {
@@ -1105,8 +1110,8 @@ def _bar(user_id: t.Any) -> uuid.UUID:
     return uuid.uuid5(_BAR_OF_ALL, str(user_id))
 
 
-def _kind_on(dialect: sa.Dialect, key: t.Any) -> Callable[[object], t.Any] | None:
-    """What makes a value of a column of text, if that can't fail but by a ``None``."""
+def _reader_of(key: t.Any, dialect: sa.Dialect) -> Callable[[object], t.Any] | None:
+    """What reads a value of a column from text, or ``None``; ``None``: nothing can be sure to."""
     kind = key.type.dialect_impl(dialect)
     # Not for a type of the app's own, of which nobody knows what it makes of a value.
     if isinstance(kind, sa.Uuid) and kind.as_uuid:

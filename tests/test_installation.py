@@ -339,6 +339,18 @@ def test_no_flask_sqlalchemy(app: Flask) -> None:
     assert "Flask-SQLAlchemy is not set up on this app" in first_request(app)
 
 
+def test_wiring_is_looked_at_first(app: Flask) -> None:
+    """58: before anything of the app's own, also what it does with the values of its URLs."""
+
+    @app.url_value_preprocessor
+    def ask(*_: object) -> None:
+        raise AssertionError("The app has been asked first.")
+
+    user_class(SQLAlchemy(app))
+    SessionRegistry(app)
+    assert "Flask-Login is not set up on this app" in first_request(app)
+
+
 def test_no_flask_login(app: Flask) -> None:
     """58: not set up by the first request."""
     db = SQLAlchemy(app)
