@@ -6,6 +6,7 @@ from .errors import (
     NotInstalledError,
     RecordsError,
     SessionRegistryError,
+    StalePasswordError,
     UserError,
 )
 from .extension import SessionRegistry
@@ -24,6 +25,7 @@ __all__ = [
     "RecordsError",
     "SessionRegistry",
     "SessionRegistryError",
+    "StalePasswordError",
     "Stored",
     "UserError",
     "UserSession",

@@ -51,6 +51,7 @@ def begin(
         return False
     moment, session_id = clock.now(), session_ids.session_id(unwrap(session))
     key = session_ids.store_id(app.session_interface, session_id)
+    fingerprint = installation.users.fingerprint_of(user_id)
     state.current = Current(
         id=id,
         generation=0,
@@ -58,6 +59,7 @@ def begin(
         session_id=session_id,
         store_id=key,
         is_touch_due=False,
+        held=[(0, fingerprint)],
     )
     is_remembered = remember.claimed_user(app) == remember.id_of(app, user)
     values = {
@@ -68,11 +70,10 @@ def begin(
         "created_at": moment,
         "authenticated_at": clock.EPOCH,
         "remember_until": moment + remember.duration(app) if is_remembered else None,
+        "fingerprint": fingerprint,
         **sight(moment),
     }
     state.adoption = Adoption(user, values)
-    # The hash of now, before anything can reload it.
-    installation.credentials.known(user)
     session[MARKER] = state.current.marker
     return True
 
@@ -85,8 +86,7 @@ def settle(installation: Installation, execute: Execute, user_ids: Sequence[t.An
     state = installation.known_state
     adoption = state.adoption if state is not None else None
     if adoption is not None and adoption.values["user_id"] in user_ids:
-        first, *_ = installation.credentials.fingerprints(adoption.user)
-        installation.table.adopt(execute, adoption.values | {"fingerprint": first})
+        installation.table.adopt(execute, adoption.values)
 
 
 def finish(installation: Installation, adoption: Adoption) -> int | None:
@@ -94,9 +94,8 @@ def finish(installation: Installation, adoption: Adoption) -> int | None:
 
     ``None``: the session does not go on, because something of its user was revoked meanwhile.
     """
-    fingerprints = installation.credentials.fingerprints(adoption.user)
     installation.users.release()
-    return installation.table.adopt_late(adoption.values, fingerprints=fingerprints)
+    return installation.table.adopt_late(adoption.values)
 
 
 def _load(app: Flask, claimed: str) -> t.Any:

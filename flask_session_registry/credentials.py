@@ -9,16 +9,27 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import typing as t
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
+from flask import has_request_context
+from sqlalchemy.sql import visitors
 
-from .errors import ConfigurationError, SessionRegistryError
+from .errors import ConfigurationError, SessionRegistryError, StalePasswordError
 from .models import key_of
 
 Values = tuple[t.Any, ...]
 _State = sa_orm.InstanceState[t.Any]
+
+#: The fingerprint of a session whose credential was no longer the stored one when its row was
+#: written. It equals no other.
+SUPERSEDED = "superseded"
+
+#: Codes by which a database says that another transaction was first: a serialization failure or a
+#: deadlock of PostgreSQL, a deadlock or a changed record of MariaDB, a stale snapshot of SQLite.
+_OVERTAKEN = frozenset({"40001", "40P01", 1213, 1020, 517})
 
 
 def fingerprint(values: Values) -> str | None:
@@ -37,8 +48,8 @@ def fingerprint(values: Values) -> str | None:
 def _as_bytes(value: object) -> bytes:
     if isinstance(value, str):
         return value.encode("utf-8", "surrogatepass")
-    if isinstance(value, bytes):
-        return value
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
     if value is None:
         return b"\0"
     if isinstance(value, (int, float)):
@@ -73,30 +84,98 @@ def password_attributes(
     )
 
 
-class Credentials:
-    """The password attributes of one user model, and what this process knows of their values.
+class StoredCredential(t.NamedTuple):
+    """The credential of a user as the database holds it."""
 
-    What counts at a login is the hash that the password was *checked against*: one that was loaded
-    first, or stored by this very process since; not one that an instance shows because a commit has
-    expired it.
+    fingerprint: str | None
+    #: The values of the password attributes as an instance of the user model shows them.
+    shown: Values
+    #: The values of which the fingerprint is made.
+    stored: Values
+
+
+class Evidence(t.NamedTuple):
+    """Which credential a login was checked against, as far as it was seen."""
+
+    #: What the instance showed when it was first loaded; ``None``: the password was not loaded.
+    seen: Values | None = None
+    #: What this process has stored since.
+    stored: tuple[Values, ...] = ()
+    #: Whether the fingerprint is one that was seen before the instance was loaded, by the session
+    #: check or by an earlier step of the login; ``None``: neither has seen one.
+    is_known: Callable[[str | None], bool] | None = None
+
+    def covers(self, current: StoredCredential) -> bool:
+        """Whether the login was checked against the credential that is stored now.
+
+        If none was seen, it is taken to be the one that is stored now.
+        """
+        if current.shown in self.stored:
+            return True
+        if self.is_known is not None:
+            return self.is_known(current.fingerprint)
+        return self.seen is None or self.seen == current.shown
+
+
+class Change(t.NamedTuple):
+    """A credential that a flush has changed, as fingerprints."""
+
+    before: str | None
+    after: str | None
+    #: Whether only what identifies a user without a password has changed.
+    is_same_password: bool
+
+
+class Credentials:
+    """The password attributes of one user model, and what this process has seen of their values.
+
+    What counts at a login is the hash that the password was *checked against*: the one that was
+    loaded first, or one that this very process has stored since; not one that an instance shows
+    because a commit has expired it.
+
+    Users without a password would all have the same fingerprint. Theirs is made from the columns
+    with a unique constraint, too, so that a new user does not share it who is given the key of a
+    deleted one.
     """
 
     def __init__(self, user_model: type[t.Any], names: tuple[str, ...]) -> None:
         self.user_model = user_model
         self.names = names
         self.key = key_of(user_model)
-        self.columns = [getattr(user_model, name) for name in names]
+        mapper = sa.inspect(user_model)
+        passwords = [mapper.columns[name] for name in names]
+        self.identifying: tuple[str, ...] = ()
+        if names and all(column.nullable for column in passwords):
+            self.identifying = _identifying_attributes(mapper, names)
+        watched = [*names, *self.identifying]
+        #: What the database holds, whatever a type of the app's own makes of it.
+        self.columns = [
+            _as_stored(getattr(user_model, name), mapper.columns[name]) for name in watched
+        ]
+        self.tables = {mapper.columns[name].table for name in watched}
+        #: Whether an instance shows its password as the database holds it, read or just written.
+        self.is_plain = all(map(_is_plain, passwords))
+        #: What a row must have for :meth:`read`.
+        self.stored = [*self.columns]
+        if any(map(_converts, passwords)):
+            self.stored += [getattr(user_model, name) for name in names]
+        self.is_versioned = mapper.version_id_col is not None
+        self._by_key = (
+            sa.select(*self.stored).where(self.key == sa.bindparam("key")) if watched else None
+        )
         self._known = f"flask_session_registry.known.{','.join(names)}"
-        self._before = f"flask_session_registry.before.{','.join(names)}"
+        self._base = f"flask_session_registry.base.{','.join(names)}"
+        self._flushes: weakref.WeakKeyDictionary[sa.Connection, _Flush] = (
+            weakref.WeakKeyDictionary()
+        )
 
     def listen(self) -> None:
         """Follow the values through the life of every instance of the user model."""
-        for event in ("load", "after_insert", "before_update"):
+        for event in ("load", "refresh", "expire", "after_insert", "before_update"):
             receiver = getattr(self, f"_on_{event}")
             sa.event.listen(self.user_model, event, receiver, raw=True, propagate=True)
-        for column in self.columns:
-            # So that the old value is known when an expired attribute is set.
-            sa.event.listen(column, "set", lambda *_: None, active_history=True, propagate=True)
+
+    # -- what was seen -------------------------------------------------------------------------
 
     def _on_load(self, state: _State, _: object) -> None:
         loaded = state.dict
@@ -105,54 +184,325 @@ class Credentials:
         except KeyError:
             return  # A deferred column is not loaded.
 
-    def _on_after_insert(self, _: object, connection: sa.Connection, state: _State) -> None:
-        state.info[self._known] = [self._stored(connection, state)]
+    def _on_refresh(
+        self, state: _State, context: object, attributes: Collection[str] | None
+    ) -> None:
+        values, info = self.shown(state), state.info
+        if (
+            values is None
+            or not {*(attributes or self.names)}.intersection(self.names)
+            # What the app has set, and not flushed yet, was not loaded.
+            or not state.committed_state.keys().isdisjoint(self.names)
+        ):
+            return
+        if self._known not in info:
+            info[self._known] = [values]
+            info.pop(self._base, None)
+        elif attributes is None or context is None or info.get(self._base, values) is None:
+            # The app has asked for it, or written it by a bulk update: a change starts from here.
+            info[self._base] = values
 
-    def _on_before_update(self, _: object, __: object, state: _State) -> None:
-        # Not after the update: a value that the database computes is expired by then.
-        # A flush that failed may have left one.
-        state.info.pop(self._before, None)
-        histories = [state.attrs[name].history for name in self.names]
-        if any(history.has_changes() for history in histories):
-            # Where an attribute was only flagged as modified, its history knows no old value.
-            last = state.info.get(self._known, [(None,) * len(histories)])[-1]
-            state.info[self._before] = tuple(
-                (history.deleted or history.unchanged or (value,))[0]
-                for history, value in zip(histories, last, strict=True)
-            )
+    def _on_expire(self, state: _State, attributes: Collection[str] | None) -> None:
+        # Within a request, what was loaded before anything could be waited for goes on counting.
+        if not has_request_context() and (
+            not attributes or not {*attributes}.isdisjoint(self.names)
+        ):
+            state.info[self._base] = None
 
-    def _stored(self, connection: sa.Connection, state: _State) -> Values:
-        """What a flush has just stored."""
-        shown = tuple(state.dict.get(name, sa.null()) for name in self.names)
-        if not any(isinstance(value, sa.ClauseElement) for value in shown):
-            return shown
-        key = state.mapper.primary_key_from_instance(state.obj())[0]
-        row = connection.execute(sa.select(*self.columns).where(self.key == key)).one()
-        return tuple(row)
+    def _on_after_insert(self, _: object, __: object, state: _State) -> None:
+        values = self.shown(state)
+        # What a type converts on its way into the database is read where it is needed.
+        if values is not None and self.is_plain and not _has_expression(values):
+            state.info[self._known] = [values]
 
-    def known(self, user: object) -> list[Values]:
-        """The values that this user was loaded with, and those that this process stored since."""
-        state = sa.inspect(user, raiseerr=True)
-        known: list[Values] | None = state.info.get(self._known)
-        if known is None:
-            known = [tuple(getattr(user, name) for name in self.names)]
-            if state.has_identity:
-                state.info[self._known] = known
-        return known
-
-    def fingerprints(self, user: object) -> list[str | None]:
-        """The fingerprints of the values that are known, in the same order."""
-        return [fingerprint(values) for values in self.known(user)]
-
-    def change(self, connection: sa.Connection, user: object) -> tuple[Values, Values] | None:
-        """After an update: the values before and after it; ``None`` if they have not changed."""
-        state = sa.inspect(user, raiseerr=True)
-        before: Values | None = state.info.pop(self._before, None)
-        if before is None:
+    def shown(self, state: _State) -> Values | None:
+        """The password as an instance shows it; ``None``: it is not loaded."""
+        try:
+            return tuple([state.dict[name] for name in self.names])
+        except KeyError:
             return None
-        after = self._stored(connection, state)
-        self.known(user).append(after)
-        return None if before == after else (before, after)
+
+    def evidence(
+        self, user: object, *, is_known: Callable[[str | None], bool] | None = None
+    ) -> Evidence:
+        """What was seen of the credential of a user who signs in.
+
+        :param is_known: see :attr:`Evidence.is_known`.
+        """
+        known: list[Values] = sa.inspect(user, raiseerr=True).info.get(self._known) or []
+        return Evidence(known[0] if known else None, tuple(known[1:]), is_known)
+
+    def seen(self, state: _State) -> list[Values] | None:
+        """The passwords from which a change of this instance may start; ``None``: any."""
+        known: list[Values] = state.info.get(self._known) or []
+        base: Values | None = state.info.get(self._base, known[-1] if known else None)
+        if base is None:
+            return None
+        return [*known, *([] if base in known else [base])]
+
+    def forget(self, state: _State) -> None:
+        """Forget what was seen, so that the next change starts from what is loaded then."""
+        state.info.pop(self._known, None)
+        state.info.pop(self._base, None)
+
+    # -- what is stored ------------------------------------------------------------------------
+
+    def fingerprint(self, values: Values) -> str | None:
+        """The fingerprint of what a row holds in :attr:`columns`."""
+        count = len(self.names)
+        if len(values) == count or not all(map(_is_unusable, values[:count])):
+            return fingerprint(values[:count])
+        return fingerprint(values)
+
+    def read(self, row: Sequence[t.Any]) -> StoredCredential:
+        """The credential in what a row holds in :attr:`stored`."""
+        values, count = tuple(row), len(self.names)
+        stored = values[: len(self.columns)]
+        shown = values[len(self.columns) :] or stored[:count]
+        return StoredCredential(self.fingerprint(stored), shown, stored)
+
+    def current(
+        self, execute: Callable[..., t.Any], key: t.Any, *, lock: bool = False
+    ) -> StoredCredential | None:
+        """The credential that is stored now; ``None``: there is no such user."""
+        if self._by_key is None:
+            return self.read(())
+        statement = self._by_key
+        if lock:
+            statement = statement.with_for_update(key_share=True, of=self.key)
+        row = execute(statement, {"key": key}).first()
+        return None if row is None else self.read(row)
+
+    # -- what is changed -----------------------------------------------------------------------
+
+    def _on_before_update(self, _: object, connection: sa.Connection, state: _State) -> None:
+        if not self.tables:
+            return
+        flush = self._flushes.get(connection)
+        if flush is None:
+            flush = self._flushes[connection] = _Flush(self)
+            sa.event.listen(connection, "before_execute", flush.before_execute, retval=True)
+            sa.event.listen(connection, "after_execute", flush.after_execute)
+            if not sa.event.contains(connection.engine, "handle_error", self._explain):
+                sa.event.listen(connection.engine, "handle_error", self._explain)
+        flush.updates[_key_of_state(state)] = _Update(state)
+
+    def _explain(self, context: sa.engine.ExceptionContext) -> Exception | None:
+        """Say of a change of a password that another transaction was first."""
+        flush = self._flushes.get(context.connection) if context.connection else None
+        if flush is None or not flush.has_changed or not _was_overtaken(context.original_exception):
+            return None
+        return StalePasswordError()
+
+    def change(self, connection: sa.Connection, user: object) -> Change | None:
+        """After an update: what it has changed; ``None`` if the credential is what it was.
+
+        It is told once.
+        """
+        state = sa.inspect(user, raiseerr=True)
+        flush = self._flushes.get(connection)
+        update = flush.updates.pop(_key_of_state(state), None) if flush else None
+        if update is None or update.before is None:
+            return None
+        before, shown = update.before, self.shown(state)
+        if (
+            shown is not None
+            and self.is_plain
+            and not _has_expression(shown)
+            and not (self.identifying and all(map(_is_unusable, shown)))
+        ):
+            after: StoredCredential | None = StoredCredential(fingerprint(shown), shown, shown)
+        else:
+            after = self.current(connection.execute, self.key_in(state))
+        assert after is not None  # noqa: S101 -- its row was written a moment ago
+        state.info.setdefault(self._known, []).append(after.shown)
+        state.info.pop(self._base, None)
+        if before.fingerprint == after.fingerprint:
+            return None
+        return Change(before.fingerprint, after.fingerprint, before.shown == after.shown)
+
+    def key_in(self, state: _State) -> t.Any:
+        """The key that an instance has been given by a flush."""
+        return state.mapper.primary_key_from_instance(state.obj())[0]
+
+
+class _Update:
+    """A user who is written by a flush."""
+
+    def __init__(self, state: _State) -> None:
+        self.state = state
+        #: The credential before the change; ``None``: it is not changed.
+        self.before: StoredCredential | None = None
+
+    def changes(self, names: Sequence[str]) -> bool:
+        return any(self.state.attrs[name].history.has_changes() for name in names)
+
+
+class _Flush:
+    """Compares the password that a change started from with the one that is stored.
+
+    Otherwise a request that has loaded a user before another one changes the password would store
+    over it: a lost update. The ``UPDATE`` itself carries the comparison, where it can.
+    """
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+        self.updates: dict[t.Any, _Update] = {}
+        #: Whether the transaction has changed a credential.
+        self.has_changed = False
+        self._compared: tuple[object, _Update] | None = None
+
+    def before_execute(
+        self,
+        connection: sa.Connection,
+        statement: t.Any,
+        many: t.Any,
+        one: t.Any,
+        _: object,
+    ) -> tuple[t.Any, t.Any, t.Any]:
+        if isinstance(statement, sa.Update) and statement.table in self._credentials.tables:
+            parameter = _key_parameter(statement)
+            for row in many or [one]:
+                update = self.updates.get(row.get(parameter))
+                if update is None or not self._begin(connection, update, is_alone=not many):
+                    continue
+                if not many and update.changes(self._credentials.names):
+                    statement = statement.where(*self._conditions(update, statement.table))
+                    self._compared = statement, update
+        return statement, many, one
+
+    def after_execute(
+        self, _: object, statement: object, __: object, ___: object, ____: object, result: t.Any
+    ) -> None:
+        if self._compared is None or self._compared[0] is not statement:
+            return
+        update, self._compared = self._compared[1], None
+        # An app that counts the versions of its users is told by SQLAlchemy.
+        if result.rowcount == 0 and not self._credentials.is_versioned:
+            self._refuse(update)
+
+    def _begin(self, connection: sa.Connection, update: _Update, *, is_alone: bool) -> bool:
+        """Whether the credential is about to be changed: find out which one it was.
+
+        :param is_alone: whether the statement is of this user only, and can compare.
+        """
+        if update.before is not None:
+            return True
+        credentials, state = self._credentials, update.state
+        changes_password = update.changes(credentials.names)
+        if not changes_password and not update.changes(credentials.identifying):
+            return False
+        seen = credentials.seen(state)
+        if not changes_password and seen and not any(all(map(_is_unusable, one)) for one in seen):
+            # What identifies a user without a password is nothing to one who has one.
+            return False
+        if (
+            is_alone
+            and credentials.is_plain
+            and seen is not None
+            and len(seen) == 1
+            and not (credentials.identifying and all(map(_is_unusable, seen[0])))
+        ):
+            update.before = StoredCredential(fingerprint(seen[0]), seen[0], seen[0])
+        else:
+            before = credentials.current(connection.execute, _key_of_state(state), lock=True)
+            if before is None or (seen is not None and before.shown not in seen):
+                self._refuse(update)
+            update.before = before
+        self.has_changed = True
+        return True
+
+    def _conditions(self, update: _Update, table: t.Any) -> list[sa.ColumnElement[bool]]:
+        credentials, before = self._credentials, t.cast(StoredCredential, update.before)
+        columns = sa.inspect(credentials.user_model).columns
+        return [
+            _equals(columns[name], value)
+            for name, value in zip(credentials.names, before.stored, strict=False)
+            if columns[name].table is table
+        ]
+
+    def _refuse(self, update: _Update) -> t.NoReturn:
+        # Or the next try would be refused as well, although it has loaded what is stored.
+        self._credentials.forget(update.state)
+        raise StalePasswordError
+
+
+def _key_of_state(state: _State) -> t.Any:
+    """The key that a flush finds a row by."""
+    return t.cast("t.Any", state.key)[1][0]
+
+
+def _key_parameter(statement: sa.Update) -> str | None:
+    """The name of the parameter by which an ``UPDATE`` of the ORM finds its row."""
+    (key,) = t.cast(sa.Table, statement.table).primary_key
+    for element in visitors.iterate(t.cast(t.Any, statement.whereclause)):
+        if isinstance(element, sa.BinaryExpression) and element.left is key:
+            return t.cast("str | None", getattr(element.right, "key", None))
+    return None
+
+
+def _equals(column: sa.Column[t.Any], value: t.Any) -> sa.ColumnElement[bool]:
+    """Whether a column holds this value, as it came from the database or is plainly stored."""
+    if _is_plain(column):
+        return column.is_not_distinct_from(sa.literal(value, column.type))
+    raw = sa.types.NullType()
+    return sa.type_coerce(column, raw).is_not_distinct_from(sa.literal(value, raw))
+
+
+def _as_stored(attribute: t.Any, column: sa.Column[t.Any]) -> t.Any:
+    if not _converts(column):
+        return attribute
+    # Under a name of its own, or it would be taken for the column of the user itself.
+    return sa.type_coerce(attribute, sa.types.NullType()).label(None)
+
+
+def _converts(column: sa.Column[t.Any]) -> bool:
+    """Whether a type of the app's own stands between the database and an instance."""
+    return isinstance(column.type, sa.TypeDecorator)
+
+
+def _is_plain(column: sa.Column[t.Any]) -> bool:
+    """Whether the database holds a value as an instance shows it, read or just written."""
+    kind = column.type
+    return (
+        isinstance(kind, (sa.String, sa.LargeBinary))
+        and type(kind).__module__.startswith("sqlalchemy.")
+        # PostgreSQL pads the one, and the others are no text.
+        and not isinstance(kind, (sa.CHAR, sa.NCHAR, sa.Enum))
+        and column.server_onupdate is None
+    )
+
+
+def _identifying_attributes(mapper: sa_orm.Mapper[t.Any], names: Sequence[str]) -> tuple[str, ...]:
+    """The attributes whose values no two users share, but for the key."""
+    found = []
+    for name, column in mapper.columns.items():
+        table = column.table
+        constraints = [*table.constraints, *table.indexes] if isinstance(table, sa.Table) else []
+        is_unique = any(
+            [*constraint.columns] == [column]
+            for constraint in constraints
+            if isinstance(constraint, sa.UniqueConstraint)
+            or (isinstance(constraint, sa.Index) and constraint.unique)
+        )
+        if (is_unique or column.unique) and not column.primary_key and name not in names:
+            found.append(name)
+    return tuple(found)
+
+
+def _is_unusable(value: object) -> bool:
+    """Whether nobody can sign in by this: no password, or what Django and Unix write for none."""
+    text = value.decode("latin-1") if isinstance(value, bytes) else value
+    return text is None or (isinstance(text, str) and text[:1] in ("", "!", "*"))
+
+
+def _has_expression(values: Values) -> bool:
+    return any(isinstance(value, sa.ClauseElement) for value in values)
+
+
+def _was_overtaken(error: BaseException | None) -> bool:
+    codes = [getattr(error, name, None) for name in ("sqlstate", "pgcode", "sqlite_errorcode")]
+    return not _OVERTAKEN.isdisjoint([*codes, *getattr(error, "args", ())[:1]])
 
 
 _SAME = "flask_session_registry.same_credentials"

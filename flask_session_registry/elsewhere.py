@@ -20,7 +20,7 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from . import clock, records
-from .credentials import fingerprint
+from .credentials import SUPERSEDED, Evidence
 from .errors import RecordsError
 from .expiry import Expiry
 from .filters import Filter
@@ -34,9 +34,10 @@ from .records import (
     LimitReachedError,
     PasswordChange,
     Renewal,
+    Replaced,
     Sighting,
     Stored,
-    credential,
+    SupersededError,
     new_id,
 )
 from .users import Users
@@ -179,12 +180,17 @@ class Elsewhere:
         rotated_at = session.rotated_at if session else None
         return rotated_at is not None and rotated_at > moment
 
-    def standing(self, id: uuid.UUID) -> int | None:
-        """The generation of a session as it stands now; ``None`` if it has ended."""
+    def standing(self, id: uuid.UUID) -> tuple[int, str | None] | None:
+        """Generation and fingerprint of a session as it stands now; ``None`` if it has ended."""
         session = self.get(id)
-        return None if session is None or session.revoked_at is not None else session.generation
+        if session is None or session.revoked_at is not None:
+            return None
+        return session.generation, session.fingerprint
 
-    standing_now = standing
+    def standing_now(self, id: uuid.UUID) -> int | None:
+        """Its generation; no connection of the app's database is needed."""
+        standing = self.standing(id)
+        return None if standing is None else standing[0]
 
     # -- what a transaction of the app ends -------------------------------------------------------
 
@@ -258,12 +264,14 @@ class Elsewhere:
         """Give the session that a password was changed in its fingerprint, and a new generation."""
         if change.current is None:
             return False
+        held = change.current.held
         for _ in range(_ATTEMPTS):
             session = self.get(change.current.id)
-            lowest, highest = change.current.generations
-            if session is None or not lowest <= session.generation <= highest:
+            # In another generation than its request knows it by, somebody else has it.
+            if session is None or (session.generation, session.fingerprint) not in held:
                 return False
             if self._recredit(session, change.current, change.fingerprint):
+                held.append((session.generation + 1, change.fingerprint))
                 return True
         return False
 
@@ -285,10 +293,10 @@ class Elsewhere:
 
     def active(self, session: sa_orm.Session, user_id: t.Any, *, expiry: Expiry) -> list[t.Any]:
         """The active sessions of a user, most recently seen first."""
-        row = session.execute(self.users.passwords.where(self.users.key == user_id)).first()
+        row = session.execute(self.users.stored.where(self.users.key == user_id)).first()
         if row is None:
             return []
-        current = fingerprint(tuple(row[1:]))
+        current = self.users.credentials.read(row[1:]).fingerprint
         found = [
             one
             for batch in self._of_users([user_id])
@@ -352,40 +360,50 @@ class Elsewhere:
         self,
         values: dict[str, t.Any],
         *,
-        fingerprints: Sequence[str | None],
-        replaces: uuid.UUID | None,
+        evidence: Evidence,
+        replaces: Replaced | None,
         limit: Limit | None,
         expiry: Expiry,
     ) -> list[Stored] | None:
         """Add a session and end the one it replaces; ``None`` if there is no such user.
 
-        :param fingerprints: of the credential that was checked, and of those stored since. The
-            session gets the one that is current; if none is, the first: it is dead on arrival.
+        :param evidence: of the credential that was checked. If that is not the current one, the
+            session is dead on arrival.
         :returns: the sessions that had to end because of the limit.
         :raises LimitReachedError: the new one had to be refused because of it.
+        :raises SupersededError: the one that it replaces, and depends on, stands no more.
         """
         user_id = values["user_id"]
-        stored = self.users.passwords_of([user_id])
+        stored = self.users.credentials_of([user_id])
         if not stored:
             return None
-        now = fingerprint(stored[user_id])
-        session = UserSession(**values, fingerprint=credential(now, fingerprints))
+        is_current = evidence.covers(stored[user_id])
+        fingerprint = stored[user_id].fingerprint if is_current else SUPERSEDED
+        session = UserSession(**values, fingerprint=fingerprint)
         session.due_at = self._due_at(session)
         surplus: list[Stored] = []
         try:
             with _asking():
                 self.home.add(session)
-            if limit is not None and now in fingerprints:
-                surplus = self._surplus(session, limit, expiry, but=replaces)
+            if limit is not None and is_current:
+                before = None if replaces is None else replaces.id
+                surplus = self._surplus(session, limit, expiry, but=before)
             if replaces is not None:
-                self.end(replaces, "replaced")
-        except (RecordsError, LimitReachedError):
+                self._replace(replaces)
+        except (RecordsError, LimitReachedError, SupersededError):
             # Nobody has it: it is none that stands, nor one that has ended.
             with contextlib.suppress(RecordsError):
                 self.end(session.id, "not_saved")
                 self.forget([session.id])
             raise
         return surplus
+
+    def _replace(self, before: Replaced) -> None:
+        """End the session that a login takes the place of, unless it is somebody else's by now."""
+        where = {"generation": before.generation}
+        ended = self._end([before.id], {"revoked_reason": "replaced"}, where=where)
+        if before.is_of_same_user and not ended:
+            raise SupersededError
 
     def _surplus(
         self, session: UserSession, limit: Limit, expiry: Expiry, *, but: uuid.UUID | None
@@ -518,8 +536,8 @@ class Elsewhere:
         )
 
     def _over(self, sessions: Sequence[UserSession], expiry: Expiry) -> Iterator[UserSession]:
-        known = self.users.passwords_of({one.user_id for one in sessions}) if sessions else {}
-        current = {user_id: fingerprint(values) for user_id, values in known.items()}
+        known = self.users.credentials_of({one.user_id for one in sessions}) if sessions else {}
+        current = {user_id: stored.fingerprint for user_id, stored in known.items()}
         for one in sessions:
             if (
                 one.user_id not in current
@@ -784,10 +802,10 @@ class _ToEnd:
 
     def _newest_credentials(self) -> list[str | None]:
         try:
-            known = self.elsewhere.users.passwords_of(self.user_ids)
+            known = self.elsewhere.users.credentials_of(self.user_ids)
         except sa.exc.SQLAlchemyError:
             return []
-        return [fingerprint(values) for values in known.values()]
+        return [stored.fingerprint for stored in known.values()]
 
     def purged(self, batch: list[Stored]) -> None:
         self.elsewhere.purged([row.id for row in batch])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from werkzeug.exceptions import Conflict
+
 
 class SessionRegistryError(Exception):
     """Base of every error that this extension raises."""
@@ -27,3 +29,16 @@ class RecordsError(SessionRegistryError):
 
     From a revocation it means that nothing was revoked, or not everything: call it again.
     """
+
+
+class StalePasswordError(SessionRegistryError, Conflict):
+    """The password was changed by somebody else after this user was loaded.
+
+    Raised by the flush that would have stored another one over it, or by the commit. Nothing of the
+    transaction is stored, and no session has ended. Roll back, load the user again and check the
+    current password again before another try. Left to Flask, it is answered with 409.
+    """
+
+    description = (
+        "The password was changed by another request in the meantime. This change was not stored."
+    )

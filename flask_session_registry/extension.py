@@ -9,13 +9,14 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
-from flask import Blueprint, Flask, Response, current_app
+from flask import Blueprint, Flask, Response, current_app, session
 from flask_login import user_accessed
 from flask_sqlalchemy import SQLAlchemy
+from werkzeug.exceptions import Conflict
 
-from . import gate, housekeeping, revocation, session_ids, tracking
+from . import gate, housekeeping, revocation, session_ids, tracking, witness
 from .cli import commands
-from .errors import ConfigurationError, SessionRegistryError
+from .errors import ConfigurationError, SessionRegistryError, StalePasswordError
 from .home import UserSession
 from .housekeeping import PruneResult
 from .installation import Installation, get_installation, install, unwrap
@@ -89,6 +90,7 @@ class SessionRegistry:
         user_accessed.connect(gate.check, app)
         tracking.connect(app)
         _follow_requests(app, installation)
+        _answer_stale_changes(app, installation)
         for command in commands:
             app.cli.add_command(command)
         if not installation.is_complete:
@@ -255,6 +257,33 @@ class SessionRegistry:
         """
         return revocation.same_credentials(get_installation(), user)
 
+    def credentials_checked(self, user: t.Any) -> contextlib.AbstractContextManager[None]:
+        """Within it, the password of a user is checked who is signed in later.
+
+        For a check that the registry can't see: of a hash that was not loaded with the user who is
+        passed to ``login_user``, or in the first of several steps. The login that follows, in this
+        request or in a later one of this browser, does not stand if the password has been changed
+        since the block began. ::
+
+            with sessions.credentials_checked(user):
+                if not check_password_hash(stored_hash, form.password.data):
+                    return "Wrong password.", 403
+
+        A block that raises leaves no trace, and one for another user takes its place.
+
+        :param user: the user, or their primary key.
+        :raises UserError: ``user`` is not saved.
+        :raises RuntimeError: there is no request.
+        """
+        installation = get_installation()
+        if not installation.is_in_request:
+            raise RuntimeError("'credentials_checked()' is for a login, and there is no request.")
+        is_instance = sa.inspect(unwrap(user), raiseerr=False) is not None
+        user_id = installation.user_id_of(user) if is_instance else user
+        return witness.credentials_checked(
+            unwrap(current_app), installation, unwrap(session), user_id
+        )
+
     def rotate(self) -> None:
         """Give this request's session a new id; the old one is dead when the request has ended.
 
@@ -326,6 +355,21 @@ def _follow_requests(app: Flask, installation: Installation) -> None:
     # The last of all, whatever is registered later: Flask goes through them in reverse.
     app.after_request_funcs.setdefault(None, []).insert(0, finish)
     app.teardown_appcontext_funcs.insert(0, run_later)
+
+
+def _answer_stale_changes(app: Flask, installation: Installation) -> None:
+    """Answer a refused change of a password as the app answers conflicts (409)."""
+
+    def refuse(error: StalePasswordError) -> Response:
+        # Or the error page could not ask the database anything.
+        installation.db_session.rollback()
+        current = gate.current(installation)
+        if current is not None:
+            # If it was changed in this very browser, the answer must not bring its old cookie back.
+            revocation.follow_current(installation, [current.user_id])
+        return app.make_response(app.handle_http_exception(Conflict(error.description)))
+
+    app.register_error_handler(StalePasswordError, refuse)
 
 
 def _plain(

@@ -16,7 +16,6 @@ from flask_login import current_user
 from werkzeug.exceptions import ServiceUnavailable
 
 from . import adoption, clock, remember, session_ids, signals
-from .credentials import fingerprint
 from .expiry import Expiry
 from .installation import Installation, Records, checked_installation_on, unwrap
 from .log import log
@@ -207,7 +206,7 @@ def _check_row(
     if row is None:
         return installation.records.reason(id) or "unknown"
     user, row_generation, credential, last_seen_at, store_id, created_at, *passwords = row
-    if credential != fingerprint((*passwords,)):
+    if credential != installation.credentials.fingerprint(tuple(passwords)):
         # Elsewhere than in a table, between the commit of a new password and what follows it, also
         # the session that it was changed in has an earlier one.
         state.is_late = installation.home is not None
@@ -238,6 +237,7 @@ def _check_row(
         session_id=session_ids.session_id(unwrap(session)),
         store_id=store_id,
         is_touch_due=is_touch_due,
+        held=[(generation, credential)],
     )
     return None
 

@@ -10,7 +10,7 @@ import datetime as dt
 import secrets
 import typing as t
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import sqlalchemy as sa
 
@@ -75,12 +75,26 @@ class LimitReachedError(Exception):
     """A user has as many active sessions as they may have."""
 
 
+class SupersededError(Exception):
+    """The session that a login takes the place of has ended, or gone on, in another request."""
+
+
+class Replaced(t.NamedTuple):
+    """The session that a login takes the place of."""
+
+    id: uuid.UUID
+    generation: int
+    #: Whether the login falls with it: whoever signs in is who was signed in.
+    is_of_same_user: bool
+
+
 class Renewal(t.NamedTuple):
     """The session that goes on where its user's others end."""
 
     id: uuid.UUID
-    #: The lowest and the highest generation that it may have; it gets the next one.
-    generations: tuple[int, int]
+    #: The generations that its request knows it by, each with the fingerprint that belongs to it,
+    #: the last one last. It gets the one after that in which it stands, which is added here.
+    held: list[tuple[int, str | None]]
     #: Whether its session is an entry in a store.
     has_entry: bool
 
@@ -112,11 +126,6 @@ class Ending(t.Protocol):
 
     def close(self) -> None:
         """Take down what the batches before have left."""
-
-
-def credential(now: str | None, known: Sequence[str | None]) -> str | None:
-    """The fingerprint of a new record: the current one, if that is among those that are known."""
-    return now if now in known else known[0]
 
 
 def new_id(milliseconds: int | None = None) -> uuid.UUID:

@@ -14,8 +14,8 @@ from flask import Flask, current_app, has_app_context
 from flask import session as flask_session
 
 from . import adoption, gate, remember, session_ids, signals
-from .credentials import fingerprint, is_rehash, rehash
-from .errors import RecordsError
+from .credentials import is_rehash, rehash
+from .errors import RecordsError, StalePasswordError
 from .housekeeping import Purge
 from .installation import Installation, find_installation, get_installation, unwrap
 from .log import log
@@ -104,7 +104,7 @@ class Revocation:
         with _app_context(self.app):
             if ending.is_done_by_commit:
                 self.ended = ending.count
-                _follow_current(self.installation, self.user_ids)
+                follow_current(self.installation, self.user_ids)
                 self._carry_out(ending)
                 return
             try:
@@ -118,7 +118,7 @@ class Revocation:
                     type(error.__cause__).__name__,
                 )
             finally:
-                _follow_current(self.installation, self.user_ids)
+                follow_current(self.installation, self.user_ids)
 
     def _carry_out(self, ending: Ending) -> None:
         purge = Purge(self.installation, self.app)
@@ -223,8 +223,12 @@ def revoke_one(
     return True
 
 
-def _follow_current(installation: Installation, user_ids: Sequence[t.Any]) -> None:
-    """Let the session of this request follow what was committed, in memory."""
+def follow_current(installation: Installation, user_ids: Sequence[t.Any]) -> None:
+    """Let the session of this request follow what was committed, in memory.
+
+    Only what this request itself has done: in a generation that another one has made of it, the
+    session is that other one's, and this request may come from a copy of its cookie.
+    """
     if not installation.is_in_request:
         return
     browser, app, state = unwrap(flask_session), unwrap(current_app), installation.state
@@ -238,23 +242,30 @@ def _follow_current(installation: Installation, user_ids: Sequence[t.Any]) -> No
         return
     if current.user_id not in user_ids:
         return
-    generation = _standing(installation, current.id)
+    standing = _standing(installation, current.id)
     is_carried = carried == current.marker
-    if generation is None:
+    if standing is None:
         state.current = None
         if is_carried:
             _sign_out(app, state)
-    elif generation != current.generation:
-        current.generation = generation
-        current.recredited = 0
+    elif standing[0] == current.generation:
+        pass
+    elif standing in current.held:
+        current.settle(*standing)
         current.is_recredited = True
         if is_carried:
             session_ids.change(app.session_interface, browser)
             browser[MARKER] = current.marker
+    else:
+        state.current = None
+        if is_carried:
+            # Its browser is, or will be, signed in by the answer to another request.
+            state.rejected, state.rejected_id, state.is_late = "rotated", current.id, True
+            gate.make_anonymous(app, state)
 
 
-def _standing(installation: Installation, id: uuid.UUID) -> int | None:
-    """The generation of a session that stands; ``None``: none, as far as can be known."""
+def _standing(installation: Installation, id: uuid.UUID) -> tuple[int, str | None] | None:
+    """Generation and fingerprint of a session that stands; ``None``: none, as far as is known."""
     try:
         return installation.records.standing(id)
     except RecordsError:
@@ -307,13 +318,27 @@ def _on_update(_: object, connection: sa.Connection, user: t.Any) -> None:
         return
     if change is None:
         return
-    before, after = (fingerprint(values) for values in change)
     user_id = installation.user_id_of(user)
-    adoption.settle(installation, connection.execute, [user_id])
     state = installation.known_state
+    current: Current | None = state.current if state else None
+    if current is not None and current.user_id != user_id:
+        current = None
+    if current is not None and not current.knows(change.before):
+        # Since the check, whatever the view may have loaded later.
+        credentials.forget(sa.inspect(user))
+        raise StalePasswordError
+    if current is not None:
+        current.stored.append(change.after)
+    adoption.settle(installation, connection.execute, [user_id])
     session = t.cast(sa_orm.Session, sa_orm.object_session(user))
-    if is_rehash(user):
-        follow = records.follow_rehash(connection.execute, user_id, before=before, after=after)
+    if is_rehash(user) or change.is_same_password:
+        follow = records.follow_rehash(
+            connection.execute, user_id, before=change.before, after=change.after
+        )
+        if state is not None:
+            state.rehashes.append((user_id, change.before, change.after))
+        if current is not None:
+            current.follow_rehash(change.before, change.after)
         pending = on_commit(session, functools.partial(_follow_rehash, unwrap(current_app), follow))
         if state is not None:
             # Left uncommitted, it is no more to be stored than a new password is.
@@ -327,18 +352,12 @@ def _on_update(_: object, connection: sa.Connection, user: t.Any) -> None:
                 installation.table.bar(connection.execute, [user_id])
             return
         reason = PASSWORD_CHANGED
-    current: Current | None = state.current if state else None
     renewal = None
-    if current is not None and current.user_id == user_id:
-        renewal = Renewal(
-            current.id,
-            generations=(current.generation, current.generation + current.recredited),
-            has_entry=current.store_id is not None,
-        )
+    if current is not None:
+        renewal = Renewal(current.id, current.held, has_entry=current.store_id is not None)
     revocation = Revocation(installation, unwrap(current_app), [user_id], reason)
-    ending = revocation.end(connection.execute, change=PasswordChange(after, renewal), already=None)
-    if current is not None and ending.is_renewed:
-        current.recredited += 1
+    password_change = PasswordChange(change.after, renewal)
+    revocation.end(connection.execute, change=password_change, already=None)
     # Also if nobody was signed in: left uncommitted, the password is not to be stored either.
     revocation.follow_commit_of(session)
 

@@ -10,6 +10,7 @@ import uuid
 
 import sqlalchemy as sa
 
+from .credentials import Evidence
 from .records import new_id
 from .transaction import Pending
 
@@ -47,16 +48,19 @@ class Current:
     store_id: str | None
     #: Whether it is time to write when it was last seen.
     is_touch_due: bool
+    #: The generations that this request knows it by, with their fingerprints: the one that the
+    #: check has accepted, then those that this request itself has made of it, in transactions which
+    #: may not be committed yet. In any other one, somebody else has it.
+    held: list[tuple[int, str | None]]
+    #: The fingerprints of the credentials that this request has stored, committed or not.
+    stored: list[str | None] = dataclasses.field(default_factory=list)
     #: Whether ``rotate()`` was called.
     is_rotating: bool = False
     #: Whether the password was given once more.
     is_confirmed: bool = False
     #: Whether a "remember me" cookie brought it back under a new session id.
     has_returned: bool = False
-    #: How often this request has given the row another fingerprint and generation, in
-    #: transactions that may not be committed yet.
-    recredited: int = 0
-    #: Whether one of those has been committed.
+    #: Whether this request has given it another credential, and that is committed.
     is_recredited: bool = False
 
     @property
@@ -66,6 +70,19 @@ class Current:
     @property
     def keys(self) -> tuple[str, ...]:
         return () if self.store_id is None else (self.store_id,)
+
+    def settle(self, generation: int, fingerprint: str | None) -> None:
+        """Note in which generation it stands, now that a transaction has ended."""
+        self.generation = generation
+        self.held[:] = [(generation, fingerprint)]
+
+    def knows(self, fingerprint: str | None) -> bool:
+        """Whether this request has seen, or stored, a credential of its user."""
+        return fingerprint in self.stored or any(fingerprint == one for _, one in self.held)
+
+    def follow_rehash(self, before: str | None, after: str | None) -> None:
+        """Note that the same password is stored otherwise, by this request."""
+        self.held += [(generation, after) for generation, one in self.held if one == before]
 
     @property
     def user_id(self) -> t.Any:
@@ -78,7 +95,7 @@ class Adoption:
     """A session from before the registry that goes on, and has no row yet."""
 
     user: t.Any
-    #: What its row will say, but for the fingerprint.
+    #: What its row will say.
     values: dict[str, t.Any]
 
     @property
@@ -96,6 +113,8 @@ class Login:
     replaces: Current | None
     #: The session id from before, which an attacker may have set.
     session_id: str | None
+    #: What is known of the credential that was checked.
+    evidence: Evidence
     id: uuid.UUID = dataclasses.field(default_factory=new_id)
 
     @property
@@ -140,6 +159,9 @@ class RequestState:
         self.pending: list[Pending] = []
         #: Keys of entries that this request has left behind.
         self.left_behind: list[str] = []
+        #: New hashes of the same password that this request has stored: whose, the fingerprint
+        #: before, and the one after.
+        self.rehashes: list[tuple[t.Any, str | None, str | None]] = []
         #: User sessions that this request has ended: their ids and keys.
         self.ended: list[tuple[uuid.UUID, tuple[str, ...]]] = []
 

@@ -20,7 +20,7 @@ import sqlalchemy.orm as sa_orm
 from flask_login import UserMixin
 
 from . import clock, records
-from .credentials import Credentials, fingerprint
+from .credentials import SUPERSEDED, Credentials, Evidence, StoredCredential
 from .expiry import Expiry
 from .filters import Filter
 from .models import is_session
@@ -33,10 +33,11 @@ from .records import (
     LimitReachedError,
     PasswordChange,
     Renewal,
+    Replaced,
     Sighting,
     Stored,
+    SupersededError,
     as_id,
-    credential,
     new_id,
 )
 from .users import Users
@@ -87,6 +88,7 @@ class Table:
         self.table: sa.Table = session_model.__table__
         self.columns = sa.inspect(session_model).columns
         self.user_key = users.key
+        self.credentials = credentials
         user_model = credentials.user_model
         passwords = credentials.columns
         joined = session_model.user_id == self.user_key
@@ -261,29 +263,32 @@ class Table:
         return _Ended(self, revocation, user_ids, count, is_renewed, are_deleted)
 
     def _recredit(self, execute: Execute, change: PasswordChange) -> bool:
-        """Give one standing session a new fingerprint and the next generation."""
+        """Give one standing session a new fingerprint and the next generation.
+
+        Only in a generation that its request knows it by: in another one, somebody else has it.
+        """
         column, current = self.columns, change.current
         if current is None:
             return False
         if current.has_entry:
             self._leave_behind(execute, current.id, self.model.previous_store_id)
-        result = execute(
-            self.table.update()
-            .where(
-                column.id == current.id,
-                column.generation.between(*current.generations),
-                column.revoked_at.is_(None),
+        for generation, fingerprint in reversed(current.held):
+            result = execute(
+                self._standing(current.id, generation)
+                .where(column.fingerprint.is_not_distinct_from(fingerprint))
+                .ordered_values(
+                    (column.fingerprint, change.fingerprint),
+                    (column.generation, generation + 1),
+                    (column.rotated_at, clock.now()),
+                    # Its entry is dead from here on; the next one is written by the answer, if
+                    # the process lives to give it.
+                    *self._moving_to(None),
+                )
             )
-            .ordered_values(
-                (column.fingerprint, change.fingerprint),
-                (column.generation, column.generation + 1),
-                (column.rotated_at, clock.now()),
-                # Its entry is dead from here on; the next one is written by the answer, if the
-                # process lives to give it.
-                *self._moving_to(None),
-            )
-        )
-        return bool(result.rowcount)
+            if result.rowcount:
+                current.held.append((generation + 1, change.fingerprint))
+                return True
+        return False
 
     def follow_rehash(
         self, execute: Execute, user_id: t.Any, *, before: str | None, after: str | None
@@ -312,7 +317,8 @@ class Table:
                 sa.not_(expiry.condition(self.columns)),
             ).order_by(model.last_seen_at.desc(), model.id)
         )
-        return [row for row, *passwords in rows if row.fingerprint == fingerprint((*passwords,))]
+        current = self.credentials.fingerprint
+        return [row for row, *passwords in rows if row.fingerprint == current((*passwords,))]
 
     def kept(self, session: sa_orm.Session, user_id: t.Any) -> list[t.Any]:
         """All rows of a user, ended ones too, most recently seen first."""
@@ -381,29 +387,36 @@ class Table:
         self,
         values: dict[str, t.Any],
         *,
-        fingerprints: Sequence[str | None],
-        replaces: uuid.UUID | None,
+        evidence: Evidence,
+        replaces: Replaced | None,
         limit: Limit | None,
         expiry: Expiry,
     ) -> list[Stored] | None:
         """Add a row and end the one it replaces; ``None`` if there is no such user.
 
-        :param fingerprints: of the credential that was checked, and of those stored since. The row
-            gets the one that is current; if none is, the first: it is dead on arrival.
+        :param evidence: of the credential that was checked. If that is not the current one, the
+            row is dead on arrival.
         :returns: the sessions that had to end because of the limit.
         :raises LimitReachedError: the new one had to be refused because of it.
+        :raises SupersededError: the one that it replaces, and depends on, stands no more.
         """
         with self.users.transaction() as session:
-            passwords = self._lock_user(session, values["user_id"])
-            if passwords is None:
+            current = self._lock_user(session, values["user_id"])
+            if current is None:
                 return None
             if replaces is not None:
-                self._end(session.execute, replaces, "replaced")
-            now = fingerprint(passwords)
+                ending = self._standing(replaces.id, replaces.generation)
+                result = session.execute(ending.values(self._ending("replaced")))
+                is_replaced = t.cast("sa.CursorResult[t.Any]", result).rowcount
+                if replaces.is_of_same_user and not is_replaced:
+                    raise SupersededError
             surplus: list[Stored] = []
-            if limit is not None and now in fingerprints:
-                surplus = self._surplus(session, values["user_id"], now, limit, expiry)
-            row = values | {"fingerprint": credential(now, fingerprints)}
+            is_current = evidence.covers(current)
+            if limit is not None and is_current:
+                surplus = self._surplus(
+                    session, values["user_id"], current.fingerprint, limit, expiry
+                )
+            row = values | {"fingerprint": current.fingerprint if is_current else SUPERSEDED}
             session.execute(self._insertion_of(row))
         return surplus
 
@@ -462,13 +475,17 @@ class Table:
         with self.users.transaction() as session:
             return session.scalar(statement.limit(1)) is not None
 
-    def standing(self, id: uuid.UUID) -> int | None:
-        """The generation of a session as it stands now; ``None`` if it has ended."""
+    def standing(self, id: uuid.UUID) -> tuple[int, str | None] | None:
+        """Generation and fingerprint of a session as it stands now; ``None`` if it has ended."""
+        model = self.model
+        statement = sa.select(model.generation, model.fingerprint)
+        statement = statement.where(model.id == id, model.revoked_at.is_(None))
         with self.users.transaction() as session:
-            return self._generation(session, id)
+            row = session.execute(statement).first()
+        return None if row is None else tuple(row)
 
     def standing_now(self, id: uuid.UUID) -> int | None:
-        """The same, when the app's session may hold the only connection.
+        """Its generation, when the app's session may hold the only connection.
 
         Inside the app's transaction it is a locking read, because InnoDB would show the state at
         the beginning of the transaction otherwise.
@@ -479,7 +496,8 @@ class Table:
                 return self._generation(session(), id, lock=True)
             except sa.exc.SQLAlchemyError:
                 session.rollback()
-        return self.standing(id)
+        standing = self.standing(id)
+        return None if standing is None else standing[0]
 
     def renew(
         self,
@@ -758,16 +776,12 @@ class Table:
         execute(self._insertion_of(values))
         return t.cast(int, values["generation"])
 
-    def adopt_late(
-        self, values: dict[str, t.Any], *, fingerprints: Sequence[str | None]
-    ) -> int | None:
+    def adopt_late(self, values: dict[str, t.Any]) -> int | None:
         """The same in a transaction of its own; ``None``, too, if the user is gone."""
         with self.users.transaction() as session:
-            passwords = self._lock_user(session, values["user_id"])
-            if passwords is None:
+            if self._lock_user(session, values["user_id"]) is None:
                 return None
-            row = values | {"fingerprint": credential(fingerprint(passwords), fingerprints)}
-            generation = self.adopt(session.execute, row, is_fresh=True)
+            generation = self.adopt(session.execute, values, is_fresh=True)
         # Who bars everybody holds nobody's row: it may have been done meanwhile.
         with self.users.transaction() as session:
             if self._has(session.execute, [_BAR_OF_ALL]):
@@ -862,15 +876,15 @@ class Table:
 
     # -- pieces -------------------------------------------------------------------------------
 
-    def _lock_user(self, session: sa_orm.Session, user_id: t.Any) -> tuple[t.Any, ...] | None:
-        """Lock a user's row; the values of the password attributes, or ``None``: no such user."""
+    def _lock_user(self, session: sa_orm.Session, user_id: t.Any) -> StoredCredential | None:
+        """Lock a user's row; the credential in it, or ``None``: there is no such user."""
         if self._dialect == "sqlite":
             # The whole database, before anything is read.
             session.execute(self.table.delete().where(sa.false()))
         stored = session.execute(
-            self.users.passwords.where(self.user_key == user_id).with_for_update(key_share=True)
+            self.users.stored.where(self.user_key == user_id).with_for_update(key_share=True)
         ).first()
-        return None if stored is None else tuple(stored[1:])
+        return None if stored is None else self.credentials.read(stored[1:])
 
     def _insertion_of(self, values: dict[str, t.Any]) -> sa.Insert:
         column = self.columns
@@ -1059,9 +1073,7 @@ class Table:
         statement = self.table.update().where(column.id == id, column.revoked_at.is_(None))
         return bool(execute(statement.values(self._ending(reason))).rowcount)
 
-    def _generation(
-        self, session: sa_orm.Session, id: uuid.UUID, *, lock: bool = False
-    ) -> int | None:
+    def _generation(self, session: sa_orm.Session, id: uuid.UUID, *, lock: bool) -> int | None:
         model = self.model
         statement = sa.select(model.generation).where(model.id == id, model.revoked_at.is_(None))
         if lock:

@@ -17,13 +17,16 @@ from flask_login import (
     user_login_confirmed,
 )
 from werkzeug.exceptions import Forbidden, HTTPException, ServiceUnavailable
+from werkzeug.local import LocalProxy
 
-from . import adoption, clock, devices, gate, remember, session_ids, signals
+from . import adoption, clock, devices, gate, remember, session_ids, signals, witness
+from .credentials import Evidence
 from .errors import UserError
 from .housekeeping import Purge, prune
 from .installation import Installation, get_installation, installation_on, unwrap
 from .log import log
-from .records import BATCH, UNAVAILABLE, LimitReachedError
+from .records import BATCH, UNAVAILABLE, LimitReachedError, Replaced, SupersededError
+from .revocation import follow_current
 from .sight import sight
 from .state import MARKER, Adoption, Current, Login, RequestState
 
@@ -88,21 +91,23 @@ def _logged_in(app: Flask, user: t.Any) -> None:
 
 
 def _begin_login(app: Flask, installation: Installation, user: t.Any) -> None:
+    before = gate.current_before(installation, app)
+    if isinstance(user, LocalProxy) and before is not None:
+        # Of 'login_user(current_user)' Flask-Login makes a proxy that stands for itself.
+        user = g._login_user = before.user
     if not isinstance(user, installation.credentials.user_model):
         raise UserError(
             f"'login_user' was given a '{type(user).__name__}'. The registry was set up for"
             f" '{installation.credentials.user_model.__name__}'."
         )
     state = installation.state
-    before = gate.current_before(installation, app)
     had_marker = MARKER in session
     earlier = state.login
+    evidence = _evidence(app, installation, user, before)
     if had_marker and not _is_same_user(earlier.user if earlier else before and before.user, user):
         session_ids.keep_login_only(session)
-    # The hash that the password was checked against, before anything can reload it.
-    installation.credentials.known(user)
     left = earlier.session_id if earlier else session_ids.session_id(session)
-    state.login = Login(user=user, replaces=before, session_id=left)
+    state.login = Login(user=user, replaces=before, session_id=left, evidence=evidence)
     session_ids.change(app.session_interface, session)
     session[MARKER] = state.login.marker
 
@@ -116,6 +121,17 @@ def _logged_out(app: Flask, **_: t.Any) -> None:
         log.exception("A logout could not be prepared.")
         installation.state.is_unavailable = True
         raise _unrecorded() from None
+
+
+def _evidence(
+    app: Flask, installation: Installation, user: t.Any, before: Current | None
+) -> Evidence:
+    """What is known of the credential that this login was checked against."""
+    is_known = witness.take(app, session, user)
+    if is_known is None and before is not None and _is_same_user(before.user, user):
+        # Seen by the session check, before anything that the view has loaded.
+        is_known = before.knows
+    return installation.credentials.evidence(user, is_known=is_known)
 
 
 def _is_same_user(one: t.Any, other: t.Any) -> bool:
@@ -172,6 +188,9 @@ def finish(response: Response, app: Flask, installation: Installation) -> Respon
         response = _refused(app, state, _unrecorded())
     except LimitReachedError:
         response = _refused(app, state, _too_many())
+    except SupersededError:
+        state.login = None
+        _drop(app, state)
     if state.is_unavailable or _must_not_be_written(installation, state):
         session_ids.forget(app.session_interface, session)
     return response
@@ -274,7 +293,9 @@ def _register(
         "remember_until": offer.until if offer and offer.value else None,
         **sight(moment),
     }
-    fingerprints = installation.credentials.fingerprints(login.user)
+    # Once more: the view may have stored another hash of the same password since.
+    known = installation.credentials.evidence(login.user, is_known=login.evidence.is_known)
+    evidence = login.evidence._replace(stored=known.stored)
     before = login.replaces
     if user_id is not None:
         login.id = values["id"] = installation.records.place(login.id, user_id)
@@ -288,8 +309,8 @@ def _register(
         is_new_device = is_told and _is_new_device(app, installation, values)
         surplus = installation.records.add(
             values,
-            fingerprints=fingerprints,
-            replaces=before.id if before else None,
+            evidence=evidence,
+            replaces=_replaced(login),
             limit=installation.limit,
             expiry=installation.expiry(app),
         )
@@ -310,6 +331,7 @@ def _register(
         session_id=session_ids.session_id(session),
         store_id=key,
         is_touch_due=False,
+        held=[],
     )
     if is_told:
         devices.make_known_to(app, response, user_id)
@@ -343,6 +365,14 @@ def _adopt(app: Flask, installation: Installation, state: RequestState, adopted:
             state.login.replaces = None
 
 
+def _replaced(login: Login) -> Replaced | None:
+    before = login.replaces
+    if before is None:
+        return None
+    is_of_same_user = _is_same_user(before.user, login.user)
+    return Replaced(before.id, before.generation, is_of_same_user)
+
+
 def _is_new_device(app: Flask, installation: Installation, login: dict[str, t.Any]) -> bool:
     """Whether nothing says that this user has signed in with such a device before."""
     return not devices.is_known_to(app, login["user_id"]) and not installation.records.was_seen(
@@ -365,6 +395,13 @@ def _end(app: Flask, installation: Installation, state: RequestState, current: C
 def _go_on(app: Flask, installation: Installation, state: RequestState, current: Current) -> bool:
     """The session goes on; whether the browser needs a new "remember me" cookie."""
     interface, browser = app.session_interface, unwrap(session)
+    if current.held[-1][0] != current.generation:
+        # A change of the password whose commit was not heard of: of a connection, say, that a
+        # session of the app is bound to.
+        installation.users.release()
+        follow_current(installation, [current.user_id])
+        if state.current is None:
+            return False
     session_id = session_ids.session_id(browser)
     key = session_ids.store_id(interface, session_id)
     rotates = current.is_rotating or (
@@ -389,6 +426,7 @@ def _go_on(app: Flask, installation: Installation, state: RequestState, current:
         state.leave_behind(session_ids.store_id(interface, current.session_id), but=key)
         state.leave_behind(current.store_id, but=key)
         current.generation, current.session_id, current.store_id = becomes, session_id, key
+        current.held.append((becomes, current.held[-1][1]))
         current.is_rotating = False
         session[MARKER] = current.marker
     elif (

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from flask_sqlalchemy import SQLAlchemy
 
-from .credentials import Credentials, Values
+from .credentials import Credentials, StoredCredential
 
 
 class Users:
@@ -23,8 +23,9 @@ class Users:
         self.model = credentials.user_model
         self.key = credentials.key
         self.columns = sa.inspect(credentials.user_model).columns
-        #: The keys of users, and the values of the password attributes.
-        self.passwords = sa.select(self.key, *credentials.columns)
+        self.credentials = credentials
+        #: The keys of users, and the values of their credentials.
+        self.stored = sa.select(self.key, *credentials.stored)
         # Built once: building it in each request costs more than running it.
         self._load = (
             sa.select(self.model, *credentials.columns)
@@ -43,11 +44,17 @@ class Users:
         statement = self._load.execution_options(populate_existing=True) if anew else self._load
         return self.db.session.execute(statement, {"key": user_id}).first()
 
-    def passwords_of(self, user_ids: Collection[t.Any]) -> dict[t.Any, Values]:
-        """The values of the password attributes by the users' keys, as they are stored now."""
+    def credentials_of(self, user_ids: Collection[t.Any]) -> dict[t.Any, StoredCredential]:
+        """The credentials of users by their keys, as they are stored now."""
         with self.transaction() as session:
-            rows = session.execute(self.passwords.where(self.key.in_(user_ids)))
-            return {user_id: tuple(values) for user_id, *values in rows}
+            rows = session.execute(self.stored.where(self.key.in_(user_ids)))
+            return {user_id: self.credentials.read(values) for user_id, *values in rows}
+
+    def fingerprint_of(self, user_id: t.Any) -> str | None:
+        """The fingerprint of a user's credential, as the app's session sees it now."""
+        with self.db.session.no_autoflush:
+            current = self.credentials.current(self.db.session.execute, user_id)
+        return None if current is None else current.fingerprint
 
     def find(self, attribute: str, value: str) -> list[t.Any]:
         """The keys of the users with this value; empty if it can't be a value of the column.

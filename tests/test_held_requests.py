@@ -1,0 +1,377 @@
+"""A request that has passed the check, or loaded its user, before somebody else was first."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from conftest import SiteFactory
+from flask import Response, request
+from flask_login import current_user, login_required, login_user
+from site_under_test import Browser, Site
+from test_races import Held, held
+from test_users import make_class
+
+from flask_session_registry import StalePasswordError
+
+__all__ = ["held"]
+
+SECRET = "correct horse"
+
+
+def add_views(site: Site, held: Held) -> None:
+    """Views that check, or load, and are held before they go on, if the form says so."""
+
+    def wait() -> None:
+        site.db.session.rollback() if "releases" in request.form else None
+        if "held" in request.form:
+            held.wait()
+
+    @site.app.post("/change")
+    @login_required
+    def change() -> t.Any:
+        # As the README has it: the body of the request may come late.
+        assert current_user.password_hash
+        wait()
+        if current_user.password_hash != request.form["old"]:
+            return "wrong", 403
+        current_user.password_hash = request.form["new"]
+        site.db.session.commit()
+        return "changed"
+
+    @site.app.post("/revoke-others")
+    @login_required
+    def revoke_others() -> dict[str, int]:
+        assert current_user.name
+        wait()
+        count = site.sessions.revoke_all(current_user, except_current=True)
+        site.db.session.commit()
+        return {"count": count}
+
+    @site.app.post("/rotate")
+    @login_required
+    def rotate() -> str:
+        assert current_user.name
+        wait()
+        site.sessions.rotate()
+        return "rotated"
+
+    @site.app.post("/login-again")
+    @login_required
+    def login_again() -> str:
+        assert current_user.name
+        wait()
+        login_user(current_user)
+        return "signed in"
+
+    @site.app.post("/slow-login")
+    def slow_login() -> t.Any:
+        user = site.user(request.form["name"])
+        if user.password_hash != request.form["password"]:
+            return "wrong", 403
+        if "expires" in request.form:
+            site.db.session.commit()
+        wait()
+        if "rehash" in request.form:
+            with site.sessions.same_credentials(user):
+                user.password_hash = request.form["rehash"]
+                site.db.session.commit()
+        login_user(user)
+        return "signed in"
+
+
+@pytest.fixture
+def two(store_site: Site, held: Held) -> tuple[Site, Browser, Browser]:
+    """Chrome, on every store, and a copy of its cookies."""
+    add_views(store_site, held)
+    chrome = store_site.browser("Chrome")
+    chrome.login(remember="1")
+    return store_site, chrome, chrome.copy()
+
+
+# -- the session follows only what its own request has done --------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["/password", "/rotate"])
+@pytest.mark.parametrize("releases", [{}, {"releases": "1"}])
+def test_copy_takes_nothing_over_by_a_revocation(
+    two: tuple[Site, Browser, Browser], held: Held, verb: str, releases: dict[str, str]
+) -> None:
+    """2: a held request of a copy ends another device, and does not get Chrome's new session."""
+    site, chrome, thief = two
+    phone = site.browser("Phone")
+    # Else a lock that the held request has may be waited for.
+    releases = releases if site.store != "sqlalchemy" else {"releases": "1"}
+    answer = held.start(lambda: thief.post("/revoke-others", held="1", **releases))
+    chrome.post(verb, password="new")
+    phone.login()
+    assert held.finish(answer).json["count"] == 1
+    assert not thief.is_signed_in
+    assert chrome.is_signed_in
+    assert not phone.is_signed_in
+
+
+def test_own_late_revocation_leaves_the_browser_signed_in(
+    two: tuple[Site, Browser, Browser], held: Held
+) -> None:
+    """2: Chrome's own request, held over its own change, takes no cookie away."""
+    site, chrome, _ = two
+    phone = site.browser("Phone")
+    answer = held.start(lambda: chrome.copy().post("/revoke-others", held="1", releases="1"))
+    chrome.post("/password", password="new")
+    phone.login()
+    assert not held.finish(answer).headers.getlist("Set-Cookie")
+    assert chrome.is_signed_in
+    chrome.lose("session")
+    assert chrome.is_signed_in
+
+
+@pytest.mark.parametrize("undone", ["rolled back", "savepoint"])
+def test_change_that_was_undone_gives_nothing_to_follow(
+    make_site: SiteFactory, held: Held, undone: str
+) -> None:
+    """2: what a request has tried and taken back is not taken for what Chrome has done since."""
+    site = make_site("cookie")
+    add_views(site, held)
+
+    @site.app.post("/try")
+    @login_required
+    def attempt() -> str:
+        if undone == "savepoint":
+            savepoint = site.db.session.begin_nested()
+        current_user.password_hash = "tried"
+        site.db.session.flush()
+        savepoint.rollback() if undone == "savepoint" else site.db.session.rollback()
+        site.db.session.commit()
+        held.wait()
+        site.sessions.revoke_all(current_user, except_current=True)
+        site.db.session.commit()
+        return "done"
+
+    chrome, phone = site.browser("Chrome"), site.browser("Phone")
+    chrome.login()
+    thief = chrome.copy()
+    answer = held.start(lambda: thief.post("/try"))
+    chrome.post("/rotate")
+    phone.login()
+    held.finish(answer)
+    assert not thief.is_signed_in
+    assert chrome.is_signed_in
+    assert not phone.is_signed_in
+
+
+@pytest.mark.parametrize("verb", ["/rotate", "revoke", "/logout", "/login-again"])
+def test_copy_does_not_sign_in_again(
+    two: tuple[Site, Browser, Browser], held: Held, verb: str
+) -> None:
+    """A held request signs in who is signed in already, when its session is gone: not signed in."""
+    site, chrome, thief = two
+    answer = held.start(lambda: thief.post("/login-again", held="1", releases="1"))
+    if verb == "revoke":
+        with site.context():
+            site.sessions.revoke_all(site.user("ann"))
+            site.db.session.commit()
+    else:
+        chrome.post(verb)
+    assert held.finish(answer).status_code == 200
+    assert not thief.is_signed_in
+    assert chrome.is_signed_in is (verb in ("/rotate", "/login-again"))
+
+
+@pytest.mark.table
+def test_commit_of_a_connection_is_followed(make_site: SiteFactory) -> None:
+    """The password is stored by a session that is bound to a connection, which commits later."""
+    site = make_site("cookie", "postgresql")
+
+    @site.app.post("/bound")
+    @login_required
+    def bound() -> str:
+        user_id = current_user.id
+        site.db.session.rollback()
+        with site.db.engine.connect() as connection:
+            outer = connection.begin()
+            with sa_orm.Session(connection) as session:
+                session.get(site.User, user_id).password_hash = "new"
+                session.commit()
+            outer.commit() if "commits" in request.form else outer.rollback()
+        return "changed"
+
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    firefox.login()
+    chrome.login()
+    copy = chrome.copy()
+    chrome.post("/bound")
+    assert chrome.is_signed_in
+    assert firefox.is_signed_in
+    chrome.post("/bound", commits="1")
+    assert chrome.is_signed_in
+    assert not firefox.is_signed_in
+    assert not copy.is_signed_in
+
+
+# -- no password is stored over a newer one ------------------------------------------------------
+
+
+def stored(site: Site) -> str:
+    with site.context():
+        return str(site.user("ann").password_hash)
+
+
+def test_thief_stores_nothing_over_the_new_password(
+    two: tuple[Site, Browser, Browser], held: Held
+) -> None:
+    """The body of a thief's change arrives after the owner's change: 409, and nothing is lost."""
+    site, chrome, thief = two
+    form = {"old": "hash of ann", "new": "evil", "held": "1"}
+    if site.home == "redis" or site.store == "sqlalchemy":
+        form["releases"] = "1"
+    answer = held.start(lambda: thief.post("/change", **form))
+    assert chrome.post("/change", old="hash of ann", new=SECRET).text == "changed"
+    assert held.finish(answer).status_code in ((403, 409) if "releases" in form else (409,))
+    assert stored(site) == SECRET
+    assert chrome.is_signed_in
+    assert not thief.is_signed_in
+    assert site.active() == 1
+
+
+def on_a_database(make_site: SiteFactory, database: str, held: Held, **options: t.Any) -> Site:
+    site = make_site("cookie", database, **options)
+    add_views(site, held)
+    # SQLite's driver holds no lock for what was only read.
+    return site
+
+
+def test_change_in_flight_is_refused(make_site: SiteFactory, held: Held, database: str) -> None:
+    """The UPDATE itself compares, on every database; a double click signs nobody out."""
+    site = on_a_database(make_site, database, held)
+    chrome = site.browser("Chrome")
+    chrome.login()
+    again, form = chrome.copy(), {"old": "hash of ann", "new": SECRET}
+    with site.count_statements() as statements:
+        answer = held.start(lambda: again.post("/change", **form, held="1"))
+        assert chrome.post("/change", **form).text == "changed"
+        second: Response = held.finish(answer)
+    assert second.status_code == 409
+    assert "was not stored" in second.text
+    assert not second.headers.getlist("Set-Cookie")
+    assert chrome.is_signed_in
+    assert stored(site) == SECRET
+    updates = [text for text in statements.texts if text.startswith("UPDATE account")]
+    assert len(updates) == 2
+    assert not any("FROM account" in text and "FOR" in text for text in statements.texts)
+
+
+@pytest.mark.parametrize(
+    ("database", "level"),
+    [
+        ("postgresql", "REPEATABLE READ"),
+        ("postgresql", "SERIALIZABLE"),
+        ("mariadb", "REPEATABLE READ"),
+    ],
+)
+def test_change_that_is_overtaken_at_the_apps_isolation_level(
+    make_site: SiteFactory, held: Held, database: str, level: str
+) -> None:
+    """A serialization failure of a change is a refusal, not an error of the server."""
+    site = on_a_database(
+        make_site, database, held, SQLALCHEMY_ENGINE_OPTIONS={"isolation_level": level}
+    )
+    chrome = site.browser("Chrome")
+    chrome.login()
+    form = {"old": "hash of ann", "new": SECRET}
+    answer = held.start(lambda: chrome.copy().post("/change", **form, held="1"))
+    assert chrome.post("/change", **form).text == "changed"
+    assert held.finish(answer).status_code == 409
+    assert stored(site) == SECRET
+    assert chrome.is_signed_in
+
+
+def test_rehash_at_a_login_with_the_old_password(
+    make_site: SiteFactory, held: Held, database: str, home: str
+) -> None:
+    """'same_credentials' does not restore the old password, and nobody is signed in by it."""
+    site = on_a_database(make_site, database, held, home=home)
+    chrome, thief = site.browser("Chrome"), site.browser("Thief")
+    chrome.login()
+    form = {"name": "ann", "password": "hash of ann", "rehash": "old password, better hash"}
+    answer = held.start(lambda: thief.post("/slow-login", **form, held="1"))
+    chrome.post("/password", password=SECRET)
+    assert held.finish(answer).status_code == 409
+    assert stored(site) == SECRET
+    assert chrome.is_signed_in
+    assert not thief.is_signed_in
+
+
+@pytest.mark.parametrize("change", ["flush", "commit", "many"])
+def test_stale_instance_outside_of_a_request(site: Site, change: str) -> None:
+    """A script is refused once, by an error that says what to do; loaded again, it may go on."""
+    with site.context():
+        ann, bob = site.user("ann"), site.user("bob")
+        assert ann.password_hash
+        assert bob.password_hash
+        with site.context():
+            site.user("ann").password_hash = "changed meanwhile"
+            site.db.session.commit()
+        ann.password_hash = "stale"
+        if change == "many":
+            bob.password_hash = "new"
+        with pytest.raises(StalePasswordError, match="changed by another request"):
+            site.db.session.flush() if change == "flush" else site.db.session.commit()
+        site.db.session.rollback()
+        assert ann.password_hash == "changed meanwhile"
+        assert bob.password_hash == "hash of bob"
+        ann.password_hash = "newest"
+        site.db.session.commit()
+    assert stored(site) == "newest"
+
+
+def test_what_the_app_itself_has_written_is_not_stale(site: Site) -> None:
+    """A bulk update, a refresh, a rollback and an expired instance start from what is stored."""
+    with site.context():
+        ann = site.user("ann")
+        site.db.session.execute(
+            sa.update(site.User).where(site.User.id == ann.id).values(password_hash="bulk")
+        )
+        ann.password_hash = "after the bulk update"
+        site.db.session.commit()
+        with site.context():
+            site.user("ann").password_hash = "elsewhere"
+            site.db.session.commit()
+        ann.password_hash = "after it was expired"
+        site.db.session.commit()
+        assert ann.password_hash
+        with site.context():
+            site.user("ann").password_hash = "elsewhere once more"
+            site.db.session.commit()
+        site.db.session.refresh(ann)
+        ann.password_hash = "refreshed"
+        site.db.session.flush()
+        site.db.session.rollback()
+        site.db.session.expire(ann, ["note"])
+        ann.password_hash = "after a rollback"
+        site.db.session.commit()
+    assert stored(site) == "after a rollback"
+
+
+def counts_versions(db: t.Any) -> type[t.Any]:
+    version = sa_orm.mapped_column(sa.Integer, nullable=False)
+    key = sa_orm.mapped_column(sa.Integer, primary_key=True)
+    return make_class(db, id=key, version=version, __mapper_args__={"version_id_col": version})
+
+
+def test_app_that_counts_versions_keeps_its_error(make_site: SiteFactory) -> None:
+    """With a 'version_id_col' SQLAlchemy's own error is raised, and nothing is stored either."""
+    site = make_site(model=counts_versions)
+    with site.context():
+        ann = site.user("ann")
+        assert ann.password_hash
+        with site.context():
+            site.user("ann").password_hash = "changed meanwhile"
+            site.db.session.commit()
+        ann.password_hash = "stale"
+        with pytest.raises(sa_orm.exc.StaleDataError):
+            site.db.session.commit()
+        site.db.session.rollback()
+    assert stored(site) == "changed meanwhile"
