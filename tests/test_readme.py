@@ -100,6 +100,7 @@ def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         arguments = {"rehash": lambda: (find(), "new"), "lock_out": lambda: (find(),)}
         rows = names["sessions"].active(find())
         arguments["end_one"] = lambda: (str(rows[-1].id),)
+        arguments["first_step"] = lambda: (find(), "new")
         return {"answer": names[name](*arguments.get(name, tuple)())}
 
     firefox, chrome, phone = (app.test_client() for _ in range(3))
@@ -130,6 +131,9 @@ def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with app.app_context():
         names["test_index"](app, find())
         assert names["make_session_model"](db).__tablename__ == "devices"
+    assert firefox.post("/do/first_step").json == {"answer": "Now the code, please."}
+    firefox.post("/do/second_step")
+    assert firefox.get("/").text == "ann@example.com"
     check_stores(names)
     check_homes(names)
     with app.app_context():
