@@ -66,22 +66,36 @@ def password_attributes(
 ) -> tuple[str, ...]:
     """Which mapped attributes of the user model hold the password.
 
-    :param names: the attributes, or with ``search`` the candidates, of which the first counts.
-    :raises ConfigurationError: the model does not map them.
+    :param names: the attributes, or with ``search`` the candidates, of which one must be mapped.
+    :raises ConfigurationError: the model does not map them; or with ``search``, it, or a class that
+        inherits from it, maps several.
     """
-    # Not 'column_attrs', which would configure mappers that are not all imported yet.
-    columns = sa.inspect(user_model).columns
-    found = tuple(name for name in names if name in columns)
-    if search and found:
-        return found[:1]
-    if len(found) == len(names):
-        return found
-    missing = ", ".join(f"'{name}'" for name in names if name not in found)
+    mapper = sa.inspect(user_model)
+    if search:
+        mapped = {name for each in mapper.self_and_descendants for name in _columns_of(each)}
+        candidates = [name for name in names if name in mapped]
+        if len(candidates) > 1:
+            found = " and ".join(f"'{name}'" for name in candidates)
+            raise ConfigurationError(
+                f"The user model '{user_model.__name__}' maps {found}, and each might hold the"
+                " password hash. Name the right one in 'SESSION_REGISTRY_PASSWORD_ATTRIBUTE', or"
+                " all of them if more than one does."
+            )
+        names = tuple(candidates) or names
+    missing = ", ".join(f"'{name}'" for name in names if name not in _columns_of(mapper))
+    if not missing:
+        return names
     raise ConfigurationError(
         f"The user model '{user_model.__name__}' maps no column {missing}. Name the attribute that"
         " holds the password hash in 'SESSION_REGISTRY_PASSWORD_ATTRIBUTE', or set it to None if"
         " users have no password."
     )
+
+
+def _columns_of(mapper: sa_orm.Mapper[t.Any]) -> set[str]:
+    """The names of the attributes that hold a column, and not what a query computes."""
+    # Not 'column_attrs', which would configure mappers that are not all imported yet.
+    return {name for name, column in mapper.columns.items() if isinstance(column, sa.Column)}
 
 
 class StoredCredential(t.NamedTuple):

@@ -246,11 +246,7 @@ class Installation:
         if user_model is None or sa.inspect(user_model, raiseerr=False) is None:
             return False
         user_model = models.topmost_user_class(user_model)
-        names = password_attributes(
-            user_model,
-            self.settings.password_attribute,
-            search=not self.settings.password_attribute_is_set,
-        )
+        names = self._password_attributes(user_model)
         if self.home is not None:
             self.credentials = _without_table(Credentials(user_model, names))
             self._on_complete(self)
@@ -271,6 +267,13 @@ class Installation:
         self.credentials = Credentials(user_model, names)
         self._on_complete(self)
         return True
+
+    def _password_attributes(self, user_model: type[t.Any]) -> tuple[str, ...]:
+        return password_attributes(
+            user_model,
+            self.settings.password_attribute,
+            search=not self.settings.password_attribute_is_set,
+        )
 
     def check(self, app: Flask) -> None:
         """Stop the app if it is put together wrongly; costs next to nothing once it is not.
@@ -301,6 +304,8 @@ class Installation:
         if self._user_model is None:
             # Once more: another one may have been imported since.
             models.find_user_model(t.cast(SQLAlchemy, self._db))
+        # Likewise: a column, or a class that inherits from the user model.
+        self._password_attributes(self.credentials.user_model)
         self._is_ready = True
 
     def expiry(self, app: Flask) -> Expiry:

@@ -241,6 +241,104 @@ def test_no_password_attribute_found(app: Flask) -> None:
         SessionRegistry(app, user_model=model)
 
 
+def _text() -> t.Any:
+    return sa_orm.mapped_column(sa.String(50), nullable=True)
+
+
+def _user_with(db: SQLAlchemy, *bases: type[t.Any], **attributes: t.Any) -> type[t.Any]:
+    key = {"id": sa_orm.mapped_column(sa.Integer, primary_key=True)}
+    return type("User", (UserMixin, *bases, db.Model), {"__tablename__": "u", **key, **attributes})
+
+
+def _two_columns(db: SQLAlchemy) -> list[type[t.Any]]:
+    return [_user_with(db, password_hash=_text(), password=_text())]
+
+
+def _two_columns_by_attribute(db: SQLAlchemy) -> list[type[t.Any]]:
+    named = sa_orm.mapped_column("pw", sa.String(50))
+    return [_user_with(db, hashed_password=_text(), password=named)]
+
+
+def _mixed_in(db: SQLAlchemy) -> list[type[t.Any]]:
+    return [_user_with(db, type("Legacy", (), {"password_hash": _text()}), password=_text())]
+
+
+def _in_the_parent(db: SQLAlchemy) -> list[type[t.Any]]:
+    person = type(
+        "Person",
+        (db.Model,),
+        {
+            "__tablename__": "person",
+            "id": sa_orm.mapped_column(sa.Integer, primary_key=True),
+            "password_hash": _text(),
+        },
+    )
+    key = sa_orm.mapped_column(sa.ForeignKey("person.id"), primary_key=True)
+    user = type("User", (UserMixin, person), {"__tablename__": "u", "id": key, "password": _text()})
+    return [person, user]
+
+
+def _in_a_subclass(db: SQLAlchemy) -> list[type[t.Any]]:
+    user = _user_with(db, password=_text())
+    return [user, type("Admin", (user,), {"password_hash": _text()})]
+
+
+@pytest.mark.parametrize(
+    "make", [_two_columns, _two_columns_by_attribute, _mixed_in, _in_the_parent, _in_a_subclass]
+)
+def test_two_columns_may_hold_the_password(
+    app: Flask, make: t.Callable[[SQLAlchemy], list[type[t.Any]]]
+) -> None:
+    """58: which one counts is the app's to say: the wrong one would be watched, silently."""
+    classes = make(SQLAlchemy(app))
+    with pytest.raises(
+        ConfigurationError, match="Name the right one in 'SESSION_REGISTRY_PASSWORD_ATTRIBUTE'"
+    ) as error:
+        SessionRegistry(app)
+    assert str(error.value).count("password") >= 2
+    app.config["SESSION_REGISTRY_PASSWORD_ATTRIBUTE"] = "password"
+    SessionRegistry(app)
+    credentials = app.extensions["session_registry.installation"].credentials
+    assert credentials.names == ("password",)
+    assert credentials.user_model in classes
+
+
+def test_second_column_that_comes_later(app: Flask) -> None:
+    """58: one that is mapped after the registry is set up is found by the first request."""
+    model = user_class(SQLAlchemy(app))
+    LoginManager(app)
+    SessionRegistry(app)
+    model.password = _text()
+    assert "'password_hash' and 'password'" in first_request(app)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: sa_orm.synonym("hashed_password"),
+        lambda: property(lambda self: self.hashed_password),
+        lambda: sa_orm.column_property(sa.literal("x")),
+    ],
+    ids=["synonym", "property", "expression"],
+)
+def test_one_column_under_two_names(app: Flask, other: t.Callable[[], t.Any]) -> None:
+    """58: a synonym, a property and an expression hold no second password."""
+    model = _user_with(SQLAlchemy(app), hashed_password=_text(), password=other())
+    SessionRegistry(app)
+    credentials = app.extensions["session_registry.installation"].credentials
+    assert credentials.names == ("hashed_password",)
+    assert credentials.user_model is model
+
+
+def test_expression_holds_no_password(app: Flask) -> None:
+    """58: what a query computes can't be watched."""
+    expression = sa_orm.column_property(sa.literal("x"))
+    model = _user_with(SQLAlchemy(app), password_hash=_text(), password=expression)
+    app.config["SESSION_REGISTRY_PASSWORD_ATTRIBUTE"] = "password"
+    with pytest.raises(ConfigurationError, match="maps no column 'password'"):
+        SessionRegistry(app, user_model=model)
+
+
 def test_no_user_model(app: Flask) -> None:
     """58: none by the first request."""
     SQLAlchemy(app)
