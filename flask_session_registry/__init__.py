@@ -4,6 +4,7 @@ from .entries import register_session_store
 from .errors import (
     ConfigurationError,
     NotInstalledError,
+    PurgeError,
     RecordsError,
     SessionRegistryError,
     StalePasswordError,
@@ -22,6 +23,7 @@ __all__ = [
     "Home",
     "NotInstalledError",
     "PruneResult",
+    "PurgeError",
     "RecordsError",
     "SessionRegistry",
     "SessionRegistryError",

@@ -63,14 +63,34 @@ _as_json = click.option(
 )
 
 
+@contextlib.contextmanager
+def _in_plain_text() -> Iterator[None]:
+    """Within it, no error repeats the control characters of what was typed."""
+    try:
+        yield
+    except click.ClickException as error:
+        vars(error)["message"] = plain(error.message)
+        raise
+    except RecordsError as error:
+        raise click.ClickException(str(error)) from None
+
+
 class _Command(click.Command):
-    """One that says in a sentence that the user sessions can't be reached."""
+    """One whose errors break no terminal, and that says in a sentence what can't be reached."""
+
+    def make_context(self, *args: t.Any, **kwargs: t.Any) -> click.Context:
+        with _in_plain_text():
+            return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> t.Any:
-        try:
+        with _in_plain_text():
             return super().invoke(ctx)
-        except RecordsError as error:
-            raise click.ClickException(str(error)) from error
+
+
+class _Group(_Command, click.Group):
+    """The same of a command that has others."""
+
+    command_class = _Command
 
 
 @click.command("revoke-sessions", cls=_Command)
@@ -193,12 +213,12 @@ def revoke_sessions(
         )
 
 
-@click.group("sessions")
+@click.group("sessions", cls=_Group)
 def sessions() -> None:
     """User sessions: where people are signed in."""
 
 
-@sessions.command("list", cls=_Command)
+@sessions.command("list")
 @click.argument("user")
 @_by
 @click.option("--ended", is_flag=True, help="Also those that are over, as far as they are kept.")
@@ -224,7 +244,7 @@ def list_sessions(user: str, by: str | None, ended: bool, as_json: bool) -> None
     click.echo("\n\n".join(blocks) or "No sessions.")
 
 
-@sessions.command("prune", cls=_Command)
+@sessions.command("prune")
 @click.option(
     "--limit",
     type=click.IntRange(min=1),

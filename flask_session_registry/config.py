@@ -16,6 +16,9 @@ from .texts import TEXTS, Text, fill_in
 
 PREFIX = "SESSION_REGISTRY_"
 
+#: A name, say, and no address of a server.
+_PLAIN = re.compile(r"[\w .-]{0,40}")
+
 #: Where the stored password is looked for when 'PASSWORD_ATTRIBUTE' is not set.
 PASSWORD_ATTRIBUTES = ("password_hash", "password", "hashed_password")
 
@@ -71,6 +74,10 @@ def _one_of(*choices: str) -> Callable[[object], str]:
 def _home(value: object) -> object:
     if value in ("sql", "redis") or is_home(value):
         return value
+    if isinstance(value, str) and "://" in value:
+        raise ValueError(
+            "'redis', and 'SESSION_REGISTRY_REDIS' a client: 'redis.Redis.from_url(…)'"
+        )
     raise ValueError("'sql', 'redis', or an object with the verbs of 'Home'")
 
 
@@ -103,9 +110,13 @@ def _path(value: object) -> str | None:
     if value is None:
         return None
     try:
-        return os.fspath(value)  # type: ignore[call-overload, no-any-return]
+        path: str = os.fspath(value)  # type: ignore[call-overload]
     except TypeError:
-        raise ValueError("the path of a file, or None") from None
+        path = "://"
+    # An address to download it from has a licence key in it.
+    if "://" in path:
+        raise ValueError("the path of a file, or None")
+    return path
 
 
 def _texts(value: object) -> Mapping[str, Text]:
@@ -303,7 +314,7 @@ class Settings:
                 setattr(self, setting.name.lower(), setting.check(value))
             except ValueError as expected:
                 raise ConfigurationError(
-                    f"The setting '{name}' is {value!r}. It must be {expected}."
+                    f"The setting '{name}' is {_shown(value)}. It must be {expected}."
                 ) from None
         if self.idle_timeout is not None:
             if self.touch_interval is None:
@@ -321,6 +332,15 @@ class Settings:
                 f" Take out '{PREFIX}RECORDS' while you roll out, or sign everybody out."
             )
         self.password_attribute_is_set = PREFIX + "PASSWORD_ATTRIBUTE" in config
+
+
+def _shown(value: object) -> str:
+    """A wrong value, for an error: in full only what is too plain to have a password in it."""
+    if value is None or isinstance(value, (bool, int, float, dt.timedelta)):
+        return repr(value)
+    if isinstance(value, str):
+        return repr(value) if _PLAIN.fullmatch(value) else "text that is not shown here"
+    return f"a '{type(value).__name__}'"
 
 
 def _proposal(name: str) -> str:

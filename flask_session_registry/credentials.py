@@ -107,6 +107,9 @@ class StoredCredential(t.NamedTuple):
     #: The values of which the fingerprint is made.
     stored: Values
 
+    def __repr__(self) -> str:
+        return "StoredCredential()"
+
 
 class Evidence(t.NamedTuple):
     """Which credential a login was checked against, as far as it was seen."""
@@ -130,6 +133,9 @@ class Evidence(t.NamedTuple):
             return self.is_known(current.fingerprint)
         return self.seen is None or self.seen == current.shown
 
+    def __repr__(self) -> str:
+        return "Evidence()"
+
 
 class Change(t.NamedTuple):
     """A credential that a flush has changed, as fingerprints."""
@@ -138,6 +144,9 @@ class Change(t.NamedTuple):
     after: str | None
     #: Whether only what identifies a user without a password has changed.
     is_same_password: bool
+
+    def __repr__(self) -> str:
+        return f"Change(is_same_password={self.is_same_password})"
 
 
 class Credentials:

@@ -403,7 +403,7 @@ def _elsewhere(app: Flask, installation: Installation) -> Iterator[Finding]:
         findings = [*_redis(home)] if isinstance(home, RedisHome) else []
     except Exception as error:
         yield _error(
-            f"The user sessions can't be asked ({type(error.__cause__ or error).__name__}).",
+            f"The user sessions can't be asked ({type(error.__context__ or error).__name__}).",
             "See that it runs where they are kept, and that 'SESSION_REGISTRY_REDIS' is right.",
         )
         return

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime as dt
-import functools
 import heapq
 import typing as t
 import uuid
@@ -59,7 +58,8 @@ _Item = t.TypeVar("_Item")
 def _asking() -> Iterator[None]:
     """Within it a home is asked, which may raise whatever it likes.
 
-    :raises RecordsError: it did. What its library says may name a server, or a key.
+    :raises RecordsError: it did. What its library says might name a server, or a key, and is not
+        shown with it.
     """
     try:
         yield
@@ -67,7 +67,7 @@ def _asking() -> Iterator[None]:
         raise RecordsError(
             f"The user sessions could not be asked ({type(error).__name__}). What was asked for may"
             " not be done: try again."
-        ) from error
+        ) from None
 
 
 def _asked(ask: Callable[..., Iterator[_Item]], *arguments: t.Any, **how: t.Any) -> Iterator[_Item]:
@@ -253,7 +253,8 @@ class Elsewhere:
 
         :returns: what does it, after the commit.
         """
-        return functools.partial(self._follow_rehash, user_id, before, after)
+        # Not a 'partial', which shows what it is called with.
+        return lambda: self._follow_rehash(user_id, before, after)
 
     def _follow_rehash(self, user_id: t.Any, before: str | None, after: str | None) -> None:
         where = _STANDS | {"fingerprint": before}

@@ -42,3 +42,9 @@ class StalePasswordError(SessionRegistryError, Conflict):
     description = (
         "The password was changed by another request in the meantime. This change was not stored."
     )
+
+
+class PurgeError(SessionRegistryError):
+    """Store entries of ended sessions could not be deleted. It names the class of what the client
+    of the store raised, whose text might hold a key.
+    """

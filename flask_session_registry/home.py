@@ -30,13 +30,13 @@ class UserSession:
     #: The user's key: a whole number, text or a UUID; ``None``: it is nobody's.
     user_id: t.Any = None
     generation: int = 0
-    store_id: str | None = None
-    previous_store_id: str | None = None
+    store_id: str | None = dataclasses.field(default=None, repr=False)
+    previous_store_id: str | None = dataclasses.field(default=None, repr=False)
     ip_address: str | None = None
     user_agent: str | None = None
     rotated_at: dt.datetime | None = None
     remember_until: dt.datetime | None = None
-    fingerprint: str | None = None
+    fingerprint: str | None = dataclasses.field(default=None, repr=False)
     revoked_at: dt.datetime | None = None
     revoked_reason: str | None = None
     revocation: uuid.UUID | None = None

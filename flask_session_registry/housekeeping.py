@@ -15,6 +15,7 @@ from flask import Flask
 
 from . import clock, signals
 from .entries import PATIENCE
+from .errors import PurgeError
 from .installation import Installation
 from .log import log
 from .records import Stored
@@ -52,7 +53,7 @@ class Purge:
         self._patience = patience
         self._spent = 0.0
         #: What went wrong; ``None``: nothing yet.
-        self.error: Exception | None = None
+        self.error: PurgeError | None = None
 
     def delete(self, keys: Iterable[str]) -> bool:
         """Delete entries; whether that is done. If not, it is logged."""
@@ -61,11 +62,12 @@ class Purge:
             try:
                 self._installation.entries.delete(list(keys), patience=self._patience_left)
             except Exception as error:
-                self.error = error
+                name = type(error).__name__
+                self.error = PurgeError(f"Store entries could not be deleted ({name}).")
                 log.warning(
                     "Store entries could not be deleted (%s). The sessions that they belong to are"
                     " over all the same.",
-                    type(error).__name__,
+                    name,
                 )
             self._spent += time.monotonic() - began
         return self.error is None

@@ -145,7 +145,8 @@ class Installation:
         ):
             raise ConfigurationError(
                 f"'SESSION_REGISTRY_REDIS' is a '{type(client).__name__}', which is no client of"
-                " redis-py. Give a 'Redis' or a 'RedisCluster' that does not wait by 'await'."
+                " redis-py. Give a 'Redis' or a 'RedisCluster' that does not wait by 'await':"
+                " 'redis.Redis.from_url(…)'."
             )
         if (
             getattr(client, "read_from_replicas", False)

@@ -82,6 +82,11 @@ class UserSessionMixin:
     if t.TYPE_CHECKING:
         user_id: t.Any
 
+    def __repr__(self) -> str:
+        # Before that of a base of the app's own, which might show all columns. What is expired is
+        # not loaded for it.
+        return f"<{type(self).__name__} {vars(self).get('id')}>"
+
 
 def is_session(model: type[t.Any]) -> sa.ColumnElement[bool]:
     """Whether a row is, or was, somebody's session; a user who is deleted leaves it without one."""

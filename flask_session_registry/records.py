@@ -38,6 +38,9 @@ class Stored(t.NamedTuple):
     store_id: str | None
     previous_store_id: str | None
 
+    def __repr__(self) -> str:
+        return f"Stored(id={self.id!r}, user_id={self.user_id!r})"
+
     @property
     def keys(self) -> tuple[str, ...]:
         if self.previous_store_id is None:
@@ -98,6 +101,9 @@ class Renewal(t.NamedTuple):
     #: Whether its session is an entry in a store.
     has_entry: bool
 
+    def __repr__(self) -> str:
+        return f"Renewal(id={self.id!r})"
+
 
 class PasswordChange(t.NamedTuple):
     """What a transaction has done to a user's password."""
@@ -106,6 +112,9 @@ class PasswordChange(t.NamedTuple):
     fingerprint: str | None
     #: The session that it was done in; ``None``: none that goes on.
     current: Renewal | None
+
+    def __repr__(self) -> str:
+        return f"PasswordChange(current={self.current!r})"
 
 
 class Ending(t.Protocol):

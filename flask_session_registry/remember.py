@@ -42,6 +42,9 @@ class Offer(t.NamedTuple):
     value: str
     until: dt.datetime
 
+    def __repr__(self) -> str:
+        return f"Offer(until={self.until!r})"
+
 
 def cookie_name(app: Flask) -> str:
     return t.cast(str, app.config.get("REMEMBER_COOKIE_NAME", COOKIE_NAME))

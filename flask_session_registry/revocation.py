@@ -115,7 +115,7 @@ class Revocation:
                 log.warning(
                     "What follows the change of a password could not be done (%s). The sessions"
                     " are over all the same, and so may be the one that it was changed in.",
-                    type(error.__cause__).__name__,
+                    type(error.__context__).__name__,
                 )
             finally:
                 follow_current(self.installation, self.user_ids)
@@ -370,7 +370,7 @@ def _follow_rehash(app: Flask, follow: Callable[[], None]) -> None:
         except RecordsError as error:
             log.warning(
                 "User sessions could not follow a new hash of their password (%s), and are over.",
-                type(error.__cause__).__name__,
+                type(error.__context__).__name__,
             )
 
 

@@ -32,8 +32,8 @@ session_revoked = _namespace.signal("session-revoked")
 #: none), ``reason``.
 session_rejected = _namespace.signal("session-rejected")
 
-#: Store entries of ended user sessions could not be deleted: ``ids``, ``error``. They stay
-#: pending; the sessions are over all the same.
+#: Store entries of ended user sessions could not be deleted: ``ids``, ``error`` (a
+#: :exc:`PurgeError`). They stay pending; the sessions are over all the same.
 purge_failed = _namespace.signal("purge-failed")
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import typing as t
 
 from flask import Flask
-from itsdangerous import BadSignature, URLSafeSerializer
+from itsdangerous import BadSignature, Signer, URLSafeSerializer
 
 
 def sign(app: Flask, value: t.Any, *, purpose: str) -> str:
@@ -26,19 +25,34 @@ def read(app: Flask, signed: str, *, purpose: str) -> t.Any:
         return None
 
 
-def digests(app: Flask, text: str, *, purpose: str) -> list[str]:
-    """Keyed digests of a text, by the app's key first and then by earlier ones.
+def digests(app: Flask, value: str, *, purpose: str) -> list[str]:
+    """What stands for a value where a browser keeps it, by the app's key and by each earlier one.
 
-    :param purpose: a digest for one is worth nothing for another.
+    The current one comes first. Without the key nobody can tell which value it is, nor make it.
+
+    :param purpose: for another one the same value has other digests.
     """
-    signer = _serializer(app, purpose).make_signer()
-    keys = [signer.derive_key(key) for key in reversed(signer.secret_keys)]
-    return [hmac.new(key, text.encode(), hashlib.sha256).hexdigest() for key in keys]
+    return [_digest(key, value, purpose) for key in (app.secret_key, *_earlier_keys(app))]
+
+
+def _digest(key: t.Any, value: str, purpose: str) -> str:
+    signer = Signer(key, salt=_salt(f"{purpose}.digest"), digest_method=hashlib.sha256)
+    signature = signer.get_signature(value.encode("utf-8", "surrogatepass"))
+    # 132 bits: what of these a browser can keep is little.
+    return signature[:22].decode()
+
+
+def _earlier_keys(app: Flask) -> list[t.Any]:
+    return list(app.config.get("SECRET_KEY_FALLBACKS") or ())
+
+
+def _salt(purpose: str) -> str:
+    return f"flask-session-registry.{purpose}"
 
 
 def _serializer(app: Flask, purpose: str) -> URLSafeSerializer:
     return URLSafeSerializer(
-        [*(app.config.get("SECRET_KEY_FALLBACKS") or ()), app.secret_key],
-        salt=f"flask-session-registry.{purpose}",
+        [*_earlier_keys(app), app.secret_key],
+        salt=_salt(purpose),
         signer_kwargs={"digest_method": hashlib.sha256},
     )

@@ -43,17 +43,17 @@ class Current:
     generation: int
     user: t.Any
     #: The session id when it was accepted; ``None`` for signed cookies.
-    session_id: str | None
+    session_id: str | None = dataclasses.field(repr=False)
     #: The key of the entry that the row names.
-    store_id: str | None
+    store_id: str | None = dataclasses.field(repr=False)
     #: Whether it is time to write when it was last seen.
     is_touch_due: bool
     #: The generations that this request knows it by, with their fingerprints: the one that the
     #: check has accepted, then those that this request itself has made of it, in transactions which
     #: may not be committed yet. In any other one, somebody else has it.
-    held: list[tuple[int, str | None]]
+    held: list[tuple[int, str | None]] = dataclasses.field(repr=False)
     #: The fingerprints of the credentials that this request has stored, committed or not.
-    stored: list[str | None] = dataclasses.field(default_factory=list)
+    stored: list[str | None] = dataclasses.field(default_factory=list, repr=False)
     #: Whether ``rotate()`` was called.
     is_rotating: bool = False
     #: Whether the password was given once more.
@@ -96,7 +96,7 @@ class Adoption:
 
     user: t.Any
     #: What its row will say.
-    values: dict[str, t.Any]
+    values: dict[str, t.Any] = dataclasses.field(repr=False)
 
     @property
     def remember_until(self) -> dt.datetime | None:
@@ -112,9 +112,9 @@ class Login:
     #: The user session whose place it takes.
     replaces: Current | None
     #: The session id from before, which an attacker may have set.
-    session_id: str | None
+    session_id: str | None = dataclasses.field(repr=False)
     #: What is known of the credential that was checked.
-    evidence: Evidence
+    evidence: Evidence = dataclasses.field(repr=False)
     id: uuid.UUID = dataclasses.field(default_factory=new_id)
 
     @property

@@ -68,6 +68,19 @@ _FIRST_INDEX = sa.text(
 )
 
 
+@contextlib.contextmanager
+def _hiding_parameters() -> Iterator[None]:
+    """Within it the transaction is the app's, and so is the error, if a statement fails.
+
+    Among its parameters are keys of entries and fingerprints, which the app would log.
+    """
+    try:
+        yield
+    except sa.exc.StatementError as error:
+        error.hide_parameters = True
+        raise
+
+
 class Table:
     """The rows of one app's user sessions.
 
@@ -226,6 +239,7 @@ class Table:
         )
         return set(rows.scalars())
 
+    @_hiding_parameters()
     def end_all(
         self,
         execute: Execute,
@@ -290,6 +304,7 @@ class Table:
                 return True
         return False
 
+    @_hiding_parameters()
     def follow_rehash(
         self, execute: Execute, user_id: t.Any, *, before: str | None, after: str | None
     ) -> Callable[[], None]:
@@ -752,6 +767,7 @@ class Table:
                     insertion = insertion.prefix_with("IGNORE", dialect=dialect)
                 execute(insertion)
 
+    @_hiding_parameters()
     def adopt(
         self, execute: Execute, values: dict[str, t.Any], *, is_fresh: bool = False
     ) -> int | None:

@@ -45,9 +45,9 @@ class Later:
     """What can wait until the app's database session is gone."""
 
     installation: Installation
-    ended: list[tuple[uuid.UUID, tuple[str, ...]]]
-    left_behind: list[str]
-    to_end: tuple[uuid.UUID, tuple[str, ...], str] | None
+    ended: list[tuple[uuid.UUID, tuple[str, ...]]] = dataclasses.field(repr=False)
+    left_behind: list[str] = dataclasses.field(repr=False)
+    to_end: tuple[uuid.UUID, tuple[str, ...], str] | None = dataclasses.field(repr=False)
     touched: tuple[uuid.UUID, dict[str, t.Any]] | None
     prunes: bool
 

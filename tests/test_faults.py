@@ -182,7 +182,7 @@ def test_housekeeping_that_fails(
     with Broken(site, "UPDATE user_sessions"):
         assert firefox.is_signed_in
     assert "Housekeeping after a request failed" in caplog.text
-    assert BLOCKED in caplog.text
+    assert ("OperationalError" if site.home == "table" else "ConnectionError") in caplog.text
 
 
 @pytest.mark.parametrize("store", ["redis", "files", "memory", "sqlalchemy"])
@@ -214,7 +214,7 @@ def test_store_that_fails_at_the_purge(
     ended = [row for row in site.rows() if row.revoked_at]
     assert [row.purged_at for row in ended] == [None]
     assert told[0]["ids"] == (ended[0].id,)
-    assert isinstance(told[0]["error"], OSError)
+    assert "(OSError)" in str(told[0]["error"])
     assert "could not be deleted (OSError)" in caplog.text
     assert not any(value in caplog.text for value in firefox.cookies.values())
 
@@ -568,5 +568,5 @@ def test_no_session_id_in_the_log(make_site: SiteFactory, caplog: pytest.LogCapt
         site.sessions.UserSession.__table__.drop(site.db.engine)
     assert firefox.get("/me").status_code == 200
     assert "It could not be asked why a session is gone" in caplog.text
-    assert "no such table" in caplog.text
+    assert "sqlalchemy.exc.OperationalError" in caplog.text
     assert id not in caplog.text

@@ -1,0 +1,429 @@
+"""No secret in what is shown, logged, raised or sent (SCENARIOS 22, 53, 54, 79)."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import logging
+import pkgutil
+import re
+import sys
+import traceback
+import typing as t
+import uuid
+
+import pytest
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from conftest import SiteFactory
+from flask import Flask
+from flask_login import LoginManager
+from flask_sqlalchemy import SQLAlchemy
+from memory_home import MemoryHome
+from site_under_test import Site, user_class
+from test_faults import Broken
+from test_users import uuid_keys
+
+import flask_session_registry
+from flask_session_registry import (
+    ConfigurationError,
+    PurgeError,
+    RecordsError,
+    SessionRegistry,
+    UserSessionMixin,
+    purge_failed,
+    session_registered,
+    session_revoked,
+    signing,
+)
+from flask_session_registry.config import PREFIX, SETTINGS
+
+SECRET = "hunter2"
+
+#: What text of a client might be: with a key, a value, or an address that has a password in it.
+TEXT = f"redis://:{SECRET}@host refused 'session:{SECRET}'"
+
+
+# -- objects ---------------------------------------------------------------------------------------
+
+
+def _records_of_the_package() -> list[type[t.Any]]:
+    """All its dataclasses and named tuples."""
+    names = [f"flask_session_registry.{found.name}" for found in _modules()]
+    classes = {
+        cls
+        for name in names
+        for cls in vars(importlib.import_module(name)).values()
+        if isinstance(cls, type) and cls.__module__ == name
+    }
+    records = [cls for cls in classes if dataclasses.is_dataclass(cls) or hasattr(cls, "_fields")]
+    return sorted(records, key=lambda cls: cls.__qualname__)
+
+
+def _modules() -> list[pkgutil.ModuleInfo]:
+    return list(pkgutil.iter_modules(flask_session_registry.__path__))
+
+
+#: The fields that hold the id of a session, the key of an entry, a fingerprint, or such.
+SECRET_FIELDS = {
+    *("store_id", "previous_store_id", "session_id", "fingerprint"),
+    # The "remember me" cookie; the values of a row; ids of user sessions with their keys.
+    *("value", "values", "ended", "left_behind", "to_end"),
+    # Credentials, and their fingerprints.
+    *("seen", "shown", "stored", "before", "after", "held", "evidence"),
+}
+
+#: Where fields of such a name hold none.
+NO_SECRETS = {("Tally", "ended"), ("PruneResult", "ended"), ("_ToEnd", "values")}
+
+
+@pytest.mark.parametrize("cls", _records_of_the_package(), ids=lambda cls: cls.__name__)
+def test_objects_show_no_secret(cls: type[t.Any]) -> None:
+    """79: none shows in an error, a debugger or a log what it knows of a session's secrets."""
+    is_tuple = hasattr(cls, "_fields")
+    names = cls._fields if is_tuple else [f.name for f in dataclasses.fields(cls) if f.init]
+    one = cls(**{name: f"<{name}>" for name in names})
+    shown = f"{one!r} {one!s} {one}"
+    for name in names:
+        if name in SECRET_FIELDS and (cls.__name__, name) not in NO_SECRETS:
+            assert f"<{name}>" not in shown
+
+
+def _show_all(one: t.Any) -> str:
+    """As the base of many apps' models shows them."""
+    return repr({name: getattr(one, name) for name, _ in sa.inspect(type(one)).columns.items()})
+
+
+def test_mapped_user_session_shows_no_secret() -> None:
+    """79: nor does one of the app's own class, even if the app's models show all columns."""
+    db = SQLAlchemy()
+    t.cast(t.Any, db.Model).__repr__ = _show_all
+    app = Flask("shows all")
+    app.config.update(SECRET_KEY="x", SQLALCHEMY_DATABASE_URI="sqlite://")
+    db.init_app(app)
+    LoginManager(app)
+    users = user_class(db)
+    sessions = SessionRegistry(app)
+    own = type(
+        "Device",
+        (UserSessionMixin, db.Model),
+        {
+            "__tablename__": "devices",
+            "user_id": sa_orm.mapped_column(sa.ForeignKey("account.id"), index=True),
+        },
+    )
+    with app.app_context():
+        assert SECRET in repr(users(id=1, name=SECRET))
+        for model in (sessions.UserSession, own):
+            secrets = dict.fromkeys(("store_id", "previous_store_id", "fingerprint"), SECRET)
+            row = model(id=uuid.UUID(int=7), **secrets)
+            assert repr(row) == f"<{model.__name__} {uuid.UUID(int=7)}>"
+            assert SECRET not in f"{row!s} {[row]}"
+
+
+# -- settings --------------------------------------------------------------------------------------
+
+
+class _Client:
+    def __repr__(self) -> str:
+        return f"Client({TEXT})"
+
+
+@pytest.mark.parametrize("value", [TEXT, _Client()], ids=type)
+@pytest.mark.parametrize("name", [setting.name for setting in SETTINGS])
+def test_wrong_setting_is_not_repeated(name: str, value: t.Any) -> None:
+    """54: the address of a server, put into any setting, is in no error."""
+    app = Flask("wrong")
+    app.config.update(SECRET_KEY="x", SQLALCHEMY_DATABASE_URI="sqlite://")
+    app.config[PREFIX + name] = value
+    if name == "REDIS":
+        app.config[f"{PREFIX}RECORDS"] = "redis"
+    if name in ("PASSWORD_ATTRIBUTE", "REDIS_PREFIX", "BASE_TEMPLATE") and isinstance(value, str):
+        return  # It may be any text.
+    with pytest.raises(ConfigurationError, match=name) as error:
+        SessionRegistry(app)
+    assert SECRET not in "".join(traceback.format_exception(error.value))
+
+
+@pytest.mark.parametrize(
+    ("records", "client"), [("redis://localhost", None), ("redis", "redis://localhost")]
+)
+def test_address_in_the_place_of_a_client(records: str, client: str | None) -> None:
+    """58: the sentence says what is wanted."""
+    app = Flask("wrong")
+    app.config.update(SESSION_REGISTRY_RECORDS=records, SESSION_REGISTRY_REDIS=client)
+    with pytest.raises(ConfigurationError, match=r"'redis.Redis.from_url\(…\)'"):
+        SessionRegistry(app)
+
+
+@pytest.mark.parametrize("value", ["sqll", 5, None])
+def test_plain_value_is_repeated(value: t.Any) -> None:
+    """58: a slip of the pen is shown as it was written."""
+    app = Flask("wrong")
+    app.config["SESSION_REGISTRY_RECORDS"] = value
+    with pytest.raises(ConfigurationError, match=re.escape(f"is {value!r}. It must be")):
+        SessionRegistry(app)
+
+
+# -- logs and errors -------------------------------------------------------------------------------
+
+
+class _DriverError(Exception):
+    sqlstate = "23505"
+
+
+def _fails(cause: BaseException | None) -> BaseException:
+    """An error of a library, after another one, and because of a third."""
+
+    def fail() -> None:
+        try:
+            {}[TEXT]
+        except KeyError:
+            raise ConnectionError(111, TEXT) from cause
+
+    with pytest.raises(ConnectionError) as failed:
+        fail()
+    return failed.value
+
+
+@pytest.fixture
+def log() -> logging.Logger:
+    return logging.getLogger("flask_session_registry")
+
+
+def test_log_has_no_text_of_other_errors(
+    log: logging.Logger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """54: but their class, code and place, of all that led to them."""
+    driver = _DriverError(TEXT)
+    statement = sa.exc.IntegrityError("INSERT", {"store_id": SECRET}, driver)
+    error = _fails(statement)
+    log.error("Failed.", exc_info=error)
+    for found in ("ConnectionError (111)", "KeyError", "sqlalchemy.exc.IntegrityError"):
+        assert found in caplog.text
+    assert "test_secrets.py" in caplog.text
+    assert SECRET not in caplog.text
+    # It is the app's, which may log it as it likes.
+    assert SECRET in str(error)
+    assert SECRET in str(statement)
+    assert error.__cause__ is statement
+
+
+def test_log_has_the_codes_of_drivers(
+    log: logging.Logger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """54: what is wrong can be looked up."""
+    for error in (_DriverError(TEXT), Exception(1062, TEXT), OSError(28, TEXT)):
+        log.error("Failed.", exc_info=error)
+    assert re.findall(r"\(([0-9]+)\)", caplog.text) == ["23505", "1062", "28"]
+    assert SECRET not in caplog.text
+
+
+def test_log_has_the_texts_of_our_errors(
+    log: logging.Logger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They say what to do."""
+    log.error("Failed.", exc_info=RecordsError("Try again."))
+    assert "RecordsError: Try again." in caplog.text
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="There are no groups before.")
+def test_log_has_no_text_of_a_group(log: logging.Logger, caplog: pytest.LogCaptureFixture) -> None:
+    """54: of none of its members; of an endless chain there is an end."""
+    group = ExceptionGroup(TEXT, [ValueError(TEXT), _fails(None)])  # noqa: F821
+    group.exceptions[0].__context__ = group
+    log.error("Failed.", exc_info=group)
+    assert "ValueError" in caplog.text
+    assert "ConnectionError (111)" in caplog.text
+    caplog.clear()
+    last: BaseException = Exception()
+    for _ in range(2000):
+        last, before = Exception(), last
+        last.__context__ = before
+    log.error("Failed.", exc_info=last)
+    assert SECRET not in caplog.text
+    assert len(caplog.text) < 5000
+
+
+def test_log_without_an_error(log: logging.Logger, caplog: pytest.LogCaptureFixture) -> None:
+    """A line that is logged where no error is being handled stays a line."""
+    log.error("Failed.", exc_info=(None, None, None))
+    assert caplog.text.count("\n") <= 2
+
+
+class _Refusing(MemoryHome):
+    """A home whose client names what it was asked for."""
+
+    refuses = False
+
+    def get(self, ids: t.Any) -> t.Any:
+        if self.refuses:
+            raise ConnectionError(TEXT)
+        return super().get(ids)
+
+    def of_users(self, *arguments: t.Any, **how: t.Any) -> t.Any:
+        if self.refuses:
+            raise ConnectionError(TEXT)
+        return super().of_users(*arguments, **how)
+
+
+@pytest.mark.table
+def test_error_of_a_home_shows_no_text_of_its_client(
+    make_site: SiteFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """54: whoever logs it gets the class of the client's error."""
+    home = _Refusing()
+    site = make_site(home="memory", SESSION_REGISTRY_RECORDS=home)
+    firefox = site.browser()
+    firefox.login()
+    home.refuses = True
+    with site.context(), pytest.raises(RecordsError, match=r"\(ConnectionError\)") as error:
+        site.sessions.revoke_all(site.user("ann"))
+    assert SECRET not in "".join(traceback.format_exception(error.value))
+    assert firefox.get("/me").status_code == 503
+    assert "ConnectionError" in caplog.text
+    assert SECRET not in caplog.text
+
+
+def test_database_that_names_a_value(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """54: neither an outage nor a failing receiver puts its text into the log."""
+
+    def receiver(app: t.Any, **_: t.Any) -> None:
+        raise OSError(TEXT)
+
+    firefox = site.browser()
+    firefox.login()
+    with Broken(site, "user_sessions"):
+        assert firefox.get("/me").status_code == 503
+    with session_revoked.connected_to(receiver, site.app), site.context():
+        site.sessions.revoke_all(site.user("ann"))
+        site.db.session.commit()
+    assert "the database is down" not in caplog.text
+    assert "A receiver of the signal 'session-revoked' failed." in caplog.text
+    assert SECRET not in caplog.text
+
+
+def test_purge_that_fails_tells_no_text(make_site: SiteFactory) -> None:
+    """54: the signal says the class of what the client of the store has raised."""
+    site = make_site("memory")
+    errors: list[BaseException] = []
+
+    def receiver(app: t.Any, *, error: BaseException, **_: t.Any) -> None:
+        errors.append(error)
+
+    def fail(*_: t.Any, **__: t.Any) -> None:
+        raise ConnectionError(TEXT)
+
+    site.browser().login()
+    site.cache.delete_many = fail
+    with purge_failed.connected_to(receiver, site.app), site.context():
+        site.sessions.revoke_all(site.user("ann"))
+        site.db.session.commit()
+    (error,) = errors
+    assert isinstance(error, PurgeError)
+    assert str(error) == "Store entries could not be deleted (ConnectionError)."
+    assert (error.__cause__, error.__context__) == (None, None)
+
+
+@pytest.mark.table
+@pytest.mark.parametrize("adopts", [False, True])
+def test_statement_in_the_app_s_transaction(make_site: SiteFactory, adopts: bool) -> None:
+    """54: one of ours that fails there shows the app no key, which could be a session id."""
+    site = make_site(
+        "redis",
+        SESSION_REGISTRY_HASH_SESSION_IDS=False,
+        SESSION_REGISTRY_UNREGISTERED="adopt" if adopts else "reject",
+    )
+    site.app.config["PROPAGATE_EXCEPTIONS"] = True
+    firefox = site.browser()
+
+    @site.app.post("/rotate")
+    def rotate() -> str:
+        site.sessions.rotate()
+        return "rotated"
+
+    firefox.login()
+    firefox.post("/rotate")
+    if adopts:
+        key = f"{site.prefix}{firefox.cookies['session']}"
+        site.redis.set(key, site.redis.get(key).replace(b"_user_session", b"_somebody_els"))
+    with site.context():
+        site.db.session.execute(
+            sa.text(
+                "CREATE TRIGGER no_row BEFORE INSERT ON user_sessions"
+                " BEGIN SELECT RAISE(ABORT, 'no'); END"
+            )
+        )
+        site.db.session.commit()
+    with pytest.raises(sa.exc.IntegrityError) as error:
+        firefox.post("/password", password="new")
+    assert "INSERT INTO user_sessions" in str(error.value)
+    assert site.prefix not in str(error.value)
+
+
+# -- the command line ------------------------------------------------------------------------------
+
+NASTY = "\x1b]0;title\x07a\r\nb\u202ec\x9b31m"
+
+
+@pytest.mark.table
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["revoke-sessions", NASTY],
+        ["revoke-sessions", "--by", NASTY, "1"],
+        ["revoke-sessions", "--by", "name", NASTY],
+        ["revoke-sessions", "--all", "--ip", NASTY],
+        ["revoke-sessions", "--all", "--idle-for", NASTY],
+        ["revoke-sessions", "--all", "--reason", NASTY * 9],
+        ["revoke-sessions", f"--{NASTY}"],
+        ["revoke-sessions", "--all", "--format", NASTY],
+        ["sessions", NASTY],
+        ["sessions", f"--{NASTY}"],
+        ["sessions", "list", NASTY],
+        ["sessions", "list", "1", NASTY],
+        ["sessions", "prune", "--limit", NASTY],
+        ["sessions", "doctor", NASTY],
+    ],
+    ids=" ".join,
+)
+def test_command_line_errors_break_no_terminal(make_site: SiteFactory, arguments: t.Any) -> None:
+    """53: what was typed is repeated without its control characters."""
+    result = make_site().app.test_cli_runner().invoke(args=arguments)
+    assert result.exit_code in (1, 2)
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", result.output)
+    assert "Error:" in result.output
+
+
+# -- the device ------------------------------------------------------------------------------------
+
+
+def test_device_cookie_names_nobody(make_site: SiteFactory) -> None:
+    """54: who reads it on a shared computer learns no user, and a browser can keep all of it."""
+    names = tuple(f"user {number}" for number in range(12))
+    site = make_site(model=uuid_keys, users=names)
+    firefox = site.browser()
+    with session_registered.connected_to(lambda *_, **__: None, site.app):
+        for name in names:
+            firefox.login(name)
+    cookie = firefox.client.get_cookie("session_device")
+    assert cookie is not None
+    assert len(cookie.value) < 1000
+    kept = signing.read(site.app, cookie.value, purpose="devices")
+    assert len(kept) == 10
+    with site.context():
+        ids = {str(site.user(name).id) for name in names}
+    assert not ids & set(kept)
+
+
+def test_digest_is_worth_nothing_elsewhere() -> None:
+    """With another key, or for another purpose, the same user has other digests."""
+    app = Flask("digests")
+    app.config.update(SECRET_KEY="one", SECRET_KEY_FALLBACKS=["two", b"three"])
+    found = signing.digests(app, "7", purpose="devices")
+    assert len(set(found)) == 3
+    assert not set(found) & set(signing.digests(app, "7", purpose="other"))
+    assert not set(found) & set(signing.digests(app, "8", purpose="devices"))
+    app.config.update(SECRET_KEY="two", SECRET_KEY_FALLBACKS=None)
+    assert signing.digests(app, "7", purpose="devices") == found[1:2]
+    assert signing.read(app, f"Nw.{found[1]}", purpose="devices") is None
