@@ -350,6 +350,17 @@ class Elsewhere:
             for one in self.kept(self.users.db.session(), user_id)
         )
 
+    def standing_with_key(self, store_id: str, user_id: t.Any) -> list[Stored]:
+        """The sessions of a user that stand, and have or had this key in the store."""
+        with _asking():
+            id = self.home.with_key(store_id)
+        session = None if id is None else self.get(id)
+        if session is not None and session.user_id is None and session.revocation is not None:
+            # One of nobody names the session that left the key behind.
+            session = self.get(session.revocation)
+        stands = session is not None and (session.user_id, session.revoked_at) == (user_id, None)
+        return [_stored(session)] if session is not None and stands else []
+
     # -- what a request does to its own session ---------------------------------------------------
 
     def place(self, id: uuid.UUID, user_id: t.Any) -> uuid.UUID:
@@ -362,11 +373,11 @@ class Elsewhere:
         values: dict[str, t.Any],
         *,
         evidence: Evidence,
-        replaces: Replaced | None,
+        replaces: Sequence[Replaced],
         limit: Limit | None,
         expiry: Expiry,
     ) -> list[Stored] | None:
-        """Add a session and end the one it replaces; ``None`` if there is no such user.
+        """Add a session and end those it replaces; ``None`` if there is no such user.
 
         :param evidence: of the credential that was checked. If that is not the current one, the
             session is dead on arrival.
@@ -387,10 +398,10 @@ class Elsewhere:
             with _asking():
                 self.home.add(session)
             if limit is not None and is_current:
-                before = None if replaces is None else replaces.id
+                before = [one.id for one in replaces]
                 surplus = self._surplus(session, limit, expiry, but=before)
-            if replaces is not None:
-                self._replace(replaces)
+            for one in replaces:
+                self._replace(one)
         except (RecordsError, LimitReachedError, SupersededError):
             # Nobody has it: it is none that stands, nor one that has ended.
             with contextlib.suppress(RecordsError):
@@ -401,13 +412,13 @@ class Elsewhere:
 
     def _replace(self, before: Replaced) -> None:
         """End the session that a login takes the place of, unless it is somebody else's by now."""
-        where = {"generation": before.generation}
+        where = {} if before.generation is None else {"generation": before.generation}
         ended = self._end([before.id], {"revoked_reason": "replaced"}, where=where)
-        if before.is_of_same_user and not ended:
+        if before.is_required and not ended:
             raise SupersededError
 
     def _surplus(
-        self, session: UserSession, limit: Limit, expiry: Expiry, *, but: uuid.UUID | None
+        self, session: UserSession, limit: Limit, expiry: Expiry, *, but: Sequence[uuid.UUID]
     ) -> list[Stored]:
         """End the oldest sessions of a user, if there is one too many; which they are.
 
@@ -419,7 +430,7 @@ class Elsewhere:
             for batch in self._of_users([session.user_id])
             for one in batch
             if one.fingerprint == session.fingerprint
-            and one.id != but
+            and one.id not in but
             and not _is_over(one, expiry)
         ]
         ids = [one.id for one in active]

@@ -83,12 +83,13 @@ class SupersededError(Exception):
 
 
 class Replaced(t.NamedTuple):
-    """The session that a login takes the place of."""
+    """A session that a login takes the place of."""
 
     id: uuid.UUID
-    generation: int
-    #: Whether the login falls with it: whoever signs in is who was signed in.
-    is_of_same_user: bool
+    #: In another one it does not end; ``None``: in any.
+    generation: int | None
+    #: Whether the login does not stand if it can't end.
+    is_required: bool
 
 
 class Renewal(t.NamedTuple):

@@ -113,6 +113,8 @@ class Login:
     replaces: Current | None
     #: The session id from before, which an attacker may have set.
     session_id: str | None = dataclasses.field(repr=False)
+    #: The key that the browser's cookie names, if there is no such entry.
+    lost_store_id: str | None = dataclasses.field(repr=False)
     #: What is known of the credential that was checked.
     evidence: Evidence = dataclasses.field(repr=False)
     id: uuid.UUID = dataclasses.field(default_factory=new_id)

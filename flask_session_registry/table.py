@@ -403,11 +403,11 @@ class Table:
         values: dict[str, t.Any],
         *,
         evidence: Evidence,
-        replaces: Replaced | None,
+        replaces: Sequence[Replaced],
         limit: Limit | None,
         expiry: Expiry,
     ) -> list[Stored] | None:
-        """Add a row and end the one it replaces; ``None`` if there is no such user.
+        """Add a row and end those it replaces; ``None`` if there is no such user.
 
         :param evidence: of the credential that was checked. If that is not the current one, the
             row is dead on arrival.
@@ -419,11 +419,11 @@ class Table:
             current = self._lock_user(session, values["user_id"])
             if current is None:
                 return None
-            if replaces is not None:
-                ending = self._standing(replaces.id, replaces.generation)
+            for one in replaces:
+                ending = self.table.update().where(*self._as_replaced(one))
                 result = session.execute(ending.values(self._ending("replaced")))
                 is_replaced = t.cast("sa.CursorResult[t.Any]", result).rowcount
-                if replaces.is_of_same_user and not is_replaced:
+                if one.is_required and not is_replaced:
                     raise SupersededError
             surplus: list[Stored] = []
             is_current = evidence.covers(current)
@@ -473,6 +473,22 @@ class Table:
                 self._update_of([row.id for row in surplus]).values(self._ending("max_sessions"))
             )
         return surplus
+
+    def standing_with_key(self, store_id: str, user_id: t.Any) -> list[Stored]:
+        """The sessions of a user that stand, and have or had this key in the store."""
+        model = self.model
+        # A row of nobody names the session that left the key behind.
+        ids = sa.select(sa.func.coalesce(model.revocation, model.id)).where(
+            sa.or_(model.store_id == store_id, model.previous_store_id == store_id)
+        )
+        with self.users.transaction() as session:
+            found = session.scalars(ids).all()
+            if not found:
+                return []
+            statement = self._stored.where(
+                model.id.in_(found), model.user_id == user_id, model.revoked_at.is_(None)
+            )
+            return [Stored(*row) for row in session.execute(statement)]
 
     def was_seen(self, user_id: t.Any, *, ip_address: str | None, user_agent: str | None) -> bool:
         """Whether a session of this user is kept that was seen at this address, with this agent.
@@ -591,7 +607,9 @@ class Table:
         """
         column = self.columns
         with self._holding_users_of(ids) as (session, held):
-            statement = self._update_of(held).where(column.purged_at.is_(None))
+            statement = self._update_of(held).where(
+                column.purged_at.is_(None), column.revoked_at.is_not(None)
+            )
             if but_previous:
                 statement = statement.where(column.previous_store_id.is_(None))
             result = session.execute(statement.values({column.purged_at: clock.now()}))
@@ -1083,6 +1101,13 @@ class Table:
         return self.table.update().where(
             column.id == id, column.generation == generation, column.revoked_at.is_(None)
         )
+
+    def _as_replaced(self, one: Replaced) -> list[sa.ColumnElement[bool]]:
+        column = self.columns
+        conditions = [column.id == one.id, column.revoked_at.is_(None)]
+        if one.generation is not None:
+            conditions.append(column.generation == one.generation)
+        return conditions
 
     def _end(self, execute: Execute, id: uuid.UUID, reason: str) -> bool:
         column = self.columns

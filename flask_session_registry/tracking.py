@@ -107,7 +107,11 @@ def _begin_login(app: Flask, installation: Installation, user: t.Any) -> None:
     if had_marker and not _is_same_user(earlier.user if earlier else before and before.user, user):
         session_ids.keep_login_only(session)
     left = earlier.session_id if earlier else session_ids.session_id(session)
-    state.login = Login(user=user, replaces=before, session_id=left, evidence=evidence)
+    # Not as the check knows it: nobody may have asked for the user before.
+    lost = earlier.lost_store_id if earlier else session_ids.lost_store_id(app, session)
+    state.login = Login(
+        user=user, replaces=before, session_id=left, lost_store_id=lost, evidence=evidence
+    )
     session_ids.change(app.session_interface, session)
     session[MARKER] = state.login.marker
 
@@ -305,12 +309,24 @@ def _register(
     # Nobody asks for it where nobody is told, and no browser is given a cookie for nothing.
     is_told = signals.session_registered.has_receivers_for(app)
     is_new_device = False
+    replaced: list[Replaced] = []
+    ended: list[tuple[uuid.UUID, tuple[str, ...]]] = []
+    if before is not None:
+        # Who was signed in already has shown nothing but this session.
+        is_required = _is_same_user(before.user, login.user)
+        replaced.append(Replaced(before.id, before.generation, is_required))
+        ended.append((before.id, before.keys))
     if user_id is not None:
+        if login.lost_store_id is not None:
+            # Nobody can come back to it: it would only take a place, and be listed.
+            lost = installation.records.standing_with_key(login.lost_store_id, user_id)
+            replaced += [Replaced(row.id, None, is_required=False) for row in lost]
+            ended += [(row.id, row.keys) for row in lost]
         is_new_device = is_told and _is_new_device(app, installation, values)
         surplus = installation.records.add(
             values,
             evidence=evidence,
-            replaces=_replaced(login),
+            replaces=replaced,
             limit=installation.limit,
             expiry=installation.expiry(app),
         )
@@ -318,9 +334,7 @@ def _register(
         raise sa.exc.InvalidRequestError(
             "The user who signed in is not in the database. Commit before the request ends."
         )
-    if before is not None:
-        state.ended.append((before.id, before.keys))
-    state.ended += [(row.id, row.keys) for row in surplus]
+    state.ended += [*ended, *((row.id, row.keys) for row in surplus)]
     state.leave_behind(session_ids.store_id(interface, login.session_id), but=key)
     state.login = None
     state.registered = login.id
@@ -363,14 +377,6 @@ def _adopt(app: Flask, installation: Installation, state: RequestState, adopted:
         state.current = None
         if state.login is not None:
             state.login.replaces = None
-
-
-def _replaced(login: Login) -> Replaced | None:
-    before = login.replaces
-    if before is None:
-        return None
-    is_of_same_user = _is_same_user(before.user, login.user)
-    return Replaced(before.id, before.generation, is_of_same_user)
 
 
 def _is_new_device(app: Flask, installation: Installation, login: dict[str, t.Any]) -> bool:

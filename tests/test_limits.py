@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from conftest import SiteFactory
-from site_under_test import Browser, Site, days_ago, user_class
+from site_under_test import STORES, Browser, Site, days_ago, user_class
 
 from flask_session_registry import ConfigurationError, entries, session_revoked
 
@@ -158,6 +158,102 @@ def test_login_beyond_the_limit_is_refused(make_site: SiteFactory, database: str
     assert first.login().status_code == 200
     first.post("/logout")
     assert second.login().status_code == 200
+
+
+def lose_entry(browser: Browser) -> None:
+    """Let the session store drop the entry of a browser, as it does when its memory is full."""
+    site = browser.site
+    with site.context():
+        key = site.app.session_interface._get_store_id(browser.cookies["session"])  # type: ignore[attr-defined]
+        site.installation.entries.delete([key])
+
+
+ON_SERVERS = [store for store in STORES if store != "cookie"]
+
+
+@pytest.mark.parametrize("store", ON_SERVERS)
+def test_login_replaces_what_the_store_has_lost(make_site: SiteFactory, store: str) -> None:
+    """50: a browser whose entry is gone gives up its own place for its next login."""
+    site = make_site(
+        store, SESSION_REGISTRY_MAX_SESSIONS=2, SESSION_REGISTRY_MAX_SESSIONS_ACTION="reject"
+    )
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    firefox.login()
+    chrome.login()
+    for _ in range(2):
+        lose_entry(firefox)
+        assert firefox.login().status_code == 200
+    assert firefox.is_signed_in
+    assert chrome.is_signed_in
+    assert site.active() == 2
+    assert {row.revoked_reason for row in site.rows(user_agent="Firefox")} == {None, "replaced"}
+    assert site.browser("Phone").login().status_code == 403
+
+
+def test_lost_session_is_the_one_that_goes(make_site: SiteFactory, database: str) -> None:
+    """50: not the oldest, where that would have to."""
+    site = make_site("files", database, SESSION_REGISTRY_MAX_SESSIONS=2)
+    chrome, firefox = site.browser("Chrome"), site.browser("Firefox")
+    chrome.login()
+    firefox.login()
+    lose_entry(firefox)
+    firefox.login()
+    assert chrome.is_signed_in
+    assert [row.revoked_reason for row in site.rows(user_agent="Firefox")] == ["replaced", None]
+
+
+def test_session_that_was_rotated_and_lost(site: Site, firefox: Browser) -> None:
+    """50: also where the answer with the new id never came: the cookie names the key before it."""
+
+    @site.app.post("/rotate")
+    def rotate() -> str:
+        site.sessions.rotate()
+        return "rotated"
+
+    firefox.login()
+    held = firefox.cookies
+    firefox.post("/rotate")
+    firefox.carry(held)
+    firefox.login()
+    assert firefox.is_signed_in
+    assert site.active() == 1
+
+
+def test_remembered_session_that_was_lost(site: Site, firefox: Browser) -> None:
+    """50: also where its row names the key of another tab, and the cookies of both are gone."""
+    firefox.login(remember="1")
+    firefox.lose("session")
+    tab = firefox.copy()
+    assert firefox.is_signed_in
+    assert tab.is_signed_in
+    lose_entry(firefox)
+    firefox.lose("remember_token", "remember_token_session")
+    firefox.login()
+    assert firefox.is_signed_in
+    assert site.active() == 1
+
+
+def test_lost_session_of_somebody_else(site: Site, firefox: Browser) -> None:
+    """50: who signs in gives up no session but an own one."""
+    firefox.login("ann")
+    lose_entry(firefox)
+    firefox.login("bob")
+    assert (site.active("ann"), site.active("bob")) == (1, 1)
+
+
+@pytest.mark.table
+def test_what_a_lost_session_costs(make_site: SiteFactory) -> None:
+    """50: a login that has lost nothing runs no statement for it; nor does one without a cookie."""
+    site = make_site()
+    site.browser("Other").login("bob")
+    firefox = site.browser()
+    with site.count_statements() as first:
+        firefox.login()
+    lose_entry(firefox)
+    with site.count_statements() as again:
+        firefox.login()
+    # Its key is looked for, its row is, it is ended, and its purge is noted.
+    assert len(again) == len(first) + 4
 
 
 def test_fifty_logins_at_once(make_site: SiteFactory, database: str) -> None:
