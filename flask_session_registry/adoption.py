@@ -18,6 +18,9 @@ from .records import Execute
 from .sight import sight
 from .state import MARKER, Adoption, Current, RequestState
 
+#: How many user sessions go on from one "remember me" cookie at most.
+_AGENTS = 16
+
 
 def id_of_cookie(app: Flask) -> uuid.UUID:
     """The id of the user session that goes on from this request's session cookie.
@@ -30,7 +33,22 @@ def id_of_cookie(app: Flask) -> uuid.UUID:
     if not cookie:
         # A session that this request has only just been given, by the app's own hand.
         return uuid.uuid4()
-    digest = hashlib.sha256(f"adopted:{cookie}".encode("utf-8", "surrogatepass")).digest()
+    return _id_of(f"adopted:{cookie}")
+
+
+def id_of_remember_cookie(app: Flask) -> uuid.UUID:
+    """The id of the user session that goes on from a "remember me" cookie that came alone.
+
+    That is the same on every device. So it is one for those whose user agents fall together, which
+    the same browser's always do, and never more than a few, however often the cookie comes.
+    """
+    cookie = request.cookies.get(remember.cookie_name(app), "")
+    agent = hashlib.sha256(request.user_agent.string.encode("utf-8", "surrogatepass")).digest()
+    return _id_of(f"remembered:{agent[0] % _AGENTS}:{cookie}")
+
+
+def _id_of(text: str) -> uuid.UUID:
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
     return uuid.UUID(bytes=digest[:16], version=4)
 
 

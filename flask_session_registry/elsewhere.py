@@ -29,6 +29,7 @@ from .records import (
     Ending,
     Execute,
     LastShown,
+    Left,
     Limit,
     LimitReachedError,
     PasswordChange,
@@ -37,6 +38,8 @@ from .records import (
     Sighting,
     Stored,
     SupersededError,
+    choose_link,
+    link_ids,
     new_id,
 )
 from .users import Users
@@ -449,19 +452,25 @@ class Elsewhere:
         becomes: int,
         store_id: str | None,
         is_confirmed: bool = False,
-    ) -> bool:
-        """Let a session go on under another key or generation; ``False``: it no longer stands.
+    ) -> list[str] | None:
+        """Let a session go on under another key or generation; ``None``: it no longer stands.
 
         :param is_confirmed: whether the user has just given the password once more.
+        :returns: keys that the browser can't come back to any more, because there were too many.
         """
+        displaced: list[str] = []
         # In the same generation the old key is as good: the browser may come back to it.
         rotates = becomes != generation
         for _ in range(_ATTEMPTS):
             session = self.get(id)
             if session is None or (session.generation, session.revoked_at) != (generation, None):
-                return False
+                return None
+            if store_id is not None and rotates:
+                self._leave_behind(session, session.previous_store_id)
+            elif store_id is not None:
+                displaced += self._link(session, store_id)
             if self._renew(session, becomes, store_id, rotates, is_confirmed):
-                return True
+                return displaced
         raise RecordsError("A user session was changed by others all the time: try again.")
 
     def _renew(
@@ -474,9 +483,6 @@ class Elsewhere:
     ) -> bool:
         """The same, unless it has got another key meanwhile, which would be left behind."""
         moment = clock.now()
-        if store_id is not None:
-            left = session.previous_store_id if rotates else session.store_id
-            self._leave_behind(session, left, link=None if rotates else session.id)
         values: dict[str, t.Any] = {"generation": becomes, "rotated_at": moment}
         if is_confirmed:
             values["authenticated_at"] = moment
@@ -721,18 +727,37 @@ class Elsewhere:
             session.last_seen_at, session.created_at, session.remember_until
         )
 
-    def _leave_behind(
-        self, session: UserSession, key: str | None, *, link: uuid.UUID | None = None
-    ) -> None:
-        """Keep a key of a session, before another takes its place, in a session of nobody.
+    def _leave_behind(self, session: UserSession, key: str | None) -> None:
+        """Keep a key of a session, before another takes its place, in a session of nobody."""
+        if key is not None and session.store_id is not None and session.revoked_at is None:
+            self._keep_left(self.place(new_id(), session.user_id), key)
 
-        :param link: the session that goes on, if the browser may come back to this entry of it.
+    def _link(self, session: UserSession, used: str) -> list[str]:
+        """The same of the key that a session has, to which the browser may come back.
+
+        :param used: the key that takes its place.
+        :returns: the key that loses its record for it, in a list; empty: none does.
         """
-        if key is None or session.store_id is None or session.revoked_at is not None:
-            return
+        left = session.store_id
+        if left is None:
+            return []
+        ids = [self.place(id, session.user_id) for id in link_ids(session.id)]
+        with _asking():
+            found = self.home.get(ids)
+        kept = [
+            Left(one.id, one.store_id, t.cast(dt.datetime, one.revoked_at))
+            for one in found.values()
+        ]
+        link, displaced = choose_link(ids, kept, left=left, used=used)
+        if link in found:
+            self.forget([link])
+        self._keep_left(link, left, link=session.id)
+        return [] if displaced is None else [displaced]
+
+    def _keep_left(self, id: uuid.UUID, key: str, *, link: uuid.UUID | None = None) -> None:
         moment = clock.now()
         left = UserSession(
-            id=self.place(new_id(), session.user_id),
+            id=id,
             user_id=None,
             created_at=moment,
             last_seen_at=moment,

@@ -168,8 +168,21 @@ def _check_unregistered(
     if not installation.settings.adopts:
         return "unregistered", None
     id = adoption.id_of_cookie(app)
+    return _check_adopted(app, installation, state, claimed, id=id)
+
+
+def _check_adopted(
+    app: Flask,
+    installation: Installation,
+    state: RequestState,
+    claimed: str,
+    *,
+    id: uuid.UUID,
+    is_remembered: bool = False,
+) -> _Verdict:
+    """A session from before goes on, under this id, if it has not done so, and ended, before."""
     if installation.table.has(id):
-        reason = _check_row(app, installation, state, (id, 0), claimed)
+        reason = _check_row(app, installation, state, (id, 0), claimed, is_remembered=is_remembered)
         if state.current is not None:
             session[MARKER] = state.current.marker
         return reason, id
@@ -180,8 +193,10 @@ def _check_unregistered(
 def _check_remembered(app: Flask, installation: Installation, state: RequestState) -> _Verdict:
     claimed = remember.claimed_user(app)
     if claimed is not None and installation.settings.adopts and remember.is_alone(app):
-        is_adopted = adoption.begin(app, installation, state, claimed, id=uuid.uuid4())
-        return None if is_adopted else "unregistered", None
+        # The same each time, or one account could fill the table.
+        id = adoption.id_of_remember_cookie(app)
+        state.lacks_companion = True
+        return _check_adopted(app, installation, state, claimed, id=id, is_remembered=True)
     companion = remember.companion(app)
     if companion is None or claimed is None:
         return "unknown", None

@@ -10,7 +10,7 @@ import datetime as dt
 import secrets
 import typing as t
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import sqlalchemy as sa
 
@@ -22,6 +22,9 @@ BATCH = 1000
 
 #: Why a record of nobody has ended that holds the key of an entry which a session has left behind.
 LEFT_BEHIND = "rotated"
+
+#: How many such records one session has at most, of entries that its browser may come back to.
+LINKED = 8
 
 #: What the verbs raise where neither yes nor no can be said.
 UNAVAILABLE = (sa.exc.SQLAlchemyError, RecordsError)
@@ -92,6 +95,18 @@ class Replaced(t.NamedTuple):
     is_required: bool
 
 
+class Left(t.NamedTuple):
+    """A key that a session has left behind, and may come back to."""
+
+    #: Of the record that keeps it.
+    id: uuid.UUID
+    store_id: str | None
+    left_at: dt.datetime
+
+    def __repr__(self) -> str:
+        return f"Left(id={self.id!r}, left_at={self.left_at!r})"
+
+
 class Renewal(t.NamedTuple):
     """The session that goes on where its user's others end."""
 
@@ -151,6 +166,34 @@ def new_id(milliseconds: int | None = None) -> uuid.UUID:
     version, variant = 0x7 << 76, 0b10 << 62
     chance = secrets.randbits(12) << 64 | secrets.randbits(62)
     return uuid.UUID(int=milliseconds << 80 | version | variant | chance)
+
+
+def link_ids(id: uuid.UUID) -> list[uuid.UUID]:
+    """The ids of the records that keep what a session has left behind, and may come back to.
+
+    Always the same ones: so they are found by their keys, and there are never more.
+    """
+    return [uuid.uuid5(id, str(number)) for number in range(LINKED)]
+
+
+def choose_link(
+    ids: Sequence[uuid.UUID], kept: Sequence[Left], *, left: str, used: str
+) -> tuple[uuid.UUID, str | None]:
+    """Which of these records is to keep one more key; the key that loses its place for it.
+
+    :param kept: those that there are.
+    :param left: the key that is left behind.
+    :param used: the one that the session has from now on, and that needs no record.
+    """
+    for one in kept:
+        if one.store_id in (left, used):
+            return one.id, None
+    taken = {one.id for one in kept}
+    for id in ids:
+        if id not in taken:
+            return id, None
+    oldest = min(kept, key=lambda one: one.left_at)
+    return oldest.id, oldest.store_id
 
 
 def as_id(value: object) -> uuid.UUID | None:

@@ -147,6 +147,8 @@ class RequestState:
     is_unavailable: bool = False
     #: The session was emptied, and what the browser holds is not to be taken away.
     is_forgotten: bool = False
+    #: The "remember me" cookie came alone, and its browser is to get the second one.
+    lacks_companion: bool = False
     #: The "remember me" cookie was refused, and its browser is to forget it.
     forgets_remember: bool = False
     #: The reason that a password change in this request gives; ``None``: see the setting.

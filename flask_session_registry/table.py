@@ -29,6 +29,7 @@ from .records import (
     Ending,
     Execute,
     LastShown,
+    Left,
     Limit,
     LimitReachedError,
     PasswordChange,
@@ -38,6 +39,8 @@ from .records import (
     Stored,
     SupersededError,
     as_id,
+    choose_link,
+    link_ids,
     new_id,
 )
 from .users import Users
@@ -539,21 +542,25 @@ class Table:
         becomes: int,
         store_id: str | None,
         is_confirmed: bool = False,
-    ) -> bool:
-        """Let a session go on under another key or generation; ``False``: it no longer stands.
+    ) -> list[str] | None:
+        """Let a session go on under another key or generation; ``None``: it no longer stands.
 
         :param user_id: whose it is.
         :param is_confirmed: whether the user has just given the password once more.
+        :returns: keys that the browser can't come back to any more, because there were too many.
         """
         column, moment = self.columns, clock.now()
         confirmed = [(column.authenticated_at, moment)] if is_confirmed else []
         with self.users.transaction() as session:
             # In the same generation the old key is as good: the browser may come back to it.
             rotates = becomes != generation
+            displaced: list[str] = []
             if store_id is not None:
                 self._lock_user(session, user_id)
-                left = self.model.previous_store_id if rotates else self.model.store_id
-                self._leave_behind(session.execute, id, left, link=None if rotates else id)
+                if rotates:
+                    self._leave_behind(session.execute, id, self.model.previous_store_id)
+                else:
+                    displaced = self._link(session.execute, id, store_id)
             moves = self._moving_to(store_id) if rotates else [(column.store_id, store_id)]
             result = session.execute(
                 self._standing(id, generation).ordered_values(
@@ -563,7 +570,8 @@ class Table:
                     *moves,
                 )
             )
-            return bool(t.cast("sa.CursorResult[t.Any]", result).rowcount)
+            stands = t.cast("sa.CursorResult[t.Any]", result).rowcount
+        return displaced if stands else None
 
     def touch(self, id: uuid.UUID, values: dict[str, t.Any]) -> None:
         """Write when, whence and with what a session was last seen. Revives nothing.
@@ -1024,20 +1032,39 @@ class Table:
         before = sa.func.coalesce(column.store_id, column.previous_store_id)
         return [(column.previous_store_id, before), (column.store_id, store_id)]
 
-    def _leave_behind(
-        self,
-        execute: Execute,
-        id: uuid.UUID,
-        key: t.Any,
-        *,
-        link: uuid.UUID | None = None,
-    ) -> None:
+    def _leave_behind(self, execute: Execute, id: uuid.UUID, key: t.Any) -> None:
         """Keep a key of a session, before another takes its place, in a row of nobody.
 
         That has ended, so that its entry is deleted some day. The transaction holds the user's row.
-
-        :param link: the session that goes on, if the browser may come back to this entry of it.
         """
+        found = self._about_to_leave(execute, id, key)
+        if found is not None:
+            self._keep_left(execute, *found, id=self.place(new_id(), None))
+
+    def _link(self, execute: Execute, id: uuid.UUID, used: str) -> list[str]:
+        """The same of the key that a session has, to which the browser may come back.
+
+        :param used: the key that takes its place.
+        :returns: the key that loses its row for it, in a list; empty: none does.
+        """
+        found = self._about_to_leave(execute, id, self.model.store_id)
+        if found is None:
+            return []
+        model, ids = self.model, link_ids(id)
+        rows = execute(
+            sa.select(model.id, model.store_id, model.revoked_at).where(model.id.in_(ids))
+        )
+        kept = [Left(*row) for row in rows]
+        link, displaced = choose_link(ids, kept, left=found[1], used=used)
+        if link in {one.id for one in kept}:
+            execute(self.table.delete().where(self.columns.id == link))
+        self._keep_left(execute, *found, id=link, revocation=id)
+        return [] if displaced is None else [displaced]
+
+    def _about_to_leave(
+        self, execute: Execute, id: uuid.UUID, key: t.Any
+    ) -> tuple[t.Any, str] | None:
+        """Whose session this is, and one of its keys; ``None``: it has no such key, or no entry."""
         # Of the class, not of its table, by which no bind would be found. Not in one statement with
         # the 'INSERT': InnoDB would lock the gap, and rotations of two users deadlock.
         model = self.model
@@ -1046,19 +1073,14 @@ class Table:
             .where(model.id == id, model.store_id.is_not(None), key.is_not(None))
             .with_for_update()
         ).first()
-        if found is None:
-            return
-        owner, left = found
+        return None if found is None else tuple(found)
+
+    def _keep_left(self, execute: Execute, owner: t.Any, left: str, **values: t.Any) -> None:
         # An app's own class may insist on a user.
         user = {} if self.columns.user_id.nullable else {"user_id": owner}
         execute(
             self._row_of_nobody(
-                LEFT_BEHIND,
-                id=self.place(new_id(), None),
-                store_id=left,
-                rotated_at=clock.now(),
-                revocation=link,
-                **user,
+                LEFT_BEHIND, store_id=left, rotated_at=clock.now(), **user, **values
             )
         )
 

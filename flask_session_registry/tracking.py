@@ -269,6 +269,9 @@ def _write_down(
         remember.forget(app, response)
     elif current is not None and adopted is not None and adopted.remember_until is not None:
         remember.renew(app, response, current, until=adopted.remember_until)
+    elif current is not None and state.lacks_companion:
+        until = clock.now() + remember.duration(app)
+        remember.renew(app, response, current, until=until)
     elif current is not None and is_renewed:
         remember.renew(app, response, current)
     _put_off(installation, state, offer)
@@ -420,15 +423,18 @@ def _go_on(app: Flask, installation: Installation, state: RequestState, current:
     if rotates or key != current.store_id:
         becomes = current.generation + rotates
         installation.users.release()
-        if not installation.records.renew(
+        displaced = installation.records.renew(
             current.id,
             user_id=current.user_id,
             generation=current.generation,
             becomes=becomes,
             store_id=key,
             is_confirmed=current.is_confirmed,
-        ):
+        )
+        if displaced is None:
             return _drop(app, state)
+        for one in displaced:
+            state.leave_behind(one, but=key)
         state.leave_behind(session_ids.store_id(interface, current.session_id), but=key)
         state.leave_behind(current.store_id, but=key)
         current.generation, current.session_id, current.store_id = becomes, session_id, key

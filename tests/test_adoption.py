@@ -468,8 +468,8 @@ def test_nobody_comes_back(before: Before, store: str, revocation: str, has_rows
             break
     with site.context():
         site.sessions.prune()
-    bare = copy.copy("remember_token")
-    for browser in (firefox, copy, chrome, bare):
+    lone = copy.copy("remember_token")
+    for browser in (firefox, copy, chrome, lone):
         assert not browser.is_signed_in
     assert other.is_signed_in is (revocation != "command for all")
 
@@ -636,6 +636,75 @@ def test_remembered_only(before: Before, store: str) -> None:
     copy = firefox.copy("remember_token", "remember_token_session")
     firefox.post("/logout")
     assert not copy.is_signed_in
+
+
+def bare(site: Site, agent: str = "Firefox") -> Browser:
+    """A browser with nothing but a "remember me" cookie from before."""
+    browser = site.browser(agent)
+    browser.login(remember="1")
+    return site.browser(agent, remember_token=browser.cookies["remember_token"])
+
+
+@pytest.mark.parametrize("store", ["cookie", "files"])
+def test_remember_cookie_that_always_comes_alone(before: Before, store: str) -> None:
+    """15, 24: it makes one session, not one for each request, and few whatever the agent says."""
+    site = before(store)
+    firefox = bare(site)
+    install(site)
+    token = firefox.cookies["remember_token"]
+    for _ in range(3):
+        again = site.browser("Firefox", remember_token=token)
+        assert again.is_signed_in
+        assert set(again.cookies) == {"session", "remember_token", "remember_token_session"}
+        again.lose("session")
+        assert again.is_signed_in
+    assert site.active() == 1
+    for number in range(60):
+        assert site.browser(f"Agent {number}", remember_token=token).is_signed_in
+    assert 8 <= site.active() <= 16
+
+
+def test_lone_remember_cookies_in_parallel(before: Before, database: str) -> None:
+    """24, 33: requests that come at once are one session."""
+    site = before("files", database)
+    firefox = bare(site)
+    install(site)
+    tabs = [firefox.copy() for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(lambda tab: tab.is_signed_in, tabs))
+    assert site.active() == 1
+
+
+def test_lone_remember_cookie_of_an_ended_session(before: Before) -> None:
+    """15, 24: what it made has ended, and it is worth nothing then."""
+    site = before()
+    firefox = bare(site)
+    install(site)
+    copy = site.browser("Firefox", **firefox.cookies)
+    assert firefox.is_signed_in
+    firefox.post("/logout")
+    assert copy.rejected == "logged_out"
+    assert copy.cookies == {}
+    assert site.active() == 0
+
+
+def test_lone_remember_cookie_after_a_rotation(before: Before) -> None:
+    """15, 24: the session that it made has moved on, and a copy of it does not follow."""
+    site = before()
+
+    @site.app.post("/rotate")
+    def rotate() -> str:
+        site.sessions.rotate()
+        return "rotated"
+
+    firefox = bare(site)
+    install(site)
+    copy = site.browser("Firefox", **firefox.cookies)
+    assert firefox.is_signed_in
+    firefox.post("/rotate")
+    assert copy.rejected == "rotated"
+    assert firefox.is_signed_in
+    assert site.active() == 1
 
 
 @pytest.mark.parametrize("duration", [3600, None])

@@ -21,6 +21,7 @@ from test_many import add_sessions
 from test_users import make_class
 
 from flask_session_registry import tracking
+from flask_session_registry.elsewhere import Elsewhere
 
 
 class Held:
@@ -721,6 +722,69 @@ def test_late_request_after_two_rotations(make_site: SiteFactory) -> None:
     site.change(ended=True, revoked_at=days_ago(1))
     prune(site)
     assert late.rejected is None
+
+
+def left_behind(site: Site) -> int:
+    """How many keys are kept that a session has left behind."""
+    with site.context():
+        records = site.installation.records
+        if isinstance(records, Elsewhere):
+            kept = [one for batch in records.home.all() for one in batch]
+            return sum(one.revoked_reason == "rotated" for one in kept)
+        model = site.sessions.UserSession
+        rows = site.db.session.scalars(sa.select(model).filter_by(revoked_reason="rotated"))
+        return len(rows.all())
+
+
+@pytest.mark.parametrize(
+    ("store", "database"), [("redis", "postgresql"), ("files", "sqlite"), ("sqlalchemy", "mariadb")]
+)
+def test_session_cookie_that_is_never_returned(
+    make_site: SiteFactory, store: str, database: str
+) -> None:
+    """44: a browser that comes back by "remember me" on each request fills no table."""
+    site = make_site(store, database)
+    firefox = site.browser()
+    firefox.login(remember="1")
+    for _ in range(12):
+        firefox.lose("session")
+        assert firefox.is_signed_in
+    assert left_behind(site) == 8
+    assert len(site.signed_in_entries()) == 1
+    assert firefox.is_signed_in
+    assert site.active() == 1
+
+
+@pytest.mark.parametrize(
+    ("store", "database"), [("redis", "postgresql"), ("files", "sqlite"), ("redis", "mariadb")]
+)
+def test_many_parallel_returns(make_site: SiteFactory, store: str, database: str) -> None:
+    """33: of many tabs that came back at once, the last ones find their entries as they were."""
+    site = make_site(store, database, SQLALCHEMY_ENGINE_OPTIONS={"max_overflow": 20})
+    barrier = threading.Barrier(12)
+
+    @site.app.get("/tab/<name>")
+    def tab(name: str) -> str:
+        assert current_user.is_authenticated
+        site.db.session.rollback()
+        session["cart"] = name
+        barrier.wait(30)
+        return "ok"
+
+    firefox = site.browser("Firefox")
+    firefox.login(remember="1")
+    firefox.lose("session")
+    tabs = {str(number): firefox.copy() for number in range(12)}
+    at_once([partial(browser.get, f"/tab/{name}") for name, browser in tabs.items()])
+    assert left_behind(site) == 8
+    for browser in tabs.values():
+        browser.lose("remember_token", "remember_token_session")
+    carts = {name: browser.get("/cart").json for name, browser in tabs.items()}
+    found = [name for name, cart in carts.items() if cart == {"cart": name}]
+    assert len(found) >= 9
+    assert tabs[found[0]].is_signed_in
+    assert left_behind(site) == 8
+    assert site.active() == 1
 
 
 @pytest.mark.parametrize("store", ["redis", "files", "sqlalchemy"])
