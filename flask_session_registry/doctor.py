@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from flask import Flask
 from flask_login import COOKIE_HTTPONLY, COOKIE_SECURE
 
-from . import clock, session_ids
+from . import clock, own_transaction, session_ids
 from .errors import ConfigurationError
 from .installation import Installation, get_installation
 from .redis_home import RedisHome
@@ -263,6 +263,12 @@ def _server(connection: sa.Connection) -> Iterator[Finding]:
             "'innodb_snapshot_isolation' is on: a change of the password fails if a session of that"
             " user was seen since the transaction began.",
             "Turn it off, or use the isolation level READ COMMITTED.",
+        )
+    if own_transaction.logs_statements(connection):
+        yield _warning(
+            "'binlog_format' is STATEMENT, so the registry's own transactions can't run at READ"
+            " COMMITTED.",
+            "Set it to MIXED or ROW.",
         )
     if dialect.server_version_info < (10, 6):
         yield _error(

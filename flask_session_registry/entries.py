@@ -13,6 +13,8 @@ from concurrent.futures import Future
 import sqlalchemy as sa
 from flask.sessions import SessionInterface
 
+from .own_transaction import own_transaction
+
 #: For how many seconds the deletion of a batch may hold up whoever waits for it.
 PATIENCE = 3.0
 
@@ -215,9 +217,10 @@ def _cachelib(interface: t.Any, keys: Sequence[str]) -> None:
 @_deletes("SqlAlchemySessionInterface")
 def _sqlalchemy(interface: t.Any, keys: Sequence[str]) -> None:
     # On a connection of our own: Flask-Session's way commits whatever the app has open.
-    table = interface.sql_session_model.__table__
+    model = interface.sql_session_model
+    table = model.__table__
     try:
-        with interface.client.session.session_factory() as session, session.begin():
+        with own_transaction(interface.client.session.session_factory, model) as session:
             session.execute(table.delete().where(table.c.session_id.in_(keys)))
     except sa.exc.StatementError as error:
         # The keys are nobody's business; with HASH_SESSION_IDS off they are session ids.

@@ -380,11 +380,11 @@ class Table:
     @contextlib.contextmanager
     def _transaction_without_waiting(self) -> Iterator[Execute]:
         """A short transaction that is given up where SQLite would wait for another one."""
+        if self._dialect != "sqlite":
+            with self.users.transaction() as session:
+                yield session.execute
+            return
         with self.db.session.session_factory() as session:
-            if self._dialect != "sqlite":
-                with session.begin():
-                    yield session.execute
-                return
             engine = t.cast(sa.Engine, session.get_bind(self.model))
         with engine.connect() as connection:
             # Asked behind SQLAlchemy's back, which would begin a transaction for it.
@@ -484,7 +484,7 @@ class Table:
         ids = sa.select(sa.func.coalesce(model.revocation, model.id)).where(
             sa.or_(model.store_id == store_id, model.previous_store_id == store_id)
         )
-        with self.users.transaction() as session:
+        with self.users.reading() as session:
             found = session.scalars(ids).all()
             if not found:
                 return []
@@ -506,7 +506,7 @@ class Table:
             model.user_agent == sa.literal(user_agent, model.user_agent.type),
             model.revocation.is_(None),
         )
-        with self.users.transaction() as session:
+        with self.users.reading() as session:
             return session.scalar(statement.limit(1)) is not None
 
     def standing(self, id: uuid.UUID) -> tuple[int, str | None] | None:
@@ -514,7 +514,7 @@ class Table:
         model = self.model
         statement = sa.select(model.generation, model.fingerprint)
         statement = statement.where(model.id == id, model.revoked_at.is_(None))
-        with self.users.transaction() as session:
+        with self.users.reading() as session:
             row = session.execute(statement).first()
         return None if row is None else tuple(row)
 
@@ -647,7 +647,7 @@ class Table:
         """
         id = self.model.id
         ids = sa.select(id).order_by(id).limit(1)
-        with self.users.transaction() as session:
+        with self.users.reading() as session:
             start = self._looked_at or self._anywhere(session)
             end = session.scalar(ids.where(id > start).offset(size - 1))
             if end is not None:
@@ -869,7 +869,7 @@ class Table:
     @contextlib.contextmanager
     def connection(self) -> Iterator[sa.Connection]:
         """A connection to the database that the rows are in, to look at it."""
-        with self.users.transaction() as session:
+        with self.users.reading() as session:
             yield session.connection(bind_arguments={"mapper": sa.inspect(self.model)})
 
     def count_unpurged(self, *, ended_by: dt.datetime) -> int:
@@ -906,7 +906,7 @@ class Table:
 
     def _count(self, *conditions: sa.ColumnElement[bool]) -> int:
         statement = sa.select(sa.func.count()).select_from(self.model).where(*conditions)
-        with self.users.transaction() as session:
+        with self.users.reading() as session:
             return t.cast(int, session.scalar(statement))
 
     def _are_meant(
@@ -953,7 +953,7 @@ class Table:
         statement = statement.order_by(id).limit(size)
         read = statement
         while True:
-            with self.users.transaction() as session:
+            with self.users.reading() as session:
                 rows = session.execute(read).all()
             yield rows
             if len(rows) < size:

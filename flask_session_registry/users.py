@@ -6,13 +6,14 @@ import contextlib
 import re
 import typing as t
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from flask_sqlalchemy import SQLAlchemy
 
 from .credentials import Credentials, StoredCredential
+from .own_transaction import own_transaction
 
 
 class Users:
@@ -46,7 +47,7 @@ class Users:
 
     def credentials_of(self, user_ids: Collection[t.Any]) -> dict[t.Any, StoredCredential]:
         """The credentials of users by their keys, as they are stored now."""
-        with self.transaction() as session:
+        with self.reading() as session:
             rows = session.execute(self.stored.where(self.key.in_(user_ids)))
             return {user_id: self.credentials.read(values) for user_id, *values in rows}
 
@@ -77,14 +78,13 @@ class Users:
             self.db.session.rollback()
             return []
 
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[sa_orm.Session]:
-        """A short transaction on another connection than the app's session.
+    def transaction(self) -> contextlib.AbstractContextManager[sa_orm.Session]:
+        """A short transaction on another connection than the app's session."""
+        return own_transaction(self.db.session.session_factory, self.model)
 
-        Made like the app's session, so that it follows what the app set for its sessions.
-        """
-        with self.db.session.session_factory() as session, session.begin():
-            yield session
+    def reading(self) -> contextlib.AbstractContextManager[sa_orm.Session]:
+        """The same, in which nothing is written."""
+        return own_transaction(self.db.session.session_factory, self.model, writes=False)
 
     @property
     def is_in_transaction(self) -> bool:

@@ -247,7 +247,7 @@ def own_postgresql() -> Iterator[OwnServer]:
 
 
 @contextmanager
-def own_mariadb() -> Iterator[OwnServer]:
+def own_mariadb(*options: str) -> Iterator[OwnServer]:
     install = _program("mariadb", "mariadb-install-db")
     program = _program("mariadb", "mariadbd", "/usr/sbin/mariadbd")
     port = servers.free_port()
@@ -270,6 +270,7 @@ def own_mariadb() -> Iterator[OwnServer]:
         )
         command = [program, "--no-defaults", f"--datadir={folder}", f"--port={port}"]
         command += [f"--socket={folder}/socket", f"--pid-file={folder}/pid", f"--tmpdir={folder}"]
+        command += options
         server = OwnServer(
             url,
             command,

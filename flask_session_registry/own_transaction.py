@@ -1,0 +1,105 @@
+"""Short transactions of our own, beside the app's.
+
+They run at READ COMMITTED, whatever level the app or the server has set. Each locks the user's row
+first and reads what it decides by afterwards, so it needs no more; above that level, PostgreSQL
+answers a lock that had to be waited for with an error, and MariaDB locks what is only read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import typing as t
+import weakref
+from collections.abc import Callable, Iterator
+
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+
+_LEVEL = "READ COMMITTED"
+
+#: Of one transaction: the level of the connection, which the app uses afterwards, stays.
+_SET_LEVEL = f"SET TRANSACTION ISOLATION LEVEL {_LEVEL}"
+
+#: On others there is no such level, or nobody has tried.
+_DIALECTS = ("postgresql", "mysql", "mariadb")
+
+_Factory = Callable[[], sa_orm.Session]
+
+
+class Habit(t.NamedTuple):
+    """How the transactions of an engine run unless told otherwise."""
+
+    level: str
+    #: Whether SQLAlchemy lets each statement commit by itself.
+    is_autocommit: bool = False
+    #: Whether a transaction can't be given another level.
+    is_fixed: bool = False
+
+
+_habits: weakref.WeakKeyDictionary[sa.Engine, Habit] = weakref.WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def own_transaction(
+    factory: _Factory, model: type[t.Any], *, writes: bool = True
+) -> Iterator[sa_orm.Session]:
+    """A short transaction on the database of a model, in a session of its own.
+
+    One on a connection that the app has bound its sessions to is left as it is: it may be part of
+    a transaction of the app's.
+
+    :param factory: makes the session, as the app's own are made.
+    :param writes: whether anything is written, or only read.
+    """
+    with factory() as session, session.begin():
+        engine = session.get_bind(sa.inspect(model))
+        if isinstance(engine, sa.Engine) and engine.dialect.name in _DIALECTS:
+            habit = _habits.get(engine)
+            if habit is None:
+                habit = _habits[engine] = habit_of(factory, model)
+            _set_up(session, model, habit, writes=writes)
+        yield session
+
+
+def _set_up(session: sa_orm.Session, model: type[t.Any], habit: Habit, *, writes: bool) -> None:
+    bind: t.Any = {"mapper": sa.inspect(model)}
+    if habit.is_autocommit:
+        session.connection(bind, execution_options={"isolation_level": _LEVEL})
+    elif not habit.is_fixed and (
+        habit.level == "SERIALIZABLE" or (writes and habit.level != _LEVEL)
+    ):
+        session.connection(bind).exec_driver_sql(_SET_LEVEL)
+
+
+def habit_of(factory: _Factory, model: type[t.Any]) -> Habit:
+    """How the transactions of the engine of a model run, asked of the database."""
+    bind: t.Any = {"mapper": sa.inspect(model)}
+    with factory() as session:
+        connection = session.connection(bind)
+        # One that the app has set behind SQLAlchemy's back would be lost when ours is taken back.
+        is_autocommit = "AUTOCOMMIT" in (
+            connection.dialect._on_connect_isolation_level,
+            connection.get_execution_options().get("isolation_level"),
+        )
+        level = t.cast(str, connection.get_isolation_level())
+        if is_autocommit or level == _LEVEL:
+            return Habit(level, is_autocommit=is_autocommit)
+        session.rollback()
+        return Habit(level, is_fixed=not _can_set_level(session.connection(bind)))
+
+
+def _can_set_level(connection: sa.Connection) -> bool:
+    """Whether a transaction that has just begun can be given another level."""
+    try:
+        connection.exec_driver_sql(_SET_LEVEL)
+        return connection.dialect.name == "postgresql" or not logs_statements(connection)
+    except sa.exc.DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        # Something that the app does at the beginning of each transaction has come first.
+        return False
+
+
+def logs_statements(connection: sa.Connection) -> bool:
+    """Whether MariaDB refuses to write at READ COMMITTED, as its binary log can't repeat it."""
+    return bool(connection.scalar(sa.text("SELECT @@log_bin AND @@binlog_format = 'STATEMENT'")))

@@ -1,0 +1,177 @@
+"""The isolation level of the app, or of its server, is not that of our own transactions."""
+
+from __future__ import annotations
+
+import typing as t
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from conftest import SiteFactory
+from crowd import at_once
+from own_servers import own_mariadb
+from servers import wait_for
+from site_under_test import Site
+
+from flask_session_registry import own_transaction
+
+NAMES = tuple(f"user {number}" for number in range(8))
+ABOVE = [
+    ("postgresql", "REPEATABLE READ"),
+    ("postgresql", "SERIALIZABLE"),
+    ("mariadb", "SERIALIZABLE"),
+]
+
+
+def at_level(level: str, **options: t.Any) -> dict[str, t.Any]:
+    return {"SQLALCHEMY_ENGINE_OPTIONS": {"isolation_level": level, **options}}
+
+
+@pytest.mark.table
+@pytest.mark.parametrize(("database", "level"), ABOVE)
+def test_logins_at_once(make_site: SiteFactory, database: str, level: str) -> None:
+    """Logins of different users, and of one, are all recorded, and 'MAX_SESSIONS' holds.
+
+    Of 32 logins of one user at once PostgreSQL refused 26, and of 40 of different users 22.
+    """
+    site = make_site(
+        "files",
+        database,
+        users=NAMES,
+        SESSION_REGISTRY_MAX_SESSIONS=3,
+        **at_level(level, pool_size=20),
+    )
+    visits = [partial(site.browser().login, name) for name in NAMES for _ in range(2)]
+    assert {answer.status_code for answer in at_once(visits)} == {200}
+    visits = [partial(site.browser().login, NAMES[0]) for _ in range(16)]
+    assert {answer.status_code for answer in at_once(visits)} == {200}
+    assert site.active(NAMES[0]) == 3
+
+
+@pytest.mark.table
+@pytest.mark.parametrize(
+    ("database", "level"), [("postgresql", "REPEATABLE READ"), ("mariadb", "REPEATABLE READ")]
+)
+def test_app_keeps_its_level(make_site: SiteFactory, database: str, level: str) -> None:
+    """On the very connection that a transaction of ours has used, the app has its snapshot."""
+    site = make_site("cookie", database, **at_level(level, pool_size=1, max_overflow=0))
+    firefox = site.browser()
+    firefox.login()
+    with site.context():
+        other = sa.create_engine(site.db.engine.url, poolclass=sa.NullPool)
+        note = sa.select(site.User.note).where(site.User.name == "ann")
+        assert site.db.session.scalar(note) is None
+        with other.begin() as connection:
+            connection.execute(sa.update(site.User).values(note="new"))
+        assert site.db.session.scalar(note) is None
+        site.db.session.rollback()
+        assert site.db.session.scalar(note) == "new"
+
+
+@pytest.mark.table
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"])
+def test_app_that_commits_each_statement(make_site: SiteFactory, database: str) -> None:
+    """Ours is a transaction even there, and what the app writes is still committed at once."""
+    site = make_site("cookie", database, **at_level("AUTOCOMMIT", pool_size=1, max_overflow=0))
+    note = sa.select(site.User.note).where(site.User.name == "ann")
+
+    def write_and_fail() -> None:
+        with site.installation.users.transaction() as session:
+            session.execute(sa.update(site.User).values(note="half done"))
+            raise ZeroDivisionError
+
+    with site.context():
+        with pytest.raises(ZeroDivisionError):
+            write_and_fail()
+        assert site.db.session.scalar(note) is None
+        site.db.session.execute(sa.update(site.User).values(note="new"))
+        site.db.session.remove()
+        assert site.db.session.scalar(note) == "new"
+    assert site.browser().login().status_code == 200
+
+
+@pytest.mark.table
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"])
+def test_app_that_begins_each_transaction_with_a_query(
+    make_site: SiteFactory, database: str
+) -> None:
+    """The level can't be set after it: it stays, and people can sign in."""
+    site = make_site("cookie", database, **at_level("REPEATABLE READ"))
+    with site.context():
+        ask = sa.text("SELECT count(*) FROM account")
+        sa.event.listen(site.db.engine, "begin", lambda connection: connection.execute(ask))
+        # What was known before the app had told what it does.
+        own_transaction._habits.pop(site.db.engine, None)
+    firefox = site.browser()
+    firefox.login()
+    firefox.post("/password", password="new")
+    assert firefox.is_signed_in
+
+
+@pytest.mark.table
+def test_connection_that_is_lost_says_nothing_about_the_level(make_site: SiteFactory) -> None:
+    """The login fails, and the next one is recorded at READ COMMITTED."""
+    site = make_site("cookie", "postgresql", **at_level("SERIALIZABLE"))
+    begun: list[int] = []
+
+    def lose_the_third(connection: sa.Connection) -> None:
+        begun.append(1)
+        if len(begun) == 3:
+            pid = t.cast(t.Any, connection.connection.driver_connection).info.backend_pid
+            with server.connect() as other:
+                other.execute(sa.select(sa.func.pg_terminate_backend(pid, 5000)))
+
+    with site.context():
+        engine = site.db.engine
+        server = sa.create_engine(engine.url, poolclass=sa.NullPool)
+        own_transaction._habits.pop(engine, None)
+    site.browser().get("/cart")
+    with site.context():
+        password = site.user("ann").password_hash
+    sa.event.listen(engine, "begin", lose_the_third)
+    firefox = site.browser()
+    # Begun: of the view; to ask for the level; to try another one.
+    assert firefox.post("/login", name="ann", password=password).status_code == 503
+    assert engine not in own_transaction._habits
+    assert firefox.post("/login", name="ann", password=password).status_code == 200
+    assert own_transaction._habits[engine] == own_transaction.Habit("SERIALIZABLE")
+
+
+@pytest.mark.table
+def test_binary_log_of_statements(tmp_path: Path) -> None:
+    """MariaDB refuses to write at READ COMMITTED then: the level stays, and the doctor says so."""
+    with own_mariadb("--log-bin", "--binlog-format=STATEMENT") as server:
+        site = Site(tmp_path, store="cookie", database=server.url)
+        firefox = site.browser()
+        assert firefox.login().status_code == 200
+        assert firefox.is_signed_in
+        found = site.app.test_cli_runner().invoke(args=["sessions", "doctor"]).output
+        site.close()
+    assert "'binlog_format' is STATEMENT" in found
+
+
+@pytest.mark.table
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_entry_that_is_just_written(make_site: SiteFactory, level: str) -> None:
+    """The store in SQL waits until it is, and deletes it."""
+    site = make_site("sqlalchemy", "postgresql", **at_level(level))
+    site.browser().post("/cart", item="book")
+    with site.context(), ThreadPoolExecutor(1) as pool:
+        table = site.app.session_interface.sql_session_model.__table__  # type: ignore[attr-defined]
+        key = site.db.session.scalar(sa.select(table.c.session_id))
+        site.db.session.rollback()
+        with site.db.engine.connect() as slow, site.db.engine.connect() as looking:
+            slow.execute(sa.update(table).values(data=b"newer"))
+
+            def delete() -> None:
+                with site.context():
+                    site.installation.entries.delete([key], patience=30)
+
+            deletion = pool.submit(delete)
+            waiting = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            assert wait_for(lambda: bool(looking.scalar(waiting)))
+            slow.commit()
+            deletion.result(30)
+        assert site.db.session.scalar(sa.select(sa.func.count()).select_from(table)) == 0
