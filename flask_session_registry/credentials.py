@@ -292,7 +292,8 @@ class Credentials:
             return self.read(())
         statement = self._by_key
         if lock:
-            statement = statement.with_for_update(key_share=True, of=self.key)
+            tables = sa.inspect(self.user_model).tables
+            statement = statement.with_for_update(key_share=True, of=tables)
         row = execute(statement, {"key": key}).first()
         return None if row is None else self.read(row)
 

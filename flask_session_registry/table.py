@@ -108,6 +108,10 @@ class Table:
         user_model = credentials.user_model
         passwords = credentials.columns
         joined = session_model.user_id == self.user_key
+        has_id = session_model.id == sa.bindparam("id")
+        if isinstance(sa.inspect(user_model).selectable, sa.Join):
+            # On MariaDB SQLAlchemy would not see that the two are joined, and warn.
+            has_id = sa.and_(has_id, joined)
         # Built once: building it in each request costs more than running it.
         loading = (
             sa.select(
@@ -120,7 +124,7 @@ class Table:
                 *passwords,
                 session_model.user_id,
             )
-            .join(session_model, session_model.id == sa.bindparam("id"))
+            .join(session_model, has_id)
             .where(session_model.revoked_at.is_(None))
             .execution_options(autoflush=False)
         )
@@ -238,7 +242,7 @@ class Table:
             sa.select(self.user_key)
             .where(self.user_key.in_(user_ids))
             .order_by(self.user_key)
-            .with_for_update(key_share=True, skip_locked=not waits)
+            .with_for_update(key_share=True, skip_locked=not waits, of=self.users.tables)
         )
         return set(rows.scalars())
 
@@ -580,7 +584,11 @@ class Table:
         """
         column = self.columns
         standing = (column.id == id, column.revoked_at.is_(None))
-        free = sa.select(self.model.id).where(*standing).with_for_update(skip_locked=True)
+        free = (
+            sa.select(self.model.id)
+            .where(*standing)
+            .with_for_update(skip_locked=True, of=self.table)
+        )
         with self._transaction_without_waiting() as execute:
             if execute(free).first() is not None:
                 execute(
@@ -808,7 +816,8 @@ class Table:
         model = self.model
 
         def first(statement: sa.Select[t.Any]) -> t.Any:
-            return execute(statement if is_fresh else statement.with_for_update(read=True)).first()
+            locking = statement.with_for_update(read=True, of=self.table)
+            return execute(statement if is_fresh else locking).first()
 
         row = first(sa.select(model.generation, model.revoked_at).where(model.id == values["id"]))
         if row is not None:
@@ -924,7 +933,9 @@ class Table:
             # The whole database, before anything is read.
             session.execute(self.table.delete().where(sa.false()))
         stored = session.execute(
-            self.users.stored.where(self.user_key == user_id).with_for_update(key_share=True)
+            self.users.stored.where(self.user_key == user_id).with_for_update(
+                key_share=True, of=self.users.tables
+            )
         ).first()
         return None if stored is None else self.credentials.read(stored[1:])
 
@@ -1071,7 +1082,7 @@ class Table:
         found = execute(
             sa.select(model.user_id, key)
             .where(model.id == id, model.store_id.is_not(None), key.is_not(None))
-            .with_for_update()
+            .with_for_update(of=self.table)
         ).first()
         return None if found is None else tuple(found)
 
@@ -1140,7 +1151,7 @@ class Table:
         model = self.model
         statement = sa.select(model.generation).where(model.id == id, model.revoked_at.is_(None))
         if lock:
-            statement = statement.with_for_update(read=True)
+            statement = statement.with_for_update(read=True, of=self.table)
         return session.scalar(statement.execution_options(autoflush=False))
 
 

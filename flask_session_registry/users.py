@@ -25,6 +25,9 @@ class Users:
         self.key = credentials.key
         self.columns = sa.inspect(credentials.user_model).columns
         self.credentials = credentials
+        #: What holds a user: with joined inheritance several. Those of subclasses may be outer
+        #: joined, by which PostgreSQL can't lock a row.
+        self.tables = sa.inspect(credentials.user_model).tables
         #: The keys of users, and the values of their credentials.
         self.stored = sa.select(self.key, *credentials.stored)
         # Built once: building it in each request costs more than running it.

@@ -11,11 +11,16 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from conftest import SiteFactory
 from flask import session
-from flask_login import UserMixin
+from flask_login import UserMixin, current_user
 from flask_sqlalchemy import SQLAlchemy
-from site_under_test import Site
+from site_under_test import Site, days_ago
 
-from flask_session_registry import ConfigurationError, SessionRegistry, UserSessionMixin
+from flask_session_registry import (
+    ConfigurationError,
+    SessionRegistry,
+    UserSessionMixin,
+    tracking,
+)
 
 
 def columns(**more: t.Any) -> dict[str, t.Any]:
@@ -150,6 +155,56 @@ def other_schema(db: SQLAlchemy) -> type[t.Any]:
     )
 
 
+def outer_joined(db: SQLAlchemy) -> type[t.Any]:
+    """Users of two kinds, all loaded with what the other kind adds."""
+    return _with_employees(db, {"with_polymorphic": "*"}, {})
+
+
+def outer_joined_inline(db: SQLAlchemy) -> type[t.Any]:
+    return _with_employees(db, {}, {"polymorphic_load": "inline"})
+
+
+def _with_employees(
+    db: SQLAlchemy, options: dict[str, t.Any], more: dict[str, t.Any]
+) -> type[t.Any]:
+    kind = sa_orm.mapped_column(sa.String(10))
+    key = sa_orm.mapped_column(sa.Integer, primary_key=True)
+    polymorphic = {"polymorphic_on": "kind", "polymorphic_identity": "user", **options}
+    base = make_class(db, id=key, kind=kind, __mapper_args__=polymorphic)
+    base.Employee = type(  # type: ignore[attr-defined]
+        "Employee",
+        (base,),
+        {
+            "__tablename__": "employee",
+            "id": sa_orm.mapped_column(sa.ForeignKey("account.id"), primary_key=True),
+            "desk": sa_orm.mapped_column(sa.Integer, default=1),
+            "__mapper_args__": {"polymorphic_identity": "employee", **more},
+        },
+    )
+    return base
+
+
+def below_a_party(db: SQLAlchemy) -> type[t.Any]:
+    """The key is in a table of other people, too, and the password in that of the users."""
+    party = type(
+        "Party",
+        (db.Model,),
+        {
+            "__tablename__": "party",
+            "id": sa_orm.mapped_column(sa.Integer, primary_key=True),
+            "kind": sa_orm.mapped_column(sa.String(10)),
+            "__mapper_args__": {
+                "polymorphic_on": "kind",
+                "polymorphic_identity": "party",
+                "with_polymorphic": "*",
+            },
+        },
+    )
+    key = sa_orm.mapped_column(sa.ForeignKey("party.id"), primary_key=True)
+    arguments = {"polymorphic_identity": "user"}
+    return type("User", (UserMixin, party), columns(id=key, __mapper_args__=arguments))
+
+
 MODELS = [
     uuid_keys,
     string_keys,
@@ -159,6 +214,9 @@ MODELS = [
     renamed_keys,
     changing_ids,
     joined_inheritance,
+    outer_joined,
+    outer_joined_inline,
+    below_a_party,
     eager_relationship,
 ]
 
@@ -200,6 +258,47 @@ def check_site(site: Site) -> None:
 def test_kinds_of_models(make_site: SiteFactory, database: str, model: t.Any) -> None:
     """26: integer, UUID and string keys; an id that is not the key; inheritance."""
     check_site(make_site("files", database, model=model))
+
+
+@pytest.mark.table
+@pytest.mark.parametrize("model", [outer_joined, outer_joined_inline])
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"])
+def test_users_of_two_kinds(
+    make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch, database: str, model: t.Any
+) -> None:
+    """26: either kind rotates, is pruned and deleted, and a late request of theirs looks again."""
+    monkeypatch.setattr(tracking, "LATE", 0)
+    site = make_site("redis", database, model=model)
+    add_views(site)
+    with site.context():
+        employee = site.User.Employee(name="eve", password_hash="hash of eve")
+        site.db.session.add(employee)
+        site.db.session.commit()
+    for name in ("ann", "eve"):
+        firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+        firefox.login(name)
+        chrome.login(name)
+        assert firefox.post("/sudo").status_code == 200
+        assert firefox.get("/late").text == name
+        assert firefox.name_shown == name
+        site.change({"user_agent": "Chrome"}, last_seen_at=days_ago(60))
+        with site.context():
+            assert site.sessions.prune().ended == 1
+            site.db.session.delete(site.user(name))
+            site.db.session.commit()
+        assert not firefox.is_signed_in
+        assert {row.revoked_reason for row in site.rows()} <= {"expired", "deleted"}
+
+
+def add_views(site: Site) -> None:
+    @site.app.post("/sudo")
+    def sudo() -> str:
+        site.sessions.rotate()
+        return "ok"
+
+    @site.app.get("/late")
+    def late() -> str:
+        return str(current_user.name)
 
 
 def swapped_ids(db: SQLAlchemy) -> type[t.Any]:
