@@ -19,6 +19,7 @@ from . import adoption, clock, remember, session_ids, signals
 from .expiry import Expiry
 from .installation import Installation, Records, checked_installation_on, unwrap
 from .log import log
+from .own_transaction import LOCK_TIMEOUT
 from .records import UNAVAILABLE
 from .state import MARKER, Current, RequestState, read_marker
 
@@ -56,14 +57,17 @@ def check(app: Flask) -> None:
         installation.db_session.rollback()
         state.is_unavailable = True
         make_anonymous(app, state)
-        raise ServiceUnavailable(
-            "Your session could not be checked. Please try again in a moment."
-        ) from None
+        raise unavailable("Your session could not be checked.") from None
     if reason is not None:
         _refuse(app, installation, state, reason, id)
     elif claimed is not None and remember.is_of_another(app, str(claimed)):
         # Flask-Login would turn to it if the app's user loader finds nobody for the session.
         remember.block(app)
+
+
+def unavailable(problem: str) -> ServiceUnavailable:
+    """The answer where neither yes nor no can be said: what holds a row has then let it go."""
+    return ServiceUnavailable(f"{problem} Please try again in a moment.", retry_after=LOCK_TIMEOUT)
 
 
 def current(installation: Installation) -> Current | None:

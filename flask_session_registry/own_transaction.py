@@ -3,6 +3,9 @@
 They run at READ COMMITTED, whatever level the app or the server has set. Each locks the user's row
 first and reads what it decides by afterwards, so it needs no more; above that level, PostgreSQL
 answers a lock that had to be waited for with an error, and MariaDB locks what is only read.
+
+None waits long for a lock: what holds it may be a long transaction of the app, and each login that
+waits occupies a connection that other requests need.
 """
 
 from __future__ import annotations
@@ -15,10 +18,22 @@ from collections.abc import Callable, Iterator
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
+#: For how many seconds a transaction of ours that writes waits for each lock. On SQLite its busy
+#: timeout counts, five seconds unless the app has set another.
+LOCK_TIMEOUT = 3
+
 _LEVEL = "READ COMMITTED"
 
 #: Of one transaction: the level of the connection, which the app uses afterwards, stays.
 _SET_LEVEL = f"SET TRANSACTION ISOLATION LEVEL {_LEVEL}"
+
+_LIMIT_WAITING = f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}s'"
+
+#: Of one statement: MariaDB has no timeout for a transaction, and the connection keeps the app's.
+_WITH_LIMIT = (
+    f"SET STATEMENT innodb_lock_wait_timeout = {LOCK_TIMEOUT}, lock_wait_timeout = {LOCK_TIMEOUT}"
+    " FOR "
+)
 
 #: On others there is no such level, or nobody has tried.
 _DIALECTS = ("postgresql", "mysql", "mariadb")
@@ -62,13 +77,40 @@ def own_transaction(
 
 
 def _set_up(session: sa_orm.Session, model: type[t.Any], habit: Habit, *, writes: bool) -> None:
-    bind: t.Any = {"mapper": sa.inspect(model)}
-    if habit.is_autocommit:
-        session.connection(bind, execution_options={"isolation_level": _LEVEL})
-    elif not habit.is_fixed and (
-        habit.level == "SERIALIZABLE" or (writes and habit.level != _LEVEL)
-    ):
-        session.connection(bind).exec_driver_sql(_SET_LEVEL)
+    is_isolated = habit.is_autocommit or habit.is_fixed
+    sets_level = not is_isolated and habit.level not in (
+        (_LEVEL,) if writes else (_LEVEL, "REPEATABLE READ")
+    )
+    if not (writes or sets_level or habit.is_autocommit):
+        return
+    options: t.Any = {"isolation_level": _LEVEL} if habit.is_autocommit else None
+    connection = session.connection({"mapper": sa.inspect(model)}, execution_options=options)
+    if sets_level:
+        connection.exec_driver_sql(_SET_LEVEL)
+    if writes:
+        _limit_waiting(connection)
+
+
+def limit_waiting(session: sa_orm.Session, model: type[t.Any]) -> None:
+    """Let the open transaction of another session wait no longer for each lock than ours do."""
+    mapper = sa.inspect(model)
+    # On one that the app has bound its sessions to, it would outlive the transaction.
+    if isinstance(session.get_bind(mapper), sa.Engine):
+        _limit_waiting(session.connection({"mapper": mapper}))
+
+
+def _limit_waiting(connection: sa.Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(_LIMIT_WAITING)
+    elif getattr(connection.dialect, "is_mariadb", False):
+        # It goes with this object, when the connection is given back.
+        sa.event.listen(connection, "before_cursor_execute", _with_limit, retval=True)
+
+
+def _with_limit(
+    _: sa.Connection, __: object, statement: str, parameters: t.Any, *___: object
+) -> tuple[str, t.Any]:
+    return _WITH_LIMIT + statement, parameters
 
 
 def habit_of(factory: _Factory, model: type[t.Any]) -> Habit:

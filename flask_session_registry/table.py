@@ -526,7 +526,8 @@ class Table:
         """Its generation, when the app's session may hold the only connection.
 
         Inside the app's transaction it is a locking read, because InnoDB would show the state at
-        the beginning of the transaction otherwise.
+        the beginning of the transaction otherwise. It waits for nothing: where the row is locked,
+        the app's transaction is rolled back, and what is committed counts.
         """
         session = self.db.session
         if self.users.is_in_transaction:
@@ -1151,7 +1152,7 @@ class Table:
         model = self.model
         statement = sa.select(model.generation).where(model.id == id, model.revoked_at.is_(None))
         if lock:
-            statement = statement.with_for_update(read=True, of=self.table)
+            statement = statement.with_for_update(read=True, nowait=True, of=self.table)
         return session.scalar(statement.execution_options(autoflush=False))
 
 

@@ -474,7 +474,7 @@ def _sign_out(app: Flask) -> None:
 
 
 def _unrecorded() -> ServiceUnavailable:
-    return ServiceUnavailable("Your session could not be recorded. Please try again in a moment.")
+    return gate.unavailable("Your session could not be recorded.")
 
 
 def _too_many() -> Forbidden:

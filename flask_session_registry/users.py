@@ -13,7 +13,7 @@ import sqlalchemy.orm as sa_orm
 from flask_sqlalchemy import SQLAlchemy
 
 from .credentials import Credentials, StoredCredential
-from .own_transaction import own_transaction
+from .own_transaction import limit_waiting, own_transaction
 
 
 class Users:
@@ -88,6 +88,10 @@ class Users:
     def reading(self) -> contextlib.AbstractContextManager[sa_orm.Session]:
         """The same, in which nothing is written."""
         return own_transaction(self.db.session.session_factory, self.model, writes=False)
+
+    def limit_waiting(self) -> None:
+        """Let the open transaction of the app's session wait no longer for each lock than ours."""
+        limit_waiting(self.db.session(), self.model)
 
     @property
     def is_in_transaction(self) -> bool:

@@ -29,7 +29,6 @@ from werkzeug.exceptions import (
     HTTPException,
     MethodNotAllowed,
     NotFound,
-    ServiceUnavailable,
     Unauthorized,
 )
 from wtforms import ValidationError
@@ -92,7 +91,7 @@ def _of_the_signed_in(view: _View) -> _View:
             except UNAVAILABLE:
                 log.exception("The page of a user's sessions could not be answered.")
                 installation.users.release()
-                raise ServiceUnavailable from None
+                raise gate.unavailable("Your sessions could not be read.") from None
         except HTTPException as error:
             if not _wants_json():
                 raise
@@ -122,6 +121,7 @@ def _of_the_recently_authenticated(view: _View) -> _View:
             if _wants_json():
                 raise _NotAllowed(REAUTHENTICATE)
             return current_app.login_manager.needs_refresh()  # type: ignore[attr-defined]
+        installation.users.limit_waiting()
         return view(installation, current, **arguments)
 
     return _of_the_signed_in(answer)
@@ -185,6 +185,7 @@ def _problem(error: HTTPException) -> Response:
     response = make_response(problem, error.code)
     if isinstance(error, MethodNotAllowed):
         response.allow.update(error.valid_methods or ())
+    response.retry_after = getattr(error, "retry_after", None)
     response.mimetype = "application/problem+json"
     return response
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
 from conftest import SiteFactory
 from crowd import at_once
 from own_servers import own_mariadb
@@ -175,3 +176,20 @@ def test_entry_that_is_just_written(make_site: SiteFactory, level: str) -> None:
             slow.commit()
             deletion.result(30)
         assert site.db.session.scalar(sa.select(sa.func.count()).select_from(table)) == 0
+
+
+@pytest.mark.table
+def test_app_that_is_bound_to_a_connection(make_site: SiteFactory) -> None:
+    """Its transaction may have begun: ours joins it, and changes neither level nor waiting."""
+    site = make_site("cookie", "postgresql", **at_level("REPEATABLE READ"))
+    note = sa.select(site.User.note).where(site.User.name == "ann")
+    with site.context(), site.db.engine.connect() as connection:
+        connection.execute(note)
+        factory = sa_orm.sessionmaker(connection, join_transaction_mode="create_savepoint")
+        with own_transaction.own_transaction(factory, site.User) as session:
+            session.execute(sa.update(site.User).values(note="new"))
+            own_transaction.limit_waiting(session, site.User)
+        assert connection.scalar(note) == "new"
+        assert connection.scalar(sa.text("SHOW lock_timeout")) == "0"
+        connection.rollback()
+        assert connection.scalar(note) is None

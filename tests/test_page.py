@@ -766,6 +766,7 @@ def test_sessions_can_not_be_read(
             context.setattr(records, name, fail)
             answer = firefox.get(f"{PREFIX}/", headers=JSON)
             assert (answer.status_code, answer.content_type) == (503, "application/problem+json")
+            assert answer.headers["Retry-After"] == "3"
             assert firefox.get(f"{PREFIX}/").status_code == 503
     assert "The page of a user's sessions could not be answered." in caplog.text
     assert firefox.is_signed_in
