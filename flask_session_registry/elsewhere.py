@@ -156,13 +156,13 @@ class Elsewhere:
         until = session.remember_until if session else None
         return until is not None and until > now
 
-    def reason(self, id: uuid.UUID) -> str | None:
-        """Why a session ended; ``None`` if it has not, or there is none."""
+    def end_of(self, id: uuid.UUID) -> records.End | None:
+        """Why and when a session ended; ``None`` if it has not, or there is none."""
         session = self.get(id)
-        return session.revoked_reason if session else None
+        return None if session is None else _end_of(session)
 
-    def reason_of_entry(self, store_id: str) -> tuple[str | None, uuid.UUID | None]:
-        """Why the session does not stand that has, or had, this key in the store; which it is.
+    def end_of_entry(self, store_id: str) -> tuple[records.End | None, uuid.UUID | None]:
+        """How the session ended that has, or had, this key in the store; which it is.
 
         ``"rotated"``: it goes on under another one. ``None``: it stands, or there is none.
         """
@@ -173,9 +173,11 @@ class Elsewhere:
             return None, None
         if session.revoked_reason == LEFT_BEHIND and session.revocation is not None:
             # One that its session could have come back to: what became of that?
-            return self.reason(session.revocation) or LEFT_BEHIND, id
-        is_earlier = session.store_id != store_id
-        return session.revoked_reason or (LEFT_BEHIND if is_earlier else None), id
+            return self.end_of(session.revocation) or _end_of(session), id
+        end = _end_of(session)
+        if end is None and session.store_id != store_id:
+            end = records.End(LEFT_BEHIND, session.rotated_at or clock.EPOCH)
+        return end, id
 
     def was_rotated_since(self, id: uuid.UUID, moment: dt.datetime) -> bool:
         """Whether the id of a session was last changed after this moment."""
@@ -849,6 +851,12 @@ class _ToEnd:
 
     def close(self) -> None:
         """Everything is taken down."""
+
+
+def _end_of(session: UserSession) -> records.End | None:
+    if session.revoked_reason is None or session.revoked_at is None:
+        return None
+    return records.End(session.revoked_reason, session.revoked_at)
 
 
 def _stored(session: UserSession) -> Stored:

@@ -20,8 +20,15 @@ from .expiry import Expiry
 from .installation import Installation, Records, checked_installation_on, unwrap
 from .log import log
 from .own_transaction import LOCK_TIMEOUT
-from .records import UNAVAILABLE
+from .records import UNAVAILABLE, End
 from .state import MARKER, Current, RequestState, read_marker
+
+#: For so long after a session got another id, or another login took its place, the browser may have
+#: requests under way with the old one.
+OVERLAP = dt.timedelta(seconds=10)
+
+#: What the browser itself has ended a session by. It may be signed in again by now.
+BY_THE_BROWSER = ("replaced", "logged_out")
 
 
 def check(app: Flask) -> None:
@@ -100,9 +107,10 @@ def reason_of_refusal(installation: Installation) -> str | None:
 def complete_reason(installation: Installation, state: RequestState) -> str | None:
     """The same, where it is known that somebody has asked for the user."""
     if state.lost_store_id is not None and state.rejected in (None, "unknown"):
-        found, id = installation.records.reason_of_entry(state.lost_store_id)
-        if found is not None:
-            state.rejected, state.rejected_id = found, id
+        end, id = installation.records.end_of_entry(state.lost_store_id)
+        if end is not None:
+            state.rejected, state.rejected_id = end.reason, id
+            state.is_late = _is_late(end)
     return state.rejected
 
 
@@ -223,7 +231,11 @@ def _check_row(
     is_usual = app.login_manager.id_attribute == "get_id"  # type: ignore[attr-defined]
     row = installation.records.load(id, claimed if is_usual else None)
     if row is None:
-        return installation.records.reason(id) or "unknown"
+        end = installation.records.end_of(id)
+        if end is None:
+            return "unknown"
+        state.is_late = _is_late(end)
+        return end.reason
     user, row_generation, credential, last_seen_at, store_id, created_at, *passwords = row
     if credential != installation.credentials.fingerprint(tuple(passwords)):
         # Elsewhere than in a table, between the commit of a new password and what follows it, also
@@ -259,6 +271,11 @@ def _check_row(
         held=[(generation, credential)],
     )
     return None
+
+
+def _is_late(end: End) -> bool:
+    """Whether a request may come from before the browser itself ended its session."""
+    return end.reason in BY_THE_BROWSER and end.is_within(OVERLAP)
 
 
 def _has_expired(

@@ -62,6 +62,17 @@ class Sighting(t.NamedTuple):
     last_seen_at: dt.datetime
 
 
+class End(t.NamedTuple):
+    """How a user session ended."""
+
+    reason: str
+    at: dt.datetime
+
+    def is_within(self, duration: dt.timedelta) -> bool:
+        """Whether it ended that recently, by clocks that may differ by as much."""
+        return abs(clock.now() - self.at) < duration
+
+
 class LastShown(t.NamedTuple):
     """Where one page of sessions ends, most recently seen first, and the next one begins."""
 

@@ -188,20 +188,29 @@ class Table:
             until = self.db.session.scalar(statement)
         return until is not None and clock.as_utc(until) > now
 
-    def reason(self, id: uuid.UUID) -> str | None:
-        """Why a session ended; ``None`` if it has not, or there is none."""
-        statement = sa.select(self.model.revoked_reason).where(self.model.id == id)
+    def end_of(self, id: uuid.UUID) -> records.End | None:
+        """Why and when a session ended; ``None`` if it has not, or there is none."""
+        model = self.model
+        statement = sa.select(model.revoked_reason, model.revoked_at).where(model.id == id)
         with self.db.session.no_autoflush:
-            return self.db.session.scalar(statement)
+            row = self.db.session.execute(statement).first()
+        return None if row is None else _end_of(row)
 
-    def reason_of_entry(self, store_id: str) -> tuple[str | None, uuid.UUID | None]:
-        """Why the session does not stand that has, or had, this key in the store; which it is.
+    def end_of_entry(self, store_id: str) -> tuple[records.End | None, uuid.UUID | None]:
+        """How the session ended that has, or had, this key in the store; which it is.
 
         ``"rotated"``: it goes on under another one. ``None``: it stands, or there is none.
         """
         model = self.model
         statement = (
-            sa.select(model.id, model.store_id, model.revoked_reason, model.revocation)
+            sa.select(
+                model.id,
+                model.store_id,
+                model.rotated_at,
+                model.revoked_at,
+                model.revoked_reason,
+                model.revocation,
+            )
             .where(sa.or_(model.store_id == store_id, model.previous_store_id == store_id))
             .order_by(model.created_at.desc())
             .limit(1)
@@ -212,9 +221,11 @@ class Table:
             return None, None
         if row.revoked_reason == LEFT_BEHIND and row.revocation is not None:
             # One that its session could have come back to: what became of that?
-            return self.reason(row.revocation) or LEFT_BEHIND, row.id
-        is_earlier = row.store_id != store_id
-        return row.revoked_reason or (LEFT_BEHIND if is_earlier else None), row.id
+            return self.end_of(row.revocation) or _end_of(row), row.id
+        end = _end_of(row)
+        if end is None and row.store_id != store_id:
+            end = records.End(LEFT_BEHIND, clock.as_utc(row.rotated_at or clock.EPOCH))
+        return end, row.id
 
     def was_rotated_since(self, id: uuid.UUID, moment: dt.datetime) -> bool:
         """Whether the id of a session was last changed after this moment."""
@@ -1186,6 +1197,12 @@ class _Ended:
     def close(self) -> None:
         if self.purged_to is not None:
             self.table.purged_by(self.revocation, self.user_ids, up_to=self.purged_to)
+
+
+def _end_of(row: t.Any) -> records.End | None:
+    if row.revoked_reason is None:
+        return None
+    return records.End(row.revoked_reason, clock.as_utc(row.revoked_at))
 
 
 def _bars(user_id: t.Any) -> list[uuid.UUID]:

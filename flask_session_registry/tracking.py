@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
 import time
 import typing as t
 import uuid
@@ -33,9 +32,6 @@ from .state import MARKER, Adoption, Current, Login, RequestState
 #: A request that took longer than this looks once more before its session is written, in seconds.
 #: From its beginning, not from the check, which may see the database as it was at the beginning.
 LATE = 1.0
-
-#: For so long after a rotation, the browser may have requests under way with the old id.
-OVERLAP = dt.timedelta(seconds=10)
 
 _LATER = "_session_registry_later"
 
@@ -218,11 +214,12 @@ def _must_not_be_written(installation: Installation, state: RequestState) -> boo
         # Nothing was written but by Flask-Login, or by an app that makes all sessions permanent.
         return True
     try:
-        if gate.complete_reason(installation, state) != "rotated" or state.rejected_id is None:
-            return False
+        reason = gate.complete_reason(installation, state)
+        if reason != "rotated" or state.rejected_id is None:
+            return reason in gate.BY_THE_BROWSER and state.is_late
         # A late request with the id from before a rotation: this browser is signed in by now. After
         # that, it is one that has nothing but the old id, and must be able to sign in.
-        return installation.records.was_rotated_since(state.rejected_id, clock.now() - OVERLAP)
+        return installation.records.was_rotated_since(state.rejected_id, clock.now() - gate.OVERLAP)
     except UNAVAILABLE:
         log.exception("It could not be asked whether a request is late.")
         installation.db_session.rollback()
