@@ -48,6 +48,10 @@ def check(app: Flask) -> None:
         state.lost_store_id = session_ids.lost_store_id(app, browser)
         if not remember.is_offered(app):
             return
+        if not remember.is_ours(app):
+            # Of another app on this host, say: nothing of ours is refused.
+            remember.block(app)
+            return
     carried = browser.get(MARKER)
     if claimed is not None and state.is_known(carried):
         return
@@ -305,7 +309,7 @@ def _refuse(
     id: uuid.UUID | None,
 ) -> None:
     state.rejected, state.rejected_id = reason, id
-    state.forgets_remember = not state.is_late and remember.is_offered(app)
+    state.forgets_remember = not state.is_late and remember.is_ours(app)
     browser = unwrap(session)
     written: dict[str, t.Any] = {}
     if browser.modified:

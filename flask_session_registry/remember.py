@@ -64,6 +64,17 @@ def is_offered(app: Flask) -> bool:
     return cookie_name(app) in request.cookies
 
 
+def is_ours(app: Flask) -> bool:
+    """Whether the browser has sent a "remember me" cookie that this app has signed.
+
+    Another app on the same host may have given it one of the same name, which is not ours to clear.
+    With an earlier key it is ours, though Flask-Login refuses it.
+    """
+    value = request.cookies.get(cookie_name(app), "")
+    keys = (None, *(app.config.get("SECRET_KEY_FALLBACKS") or ()))
+    return any(_decoded(value, key) is not None for key in keys)
+
+
 def is_alone(app: Flask) -> bool:
     """Whether the browser has sent a "remember me" cookie and nothing beside it."""
     return is_offered(app) and companion_name(app) not in request.cookies
@@ -77,10 +88,7 @@ def is_of_another(app: Flask, user: str) -> bool:
 
 def claimed_user(app: Flask) -> str | None:
     """The user that Flask-Login's cookie names; ``None`` if it is forged, or there is none."""
-    try:
-        return t.cast("str | None", decode_cookie(request.cookies.get(cookie_name(app), "")))
-    except (TypeError, ValueError):
-        return None
+    return _decoded(request.cookies.get(cookie_name(app), ""))
 
 
 def companion(app: Flask) -> Companion | None:
@@ -132,11 +140,12 @@ def renew(
 ) -> None:
     """Give a browser new ones of both cookies.
 
-    :param until: by default as long as those that it has; if it hasn't both, it is given none.
+    :param until: by default as long as those that it has; if it hasn't both of ours, it is given
+        none.
     """
     if until is None:
         held = companion(app)
-        if held is None:
+        if held is None or not is_ours(app):
             return
         until = dt.datetime.fromtimestamp(held.until, dt.timezone.utc)
     carried = _companion(app, current, int(until.timestamp()))
@@ -154,6 +163,17 @@ def forget(app: Flask, response: Response) -> None:
     """Take both cookies away from the browser."""
     for name in (cookie_name(app), companion_name(app)):
         _set(app, response, name, "", clock.EPOCH)
+
+
+def _decoded(value: str, key: str | bytes | None = None) -> str | None:
+    """What a cookie of Flask-Login's says; ``None``: it was not signed with this key.
+
+    :param key: by default the app's own.
+    """
+    try:
+        return t.cast("str | None", decode_cookie(value, key))
+    except (TypeError, ValueError):
+        return None
 
 
 def _companion(app: Flask, current: Current, until: int) -> str:

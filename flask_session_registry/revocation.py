@@ -273,7 +273,7 @@ def _standing(installation: Installation, id: uuid.UUID) -> tuple[int, str | Non
 
 
 def _sign_out(app: Flask, state: RequestState) -> None:
-    state.forgets_remember = remember.is_offered(app)
+    state.forgets_remember = remember.is_ours(app)
     gate.make_anonymous(app, state)
 
 

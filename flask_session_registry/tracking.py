@@ -252,7 +252,7 @@ def _write_down(
     is_renewed = False
     if state.login is not None and state.login.marker == carried:
         _register(app, installation, state, state.login, offer, response)
-        state.forgets_remember |= remember.is_offered(app)
+        state.forgets_remember |= remember.is_ours(app)
     elif state.current is not None and state.current.marker != carried:
         _end(app, installation, state, state.current)
     elif state.current is not None:
@@ -391,7 +391,7 @@ def _end(app: Flask, installation: Installation, state: RequestState, current: C
     installation.records.end(current.id, "logged_out")
     state.ended.append((current.id, current.keys))
     state.current = None
-    state.forgets_remember = remember.is_offered(app)
+    state.forgets_remember = remember.is_ours(app)
     session.pop(MARKER, None)
     if session:
         # What stays is an anonymous session: the old entry goes with the ended row.
