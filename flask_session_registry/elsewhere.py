@@ -192,8 +192,8 @@ class Elsewhere:
             return None
         return session.generation, session.fingerprint
 
-    def standing_now(self, id: uuid.UUID) -> int | None:
-        """Its generation; no connection of the app's database is needed."""
+    def standing_now(self, id: uuid.UUID, *, skips_locked: bool = False) -> int | None:
+        """Its generation; no connection of the app's database is needed, and nothing is locked."""
         standing = self.standing(id)
         return None if standing is None else standing[0]
 

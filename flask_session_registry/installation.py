@@ -114,6 +114,8 @@ class Installation:
         self.home = self._find_home()
         self.find_models(app)
         session_ids.choose_store_ids(self.interface, hashed=self.settings.hash_session_ids)
+        #: Whether a session will be written at the end of the request, or could be.
+        self.is_written = session_ids.hold_back_refreshes(self.interface, may_wait=_touches_often)
 
     def _find_home(self) -> Home | None:
         """Where user sessions are kept; ``None``: in a table.
@@ -403,6 +405,13 @@ class Installation:
     def session_of(self, user: object) -> sa_orm.Session:
         """The database session that an instance belongs to, else the app's."""
         return sa_orm.object_session(unwrap(user)) or self.db_session()
+
+
+def _touches_often(app: Flask) -> bool:
+    """Whether the sessions of an app last as long as they should if only a touch prolongs them."""
+    installation = installation_on(app)
+    interval = installation.settings.touch_interval if installation else None
+    return interval is not None and interval * 10 <= app.permanent_session_lifetime
 
 
 def _sum(one: dt.timedelta, other: dt.timedelta) -> dt.timedelta:

@@ -1,4 +1,4 @@
-"""Under which id does a browser's session live?
+"""Under which id does a browser's session live, and when is it written?
 
 Flask-Session gives the browser a session id and keeps the entry under a store id. A signed cookie
 has neither: its session is in the browser alone.
@@ -13,7 +13,7 @@ import typing as t
 from collections.abc import Callable
 
 from flask import Flask, Request, Response, request
-from flask.sessions import SessionInterface, SessionMixin
+from flask.sessions import SecureCookieSessionInterface, SessionInterface, SessionMixin
 from flask_session.base import ServerSideSessionInterface
 from itsdangerous import BadSignature
 
@@ -26,6 +26,19 @@ _ISSUED = re.compile(r"(?![0-9a-fA-F]{64}$)[A-Za-z0-9_-]{1,180}")
 
 #: What Flask-Login and Flask itself keep in a session that a login has just been written to.
 _OF_THE_LOGIN = ("_user_id", "_fresh", "_id", "_remember", "_remember_seconds", "_permanent")
+
+#: Types of values that can't be changed in place. With any other, a session that looks as if it had
+#: only been read may have been written to.
+_IMMUTABLE = frozenset((str, bytes, int, float, bool, type(None)))
+
+#: Says of a session that it is prolonged.
+_REFRESHED = "_session_registry_refreshed"
+
+#: Says of a function that it holds back refreshes.
+_HOLDS_BACK = "_session_registry_holds_back"
+
+#: The ways to save a session that ask first whether it should be.
+_ASKING_FIRST = (SecureCookieSessionInterface.save_session, ServerSideSessionInterface.save_session)
 
 
 def choose_store_ids(interface: SessionInterface, *, hashed: bool) -> None:
@@ -44,6 +57,47 @@ def choose_store_ids(interface: SessionInterface, *, hashed: bool) -> None:
         return prefix + session_id
 
     interface._get_store_id = store_id_of
+
+
+def hold_back_refreshes(
+    interface: SessionInterface, *, may_wait: Callable[[Flask], bool]
+) -> Callable[[Flask, SessionMixin], bool]:
+    """Write a signed-in session that was only read no more on each request, to prolong it.
+
+    A request that overlaps a change of the session id, and answers last, would give the browser its
+    old id back. Interfaces that save in another way do so as before.
+
+    :param may_wait: whether sessions of an app last as long as they should if only :func:`refresh`
+        prolongs them. An interface may serve several apps: Flask's own serves all of a process.
+    :returns: says whether a session will be written at the end of the request, or could be.
+    """
+    if type(interface).save_session not in _ASKING_FIRST:
+        return lambda _, __: True
+    is_on_server = isinstance(interface, ServerSideSessionInterface)
+    name = "should_set_storage" if is_on_server else "should_set_cookie"
+    decide: Callable[[Flask, SessionMixin], bool] = getattr(interface, name)
+    if hasattr(decide, _HOLDS_BACK):
+        return decide
+
+    def is_written(app: Flask, session: SessionMixin) -> bool:
+        if not decide(app, session):
+            return False
+        return (
+            session.modified
+            or MARKER not in session
+            or hasattr(session, _REFRESHED)
+            or not may_wait(app)
+            or not _IMMUTABLE.issuperset(map(type, session.values()))
+        )
+
+    setattr(is_written, _HOLDS_BACK, True)
+    setattr(interface, name, is_written)
+    return is_written
+
+
+def refresh(session: SessionMixin) -> None:
+    """Let the session be prolonged at the end of this request."""
+    setattr(session, _REFRESHED, True)
 
 
 def read_unhashed_too(interface: SessionInterface, *, moved: Callable[[str], None]) -> None:

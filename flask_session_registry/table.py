@@ -533,17 +533,19 @@ class Table:
             row = session.execute(statement).first()
         return None if row is None else tuple(row)
 
-    def standing_now(self, id: uuid.UUID) -> int | None:
+    def standing_now(self, id: uuid.UUID, *, skips_locked: bool = False) -> int | None:
         """Its generation, when the app's session may hold the only connection.
 
         Inside the app's transaction it is a locking read, because InnoDB would show the state at
         the beginning of the transaction otherwise. It waits for nothing: where the row is locked,
         the app's transaction is rolled back, and what is committed counts.
+
+        :param skips_locked: whether to return ``None`` then.
         """
         session = self.db.session
         if self.users.is_in_transaction:
             try:
-                return self._generation(session(), id, lock=True)
+                return self._generation(session(), id, skips_locked=skips_locked)
             except sa.exc.SQLAlchemyError:
                 session.rollback()
         standing = self.standing(id)
@@ -1159,11 +1161,14 @@ class Table:
         statement = self.table.update().where(column.id == id, column.revoked_at.is_(None))
         return bool(execute(statement.values(self._ending(reason))).rowcount)
 
-    def _generation(self, session: sa_orm.Session, id: uuid.UUID, *, lock: bool) -> int | None:
+    def _generation(
+        self, session: sa_orm.Session, id: uuid.UUID, *, skips_locked: bool
+    ) -> int | None:
         model = self.model
         statement = sa.select(model.generation).where(model.id == id, model.revoked_at.is_(None))
-        if lock:
-            statement = statement.with_for_update(read=True, nowait=True, of=self.table)
+        statement = statement.with_for_update(
+            read=True, nowait=not skips_locked, skip_locked=skips_locked, of=self.table
+        )
         return session.scalar(statement.execution_options(autoflush=False))
 
 

@@ -31,7 +31,7 @@ from .state import MARKER, Adoption, Current, Login, RequestState
 
 #: A request that took longer than this looks once more before its session is written, in seconds.
 #: From its beginning, not from the check, which may see the database as it was at the beginning.
-LATE = 1.0
+LATE = 0.1
 
 _LATER = "_session_registry_later"
 
@@ -438,12 +438,28 @@ def _go_on(app: Flask, installation: Installation, state: RequestState, current:
         current.held.append((becomes, current.held[-1][1]))
         current.is_rotating = False
         session[MARKER] = current.marker
-    elif (
-        time.monotonic() - state.began > LATE
-        and installation.records.standing_now(current.id) != current.generation
-    ):
+        return rotates or current.is_recredited
+    if not _is_still_its_own(app, installation, state, current):
         return _drop(app, state)
-    return rotates or current.is_recredited
+    return current.is_recredited
+
+
+def _is_still_its_own(
+    app: Flask, installation: Installation, state: RequestState, current: Current
+) -> bool:
+    """Whether the session may be written. Looks once more where an answer may be late."""
+    is_slow = time.monotonic() - state.began > LATE
+    if not is_slow and not current.is_touch_due:
+        return True
+    browser = unwrap(session)
+    is_changed = installation.is_written(app, browser)
+    if not is_changed and current.is_touch_due:
+        session_ids.refresh(browser)
+    if not (is_slow if is_changed else installation.is_written(app, browser)):
+        return True
+    # Prolonging a session can wait: it never blocks on a row that another transaction holds.
+    generation = installation.records.standing_now(current.id, skips_locked=not is_changed)
+    return generation == current.generation
 
 
 def _follow_user(app: Flask, installation: Installation, current: Current) -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import typing as t
+from collections.abc import Iterator
 
 import pytest
+import sqlalchemy as sa
 from conftest import SiteFactory
-from flask import session
-from flask_login import current_user
+from flask import Flask, Response, session
+from flask.sessions import SecureCookieSessionInterface, SessionMixin
+from flask_login import current_user, login_required
 from site_under_test import Browser, Site, days_ago
+from test_races import Held
+
+from flask_session_registry import tracking
 
 #: Longer ago than a browser's requests from before can still be under way.
-LONG_AGO = days_ago(1 / 24)
+LONG_AGO = days_ago(1 / 144)
 
 
 def replace_login(browser: Browser) -> None:
@@ -95,6 +101,7 @@ def test_browser_that_was_signed_out_a_moment_ago(
     site = make_site("cookie", database)
     firefox = site.browser("Firefox")
     firefox.login(remember="1")
+    session_cookie = firefox.cookies["session"]
     firefox.lose("session")
     if way == "revoked":
         with site.context():
@@ -105,10 +112,213 @@ def test_browser_that_was_signed_out_a_moment_ago(
             site.db.session.execute(site.db.update(site.User).values(password_hash="new"))
             site.db.session.commit()
     else:
-        site.app.config["SESSION_REGISTRY_IDLE_TIMEOUT"] = 60
-        site.change(last_seen_at=days_ago(1))
-        site.installation.settings.idle_timeout = LONG_AGO - days_ago(1)
+        site.change(last_seen_at=days_ago(40), remember_until=None)
+        firefox.carry({"session": session_cookie})
     assert firefox.get("/me").json["name"] is None
     kept = {"remember_token", "remember_token_session"} & set(firefox.cookies)
     # Elsewhere the browser that changed the password has an earlier fingerprint for a moment.
     assert bool(kept) == (way == "password_changed" and site.home != "table")
+
+
+# -- in flight over the change ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    held = Held()
+    yield held
+    held.may_go_on.set()
+    held.pool.shutdown()
+
+
+def add_poll(site: Site, held: Held) -> None:
+    @site.app.get("/poll")
+    @login_required
+    def poll() -> str:
+        name = str(current_user.name)
+        site.db.session.rollback()
+        held.wait()
+        return name
+
+
+def make_permanent(site: Site) -> None:
+    """Without it, a signed cookie is not given on each request."""
+
+    login = site.app.view_functions["login"]
+
+    def permanent_login() -> t.Any:
+        session.permanent = True
+        return login()
+
+    site.app.view_functions["login"] = permanent_login
+
+
+def test_poll_over_the_own_password_change(store_site: Site, held: Held) -> None:
+    """12, 33: a request that only reads answers last, however short, and takes nothing back."""
+    make_permanent(store_site)
+    add_poll(store_site, held)
+    chrome = store_site.browser("Chrome")
+    chrome.login(remember="1")
+    late = store_site.browser("Chrome", **chrome.cookies)
+    entries = len(store_site.entries())
+    answer = held.start(lambda: late.get("/poll"))
+    chrome.post("/password", password="new")
+    response = held.finish(answer)
+    assert response.text == "ann"
+    assert not response.headers.getlist("Set-Cookie")
+    assert "Cookie" in response.headers["Vary"]
+    assert len(store_site.entries()) == entries
+    assert chrome.is_signed_in
+
+
+def test_poll_that_is_due_to_prolong_the_session(database_site: Site, held: Held) -> None:
+    """12: at a touch the session is written, unless it has got another id in the meantime."""
+    site = database_site
+    make_permanent(site)
+    add_poll(site, held)
+    chrome = site.browser("Chrome")
+    chrome.login()
+    site.change(last_seen_at=LONG_AGO)
+    late = site.browser("Chrome", **chrome.cookies)
+    answer = held.start(lambda: late.get("/poll"))
+    chrome.post("/password", password="new")
+    assert not held.finish(answer).headers.getlist("Set-Cookie")
+    assert len(site.entries()) == 1
+    assert chrome.is_signed_in
+
+
+@pytest.mark.parametrize(
+    ("config", "prolongs"),
+    [
+        ({}, False),
+        ({"PERMANENT_SESSION_LIFETIME": 3000}, False),
+        ({"PERMANENT_SESSION_LIFETIME": 2999}, True),
+        ({"SESSION_REGISTRY_TOUCH_INTERVAL": None}, True),
+    ],
+)
+@pytest.mark.parametrize("store", ["cookie", "redis"])
+def test_session_of_a_browser_in_use_is_prolonged(
+    make_site: SiteFactory, store: str, config: dict[str, t.Any], prolongs: bool
+) -> None:
+    """12: on each request, or where ten touches and more fit into its lifetime, at each touch."""
+    site = make_site(store, **config)
+    make_permanent(site)
+    firefox = site.browser("Firefox")
+    firefox.login()
+
+    def visit() -> bool:
+        """Whether the session has been prolonged."""
+        entries = list(site.entries())
+        for key in entries:
+            site.redis.expire(key, 100)
+        is_given = bool(firefox.get("/me").headers.getlist("Set-Cookie"))
+        for key in entries:
+            assert is_given == (site.redis.ttl(key) > 100)
+        return is_given
+
+    assert visit() == prolongs
+    # Nor does a request that never asks for the user.
+    assert bool(firefox.get("/cart").headers.getlist("Set-Cookie")) == prolongs
+    site.change(last_seen_at=LONG_AGO)
+    assert visit()
+    assert visit() == prolongs
+
+
+def test_session_that_is_written_by_hand_or_in_place(make_site: SiteFactory) -> None:
+    """12: what a view adds to a list in the session is stored, as without the registry."""
+    site = make_site("redis")
+
+    @site.app.post("/add")
+    def add() -> dict[str, int]:
+        assert current_user.is_authenticated
+        session.setdefault("cart", []).append("book")
+        return {"count": len(session["cart"])}
+
+    firefox = site.browser("Firefox")
+    firefox.login()
+    assert [firefox.post("/add").json["count"] for _ in range(3)] == [1, 2, 3]
+
+
+def test_anonymous_session_is_prolonged_as_before(make_site: SiteFactory) -> None:
+    """12: a cart lives as long as its visitor comes back."""
+    site = make_site("redis")
+    visitor = site.browser("Visitor")
+    visitor.post("/cart", item="book")
+    (key,) = site.entries()
+    site.redis.expire(key, 100)
+    assert visitor.get("/me").status_code == 200
+    assert site.redis.ttl(key) > 100
+
+
+@pytest.mark.table
+def test_app_without_the_registry_in_the_same_process(make_site: SiteFactory) -> None:
+    """12: Flask's session interface is one for all apps, and those of others are none of ours."""
+    make_site("cookie")
+    other = Flask("other")
+    other.secret_key = "only for tests"
+
+    @other.get("/")
+    def index() -> str:
+        return str(session["_user_session"])
+
+    client = other.test_client()
+    with client.session_transaction() as stored:
+        stored.update(_user_session="mine", _permanent=True)
+    assert client.get("/").headers.getlist("Set-Cookie")
+
+
+class OwnInterface(SecureCookieSessionInterface):
+    """It gives the cookie on each request, and asks nothing."""
+
+    def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
+        session.modified = bool(session)
+        super().save_session(app, session, response)
+
+
+def test_session_interface_that_saves_in_its_own_way(
+    make_site: SiteFactory, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """12: it goes on to save on each request; a slow one looks before, as before."""
+    monkeypatch.setattr(tracking, "LATE", 0)
+    site = make_site("cookie", init=False)
+    site.app.session_interface = OwnInterface()
+    site.sessions.init_app(site.app)
+    with site.context():
+        site.db.create_all()
+        site.db.session.add(site.User(name="ann", password_hash="hash of ann"))
+        site.db.session.commit()
+    add_poll(site, held)
+    chrome = site.browser("Chrome")
+    chrome.login()
+    assert chrome.get("/me").headers.getlist("Set-Cookie")
+    late = chrome.copy()
+    answer = held.start(lambda: late.get("/poll"))
+    chrome.post("/password", password="new")
+    assert not held.finish(answer).headers.getlist("Set-Cookie")
+    assert chrome.is_signed_in
+
+
+@pytest.mark.table
+@pytest.mark.parametrize("database_kind", ["postgresql", "mariadb"])
+def test_prolonging_waits_for_nobody(make_site: SiteFactory, database_kind: str) -> None:
+    """12: while another transaction holds its row, a session is prolonged by a later request."""
+    site = make_site("redis", database_kind)
+
+    @site.app.get("/reading")
+    def reading() -> str:
+        # With a transaction that goes on to the end.
+        return str(current_user.name)
+
+    firefox = site.browser("Firefox")
+    firefox.login()
+    site.change(last_seen_at=LONG_AGO)
+    (key,) = site.entries()
+    site.redis.expire(key, 100)
+    with site.context():
+        engine = site.db.engine
+    with engine.connect() as connection:
+        connection.execute(sa.text("SELECT id FROM user_sessions FOR UPDATE"))
+        assert firefox.get("/reading").text == "ann"
+    assert site.redis.ttl(key) <= 100
+    assert firefox.get("/reading").text == "ann"
+    assert site.redis.ttl(key) > 100
