@@ -127,6 +127,13 @@ def offer(app: Flask, response: Response) -> Offer | None:
     return None
 
 
+def withdraw(app: Flask, response: Response) -> None:
+    """Let this answer leave the "remember me" cookie alone."""
+    start = f"{cookie_name(app)}="
+    kept = [one for one in response.headers.getlist("Set-Cookie") if not one.startswith(start)]
+    response.headers.setlist("Set-Cookie", kept)
+
+
 def accompany(app: Flask, response: Response, offer: Offer, current: Current | None) -> None:
     """Treat the second cookie as this answer treats the first, with the same attributes."""
     value = ""

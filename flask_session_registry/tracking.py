@@ -260,6 +260,10 @@ def _write_down(
     elif carried is None and MARKER in browser:
         browser.pop(MARKER)
     current = state.current
+    if offer is not None and offer.value and current is None:
+        # What the browser has is as good as this, or better.
+        remember.withdraw(app, response)
+        offer = None
     if offer is not None:
         remember.accompany(app, response, offer, current)
     elif state.forgets_remember:

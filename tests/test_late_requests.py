@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from conftest import SiteFactory
 from flask import Flask, Response, session
 from flask.sessions import SecureCookieSessionInterface, SessionMixin
-from flask_login import current_user, login_required
+from flask_login import current_user, login_required, logout_user
 from site_under_test import Browser, Site, days_ago
 from test_races import Held
 
@@ -322,3 +322,44 @@ def test_prolonging_waits_for_nobody(make_site: SiteFactory, database_kind: str)
     assert site.redis.ttl(key) <= 100
     assert firefox.get("/reading").text == "ann"
     assert site.redis.ttl(key) > 100
+
+
+# -- with "remember me" cookies that are given on each request -------------------------------------
+
+
+def test_late_answer_with_refreshed_remember_cookies(
+    make_site: SiteFactory, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """14: REMEMBER_COOKIE_REFRESH_EACH_REQUEST gives none in an answer whose session is dropped."""
+    monkeypatch.setattr(tracking, "LATE", 0)
+    site = make_site("redis", REMEMBER_COOKIE_REFRESH_EACH_REQUEST=True)
+    add_poll(site, held)
+    chrome = site.browser("Chrome")
+    chrome.login()
+    late = site.browser("Chrome", **chrome.cookies)
+    answer = held.start(lambda: late.get("/poll"))
+    chrome.post("/password", password="new")
+    assert not held.finish(answer).headers.getlist("Set-Cookie")
+    assert is_signed_in_and_remembered(chrome, "ann")
+
+
+def test_late_logout_takes_refreshed_remember_cookies(make_site: SiteFactory, held: Held) -> None:
+    """14: a logout clears both, however late its answer is."""
+    site = make_site("redis", REMEMBER_COOKIE_REFRESH_EACH_REQUEST=True)
+
+    @site.app.post("/slow-logout")
+    @login_required
+    def slow_logout() -> str:
+        site.db.session.rollback()
+        held.wait()
+        logout_user()
+        return "signed out"
+
+    chrome = site.browser("Chrome")
+    chrome.login()
+    late = site.browser("Chrome", **chrome.cookies)
+    answer = held.start(lambda: late.post("/slow-logout"))
+    chrome.post("/password", password="new")
+    held.finish(answer)
+    assert late.cookies == {}
+    assert not chrome.is_signed_in
