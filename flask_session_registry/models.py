@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import typing as t
 import uuid
@@ -36,7 +37,9 @@ class UserSessionMixin:
     """The columns of a user session. A class of your own adds ``user_id``::
 
         class UserSession(UserSessionMixin, db.Model):
-            user_id = mapped_column(ForeignKey("user.id", ondelete="SET NULL"), index=True)
+            user_id = mapped_column(
+                ForeignKey("user.id", onupdate="CASCADE", ondelete="SET NULL"), index=True
+            )
 
     All times are aware UTC, on every database.
     """
@@ -193,9 +196,34 @@ def define_user_session(db: SQLAlchemy, user_model: type[t.Any]) -> type[t.Any]:
             "__table_args__": {"schema": users.schema, **_PAGES},
             "__bind_key__": users.metadata.info.get("bind_key"),
             "user_id": sa_orm.mapped_column(
-                key.type, sa.ForeignKey(key, ondelete="SET NULL"), index=True
+                _type_of_reference(key),
+                sa.ForeignKey(key, onupdate="CASCADE", ondelete="SET NULL"),
+                index=True,
             ),
         },
     )
     setattr(db, _DEFINED, (user_model, model))
     return model
+
+
+def _type_of_reference(key: sa.Column[t.Any]) -> sa.types.TypeEngine[t.Any]:
+    """The type of a column that refers to a key.
+
+    Text has the charset and the collation that the key has by its table, else MariaDB makes no
+    foreign key. Not the whole table, whose user agents may hold any character.
+    """
+    kind = key.type
+    has_own = getattr(kind, "collation", None) or getattr(kind, "charset", None)
+    if not isinstance(kind, sa.String) or isinstance(kind, sa.Enum) or has_own:
+        return kind
+    for dialect in ("mysql", "mariadb"):
+        options = key.table.dialect_options[dialect].items()
+        found = {name.lower().removeprefix("default_"): value for name, value in options}
+        charset, collation = found.get("charset", found.get("character_set")), found.get("collate")
+        if charset or collation:
+            text = mysql.CHAR if isinstance(kind, sa.CHAR) else mysql.VARCHAR
+            variant = text(kind.length, charset=charset, collation=collation)
+            # What the app says of its key for this dialect counts.
+            with contextlib.suppress(sa.exc.ArgumentError):
+                kind = kind.with_variant(variant, dialect)
+    return kind

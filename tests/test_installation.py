@@ -20,6 +20,7 @@ from flask_migrate import Migrate, check, downgrade, init, migrate, upgrade
 from flask_session import Session
 from flask_sqlalchemy import SQLAlchemy
 from site_under_test import Site, days_ago, user_class
+from test_users import TEXTS
 
 from flask_session_registry import ConfigurationError, NotInstalledError, SessionRegistry
 
@@ -81,6 +82,27 @@ def test_migration(make_site: SiteFactory, database: str, tmp_path: t.Any) -> No
         site.db.session.remove()
         if database != "mariadb":  # Alembic drops an index there that a foreign key needs.
             downgrade(folder)
+        site.db.session.execute(sa.text("DROP TABLE alembic_version"))
+        site.db.session.commit()
+
+
+@pytest.mark.table
+@pytest.mark.filterwarnings("ignore:'get_engine' is deprecated")
+@pytest.mark.parametrize("model", TEXTS[:3])
+def test_migration_with_keys_of_text(make_site: SiteFactory, tmp_path: t.Any, model: t.Any) -> None:
+    """56: likewise where the users' table has its own charset or collation on MariaDB."""
+    site = make_site("cookie", "mariadb", model=model)
+    folder = str(tmp_path / "migrations")
+    run_migration(site, folder)
+    with site.context():
+        Migrate(site.app, site.db, directory=folder)
+        check(folder)
+        site.db.session.add(site.User(name="ann", password_hash="x"))
+        site.db.session.commit()
+    firefox = site.browser()
+    firefox.login()
+    assert firefox.is_signed_in
+    with site.context():
         site.db.session.execute(sa.text("DROP TABLE alembic_version"))
         site.db.session.commit()
 

@@ -14,6 +14,7 @@ from flask import session
 from flask_login import UserMixin, current_user
 from flask_sqlalchemy import SQLAlchemy
 from site_under_test import Site, days_ago
+from sqlalchemy.dialects import mysql
 
 from flask_session_registry import (
     ConfigurationError,
@@ -44,6 +45,33 @@ def uuid_keys(db: SQLAlchemy) -> type[t.Any]:
 def string_keys(db: SQLAlchemy) -> type[t.Any]:
     key = sa_orm.mapped_column(sa.String(40), primary_key=True, default=lambda: f"u-{uuid.uuid4()}")
     return make_class(db, id=key)
+
+
+def keys_in(
+    key: sa.types.TypeEngine[t.Any], **options: t.Any
+) -> t.Callable[[SQLAlchemy], type[t.Any]]:
+    """Keys of text, in a table with its own charset or collation."""
+
+    def model(db: SQLAlchemy) -> type[t.Any]:
+        counter = itertools.count(1)
+        id = sa_orm.mapped_column(key, primary_key=True, default=lambda: f"u-{next(counter)}")
+        return make_class(db, id=id, __table_args__=options)
+
+    return model
+
+
+TEXT, LATIN = (
+    sa.String(40),
+    sa.String(40).with_variant(mysql.VARCHAR(40, charset="latin1"), "mysql"),
+)
+TEXTS = [
+    keys_in(TEXT, mysql_charset="latin1"),
+    keys_in(TEXT, mysql_default_charset="utf8mb3", mysql_collate="utf8mb3_bin"),
+    keys_in(TEXT, mysql_COLLATE="utf8mb4_bin"),
+    keys_in(sa.CHAR(40), mysql_character_set="latin1"),
+    keys_in(mysql.VARCHAR(40, collation="utf8mb4_bin"), mysql_charset="latin1"),
+    keys_in(LATIN, mysql_charset="utf8mb3"),
+]
 
 
 class DigitsOfNumber(sa.types.TypeDecorator[str]):
@@ -299,6 +327,60 @@ def add_views(site: Site) -> None:
     @site.app.get("/late")
     def late() -> str:
         return str(current_user.name)
+
+
+@pytest.mark.table
+@pytest.mark.parametrize("model", TEXTS)
+def test_charset_of_the_key(make_site: SiteFactory, model: t.Any) -> None:
+    """26: MariaDB makes the foreign key, and a user agent may hold any character."""
+    site = make_site("cookie", "mariadb", model=model)
+    firefox = site.browser()
+    firefox.login()
+    assert firefox.is_signed_in
+    assert site.rows()[0].user_id == "u-1"
+    with site.context():
+        (key,) = sa.inspect(site.db.engine).get_foreign_keys("user_sessions")
+        assert key["options"] == {"onupdate": "CASCADE", "ondelete": "SET NULL"}
+    site.change(user_agent="Browser \N{PARTY POPPER}")
+    assert site.rows()[0].user_agent == "Browser \N{PARTY POPPER}"
+
+
+@pytest.mark.table
+@pytest.mark.parametrize("how", ["instance", "SQL"])
+def test_key_that_is_changed(make_site: SiteFactory, database: str, how: str) -> None:
+    """26: the sessions follow, to be listed and revoked; they are signed out by it.
+
+    Flask-Login calls the user by the key, and so a session by one that its user has no more.
+    """
+    site = make_site("cookie", database, model=string_keys)
+    with site.context():
+        for engine in site.db.engines.values():
+            if database == "sqlite":
+                sa.event.listen(engine, "connect", _enforce_foreign_keys)
+                engine.dispose()
+    firefox, edge = site.browser("Firefox"), site.browser("Edge")
+    firefox.login()
+    edge.login("bob")
+    with site.context():
+        if how == "SQL":
+            renamed = sa.update(site.User).where(site.User.name == "ann").values(id="renamed")
+            site.db.session.execute(renamed)
+        else:
+            site.user("ann").id = "renamed"
+        site.db.session.commit()
+        assert [row.user_id for row in site.sessions.active(site.user("ann"))] == ["renamed"]
+    assert firefox.rejected == "unknown"
+    assert not firefox.is_signed_in
+    assert edge.is_signed_in
+    with site.context():
+        assert site.sessions.revoke_all(site.user("ann")) == 1
+        site.db.session.commit()
+    assert firefox.login().status_code == 200
+    assert firefox.is_signed_in
+
+
+def _enforce_foreign_keys(connection: t.Any, _: object) -> None:
+    connection.execute("PRAGMA foreign_keys = ON")
 
 
 def swapped_ids(db: SQLAlchemy) -> type[t.Any]:

@@ -53,6 +53,7 @@ def upgrade():
             ["user_id"],
             ["users.id"],
             name=op.f("fk_user_sessions_user_id_users"),
+            onupdate="CASCADE",
             ondelete="SET NULL",
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_user_sessions")),
