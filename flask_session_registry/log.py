@@ -26,7 +26,11 @@ _CODE = re.compile("[0-9A-Z_]{1,40}")
 def _hide_texts(record: logging.LogRecord) -> bool:
     """Describe the error of a record, in the place of what a formatter would make of it."""
     if record.exc_info and record.exc_info[1] is not None:
-        record.exc_text = "".join(_description_of(record.exc_info[1])).rstrip()
+        try:
+            record.exc_text = "".join(_description_of(record.exc_info[1])).rstrip()
+        except Exception:
+            # One of its attributes raises. A log line is not worth a failed request.
+            record.exc_text = type(record.exc_info[1]).__name__
         # A formatter, or a service that collects errors, would go through it by itself.
         record.exc_info = None
     return True

@@ -245,6 +245,19 @@ def test_log_has_no_text_of_a_group(log: logging.Logger, caplog: pytest.LogCaptu
     assert len(caplog.text) < 5000
 
 
+class _OddError(Exception):
+    @property
+    def errno(self) -> int:
+        raise ValueError(TEXT)
+
+
+def test_log_of_an_odd_error(log: logging.Logger, caplog: pytest.LogCaptureFixture) -> None:
+    """An error that can't be looked at is named, and fails no request."""
+    log.error("Failed.", exc_info=_OddError(TEXT))
+    assert "_OddError" in caplog.text
+    assert SECRET not in caplog.text
+
+
 def test_log_without_an_error(log: logging.Logger, caplog: pytest.LogCaptureFixture) -> None:
     """A line that is logged where no error is being handled stays a line."""
     log.error("Failed.", exc_info=(None, None, None))
