@@ -234,7 +234,9 @@ def test_remembered_session_that_was_lost(site: Site, firefox: Browser) -> None:
 
 
 def test_lost_session_of_somebody_else(site: Site, firefox: Browser) -> None:
-    """50: who signs in gives up no session but an own one."""
+    """50: who signs in gives up no session but an own one, and a lost cart is nobody's."""
+    firefox.post("/cart", item="book")
+    lose_entry(firefox)
     firefox.login("ann")
     lose_entry(firefox)
     firefox.login("bob")
