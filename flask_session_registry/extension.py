@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
-from flask import Blueprint, Flask, Response, current_app, session
+from flask import Blueprint, Flask, Response, current_app, request, session
 from flask_login import user_accessed
 from flask_sqlalchemy import SQLAlchemy
 from werkzeug.exceptions import Conflict
@@ -342,10 +342,15 @@ def _follow_requests(app: Flask, installation: Installation) -> None:
     """
 
     def begin(_: str | None, __: dict[str, t.Any] | None) -> None:
-        installation.begin_request(app)
+        environ = request.environ
+        installation.begin_request(app, environ)
+        tracking.set_user_aside(environ)
 
     def finish(response: Response) -> Response:
         return tracking.finish(response, app, installation)
+
+    def end(_: BaseException | None) -> None:
+        tracking.give_user_back(request.environ)
 
     def run_later(_: BaseException | None) -> None:
         tracking.run_later(app)
@@ -354,6 +359,7 @@ def _follow_requests(app: Flask, installation: Installation) -> None:
     app.url_value_preprocessors.setdefault(None, []).insert(0, begin)
     # The last of all, whatever is registered later: Flask goes through them in reverse.
     app.after_request_funcs.setdefault(None, []).insert(0, finish)
+    app.teardown_request_funcs.setdefault(None, []).insert(0, end)
     app.teardown_appcontext_funcs.insert(0, run_later)
 
 

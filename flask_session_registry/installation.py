@@ -352,10 +352,10 @@ class Installation:
         self._prunes_at = now + interval
         return True
 
-    def begin_request(self, app: Flask) -> None:
+    def begin_request(self, app: Flask, environ: WSGIEnvironment) -> None:
         """The first thing in each request: stop if the app is put together wrongly."""
         self.check(app)
-        request.environ[self._began_key] = time.monotonic()
+        environ[self._began_key] = time.monotonic()
 
     @property
     def is_in_request(self) -> bool:

@@ -29,11 +29,16 @@ from .revocation import follow_current
 from .sight import sight
 from .state import MARKER, Adoption, Current, Login, RequestState
 
+if t.TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
 #: A request that took longer than this looks once more before its session is written, in seconds.
 #: From its beginning, not from the check, which may see the database as it was at the beginning.
 LATE = 0.1
 
 _LATER = "_session_registry_later"
+
+_OUTER_USER = "flask_session_registry.outer_user"
 
 
 @dataclasses.dataclass
@@ -71,6 +76,24 @@ def connect(app: Flask) -> None:
 
 
 # -- during the request ------------------------------------------------------------------------
+
+
+def set_user_aside(environ: WSGIEnvironment) -> None:
+    """Begin a request without the user of another one.
+
+    Requests share an app context that was pushed before them: at import, by a test, or by a request
+    that makes another one. Flask-Login keeps the user there.
+    """
+    environ[_OUTER_USER] = g.pop("_login_user", None)
+
+
+def give_user_back(environ: WSGIEnvironment) -> None:
+    """Leave the app context as this request has found it."""
+    if _OUTER_USER in environ:
+        user = environ.pop(_OUTER_USER)
+        g.pop("_login_user", None)
+        if user is not None:
+            g._login_user = user
 
 
 def _logged_in(app: Flask, user: t.Any) -> None:

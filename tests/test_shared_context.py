@@ -1,0 +1,105 @@
+"""An app context that requests share, and with it what Flask-Login keeps in ``g``."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import typing as t
+from http.cookiejar import CookieJar
+from pathlib import Path
+from urllib.parse import urlencode
+from urllib.request import HTTPCookieProcessor, OpenerDirector, build_opener
+
+import pytest
+import servers
+from flask import g
+from flask_login import current_user, login_user
+from site_under_test import Browser, Site
+
+
+def test_app_context_that_outlives_requests(site: Site, firefox: Browser, chrome: Browser) -> None:
+    """14: each browser is who it is, and nobody the one before."""
+    firefox.login("ann")
+    chrome.login("bob")
+    with site.context():
+        for _ in range(2):
+            assert firefox.name_shown == "ann"
+            assert chrome.name_shown == "bob"
+            assert site.browser("Visitor").name_shown is None
+
+
+@pytest.mark.parametrize("asks_first", [True, False])
+def test_request_within_a_request(
+    site: Site, firefox: Browser, chrome: Browser, asks_first: bool
+) -> None:
+    """14: a view that asks its own app for something stays with its user, and so does the other."""
+
+    @site.app.get("/both")
+    def both() -> list[t.Any]:
+        if asks_first:
+            assert current_user.name == "ann"
+        return [chrome.name_shown, site.browser("Visitor").name_shown, current_user.name]
+
+    firefox.login("ann")
+    chrome.login("bob")
+    assert firefox.get("/both").json == ["bob", None, "ann"]
+
+
+def test_user_of_a_test(site: Site, firefox: Browser) -> None:
+    """14: one who is signed in by hand, in a request of a test's own, is so after a visit too."""
+    with site.app.test_request_context():
+        ann = site.user("ann")
+        login_user(ann)
+        assert firefox.name_shown is None
+        assert current_user == ann
+    with site.app.test_request_context():
+        login_user(site.user("ann"))
+        assert site.app.full_dispatch_request().status_code == 404
+        assert current_user.name == "ann"
+    with firefox.client:
+        firefox.login()
+        assert current_user.name == "ann"
+        assert "_login_user" in g
+
+
+APP = """
+from pathlib import Path
+from site_under_test import Site
+
+site = Site(Path({folder!r}), store="cookie")
+app = site.app
+app.app_context().push()
+"""
+
+
+def test_app_context_that_is_pushed_at_import(tmp_path: Path) -> None:
+    """14: the one worker of gunicorn, which is of the kind "sync", tells its visitors apart."""
+    (tmp_path / "pushes.py").write_text(APP.format(folder=str(tmp_path)))
+    port = servers.free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--log-level=error"]
+    paths = os.pathsep.join(map(str, (tmp_path, Path(__file__).parent)))
+    with subprocess.Popen([*command, "--pythonpath", paths.replace(":", ","), "pushes:app"]) as run:
+        try:
+            visitors = [build_opener(HTTPCookieProcessor(CookieJar())) for _ in range(3)]
+
+            def name(visitor: OpenerDirector) -> str | None:
+                with visitor.open(f"{url}/me", timeout=30) as answer:
+                    return t.cast("str | None", json.load(answer)["name"])
+
+            def answers() -> bool:
+                try:
+                    return name(visitors[0]) is None
+                except OSError:
+                    return False
+
+            assert servers.wait_for(answers)
+            for visitor, who in zip(visitors, ("ann", "bob"), strict=False):
+                form = urlencode({"name": who, "password": f"hash of {who}"}).encode()
+                visitor.open(f"{url}/login", form, timeout=30).close()
+            for _ in range(2):
+                assert [name(visitor) for visitor in visitors] == ["ann", "bob", None]
+        finally:
+            run.terminate()
