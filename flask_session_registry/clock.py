@@ -19,6 +19,14 @@ def ago(duration: dt.timedelta) -> dt.datetime:
     return EPOCH if duration >= moment - EPOCH else moment - duration
 
 
+def is_within(duration: dt.timedelta, *, of: dt.datetime) -> bool:
+    """Whether a moment is that recent, by clocks that may differ by as much.
+
+    One further in the future, from a clock that was ahead, is not: it would be for too long.
+    """
+    return abs(now() - of) < duration
+
+
 def as_utc(value: dt.datetime) -> dt.datetime:
     """The same moment, aware and in UTC.
 

@@ -26,6 +26,7 @@ from .filters import Filter
 from .home import Home, UserSession
 from .records import (
     LEFT_BEHIND,
+    NOT_IN_THE_FUTURE,
     Ending,
     Execute,
     LastShown,
@@ -179,11 +180,11 @@ class Elsewhere:
             end = records.End(LEFT_BEHIND, session.rotated_at or clock.EPOCH)
         return end, id
 
-    def was_rotated_since(self, id: uuid.UUID, moment: dt.datetime) -> bool:
-        """Whether the id of a session was last changed after this moment."""
+    def was_rotated_within(self, id: uuid.UUID, duration: dt.timedelta) -> bool:
+        """Whether the id of a session was last changed that recently."""
         session = self.get(id)
         rotated_at = session.rotated_at if session else None
-        return rotated_at is not None and rotated_at > moment
+        return rotated_at is not None and clock.is_within(duration, of=rotated_at)
 
     def standing(self, id: uuid.UUID) -> tuple[int, str | None] | None:
         """Generation and fingerprint of a session as it stands now; ``None`` if it has ended."""
@@ -494,9 +495,16 @@ class Elsewhere:
         return bool(self._change(session, values, where=_as_it_was(session)))
 
     def touch(self, id: uuid.UUID, values: dict[str, t.Any]) -> None:
-        """Write when, whence and with what a session was last seen. Revives nothing."""
+        """Write when, whence and with what a session was last seen. Revives nothing.
+
+        Times in the future, from a clock that was ahead, become that moment.
+        """
         session = self.get(id)
         if session is not None:
+            moment = values["last_seen_at"]
+            for name in NOT_IN_THE_FUTURE:
+                if getattr(session, name) > moment:
+                    values = values | {name: moment}
             self._change(session, values, where=_STANDS)
 
     def end(self, id: uuid.UUID, reason: str) -> bool:

@@ -27,6 +27,8 @@ from .state import MARKER, Current, RequestState, read_marker
 #: requests under way with the old one.
 OVERLAP = dt.timedelta(seconds=10)
 
+_NOTHING = dt.timedelta(0)
+
 #: What the browser itself has ended a session by. It may be signed in again by now.
 BY_THE_BROWSER = ("replaced", "logged_out")
 
@@ -129,7 +131,7 @@ def current_before(installation: Installation, app: Flask) -> Current | None:
         return state.current
     carried, claimed = unwrap(session).get(MARKER), None
     if carried is None and app.config["SESSION_COOKIE_NAME"] in request.cookies:
-        opened = _session_at_the_beginning(installation, app) or {}
+        opened = session_at_the_beginning(installation, app) or {}
         carried, claimed = opened.get(MARKER), opened.get("_user_id")
     if carried is not None:
         _check_session(app, installation, state, carried, None)
@@ -140,7 +142,7 @@ def current_before(installation: Installation, app: Flask) -> Current | None:
     return state.current
 
 
-def _session_at_the_beginning(installation: Installation, app: Flask) -> dict[str, t.Any] | None:
+def session_at_the_beginning(installation: Installation, app: Flask) -> dict[str, t.Any] | None:
     """What the browser's cookie stands for, whatever this request has done to it since."""
     # A store in SQL asks the app's session, which may hold what is not finished.
     with installation.db_session.no_autoflush:
@@ -258,7 +260,9 @@ def _check_row(
         return "inactive"
     last_seen_at = clock.as_utc(last_seen_at)
     interval = installation.settings.touch_interval
-    is_touch_due = interval is not None and clock.now() - last_seen_at >= interval
+    age = clock.now() - last_seen_at
+    # From a clock that was ahead: a touch corrects that, or no timeout would count for as long.
+    is_touch_due = age < _NOTHING or (interval is not None and age >= interval)
     # What was seen a moment ago can have expired by its age only.
     if (is_touch_due or interval is None or created_at is not None) and _has_expired(
         installation.records, installation.expiry(app), id, last_seen_at, created_at, is_remembered
@@ -279,7 +283,7 @@ def _check_row(
 
 def _is_late(end: End) -> bool:
     """Whether a request may come from before the browser itself ended its session."""
-    return end.reason in BY_THE_BROWSER and end.is_within(OVERLAP)
+    return end.reason in BY_THE_BROWSER and clock.is_within(OVERLAP, of=end.at)
 
 
 def _has_expired(
@@ -314,7 +318,7 @@ def _refuse(
     written: dict[str, t.Any] = {}
     if browser.modified:
         # The token of a form, say: without it nobody could sign in over a dead session.
-        opened = _session_at_the_beginning(installation, app)
+        opened = session_at_the_beginning(installation, app)
         written = session_ids.written_since(opened, browser)
     make_anonymous(app, state)
     if written:

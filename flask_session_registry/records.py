@@ -26,6 +26,9 @@ LEFT_BEHIND = "rotated"
 #: How many such records one session has at most, of entries that its browser may come back to.
 LINKED = 8
 
+#: Times of a session that a touch corrects if they are in the future.
+NOT_IN_THE_FUTURE = ("created_at", "authenticated_at")
+
 #: What the verbs raise where neither yes nor no can be said.
 UNAVAILABLE = (sa.exc.SQLAlchemyError, RecordsError)
 
@@ -67,10 +70,6 @@ class End(t.NamedTuple):
 
     reason: str
     at: dt.datetime
-
-    def is_within(self, duration: dt.timedelta) -> bool:
-        """Whether it ended that recently, by clocks that may differ by as much."""
-        return abs(clock.now() - self.at) < duration
 
 
 class LastShown(t.NamedTuple):

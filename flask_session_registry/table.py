@@ -26,6 +26,7 @@ from .filters import Filter
 from .models import is_session
 from .records import (
     LEFT_BEHIND,
+    NOT_IN_THE_FUTURE,
     Ending,
     Execute,
     LastShown,
@@ -227,12 +228,12 @@ class Table:
             end = records.End(LEFT_BEHIND, clock.as_utc(row.rotated_at or clock.EPOCH))
         return end, row.id
 
-    def was_rotated_since(self, id: uuid.UUID, moment: dt.datetime) -> bool:
-        """Whether the id of a session was last changed after this moment."""
+    def was_rotated_within(self, id: uuid.UUID, duration: dt.timedelta) -> bool:
+        """Whether the id of a session was last changed that recently."""
         statement = sa.select(self.model.rotated_at).where(self.model.id == id)
         with self.db.session.no_autoflush:
             rotated_at = self.db.session.scalar(statement)
-        return rotated_at is not None and clock.as_utc(rotated_at) > moment
+        return rotated_at is not None and clock.is_within(duration, of=clock.as_utc(rotated_at))
 
     def owner(self, execute: Execute, id: uuid.UUID) -> list[t.Any]:
         """Whose session this is, in a list; empty if there is none."""
@@ -594,9 +595,14 @@ class Table:
     def touch(self, id: uuid.UUID, values: dict[str, t.Any]) -> None:
         """Write when, whence and with what a session was last seen. Revives nothing.
 
+        Times in the future, from a clock that was ahead, become that moment.
         It waits for nobody: where another transaction holds the row, the next request tries again.
         """
-        column = self.columns
+        column, moment = self.columns, values["last_seen_at"]
+        corrected = {
+            column[name]: sa.case((column[name] > moment, moment), else_=column[name])
+            for name in NOT_IN_THE_FUTURE
+        }
         standing = (column.id == id, column.revoked_at.is_(None))
         free = (
             sa.select(self.model.id)
@@ -608,7 +614,7 @@ class Table:
                 execute(
                     self.table.update()
                     .where(*standing)
-                    .values({column[name]: values[name] for name in values})
+                    .values(corrected | {column[name]: values[name] for name in values})
                 )
 
     def end(self, id: uuid.UUID, reason: str) -> bool:

@@ -242,7 +242,7 @@ def _must_not_be_written(installation: Installation, state: RequestState) -> boo
             return reason in gate.BY_THE_BROWSER and state.is_late
         # A late request with the id from before a rotation: this browser is signed in by now. After
         # that, it is one that has nothing but the old id, and must be able to sign in.
-        return installation.records.was_rotated_since(state.rejected_id, clock.now() - gate.OVERLAP)
+        return installation.records.was_rotated_within(state.rejected_id, gate.OVERLAP)
     except UNAVAILABLE:
         log.exception("It could not be asked whether a request is late.")
         installation.db_session.rollback()

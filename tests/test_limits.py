@@ -10,9 +10,11 @@ import pytest
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from conftest import SiteFactory
+from flask import session
+from flask_login import current_user
 from site_under_test import STORES, Browser, Site, days_ago, user_class
 
-from flask_session_registry import ConfigurationError, entries, session_revoked
+from flask_session_registry import ConfigurationError, clock, entries, session_revoked
 
 HOUR = 3600
 
@@ -518,3 +520,69 @@ def test_store_that_fails_while_a_user_is_deleted(
     with site.context():
         assert site.sessions.prune().purged == 2
     assert site.entries() == {}
+
+
+# -- a clock that was ahead ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("timeout", "interval"), [("IDLE_TIMEOUT", 300), ("ABSOLUTE_TIMEOUT", 300), (None, None)]
+)
+def test_login_while_the_clock_was_ahead(
+    make_site: SiteFactory,
+    database: str,
+    monkeypatch: pytest.MonkeyPatch,
+    timeout: str | None,
+    interval: int | None,
+) -> None:
+    """19, 49: once it is right, the next request counts as the beginning, and timeouts go on."""
+    config = {f"SESSION_REGISTRY_{timeout}": 3600} if timeout else {}
+    site = make_site(
+        "files",
+        database,
+        SESSION_REGISTRY_TOUCH_INTERVAL=interval,
+        PERMANENT_SESSION_LIFETIME=3600,
+        **config,
+    )
+    firefox = site.browser()
+    right, ahead = clock.now, dt.timedelta(days=1)
+    monkeypatch.setattr(clock, "now", lambda: right() + ahead)
+    firefox.login()
+    monkeypatch.setattr(clock, "now", right)
+    assert firefox.is_signed_in
+    (row,) = site.rows()
+    for moment in (row.created_at, row.last_seen_at, row.authenticated_at):
+        assert abs(right() - moment) < dt.timedelta(minutes=1)
+    monkeypatch.setattr(clock, "now", lambda: right() + dt.timedelta(hours=1.1))
+    assert not firefox.is_signed_in
+
+
+def test_touch_leaves_what_is_not_ahead(site: Site, firefox: Browser) -> None:
+    """19: when a session began, and when the password was given, stay as they are."""
+    firefox.login()
+    before = days_ago(0.5)
+    site.change(created_at=before, authenticated_at=before, last_seen_at=days_ago(0.25))
+    assert firefox.is_signed_in
+    (row,) = site.rows()
+    assert (row.created_at, row.authenticated_at) == (before, before)
+    assert row.last_seen_at > days_ago(0.1)
+
+
+def test_rotation_while_the_clock_was_ahead(
+    site: Site, firefox: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """19: a browser with the id from before it can sign in at once, and not a day later."""
+
+    @site.app.get("/form")
+    def form() -> str:
+        assert not current_user.is_authenticated
+        session["csrf_token"] = "secret"
+        return "form"
+
+    firefox.login()
+    old = firefox.copy("session")
+    right = clock.now
+    monkeypatch.setattr(clock, "now", lambda: right() + dt.timedelta(days=1))
+    firefox.post("/password", password="new")
+    monkeypatch.setattr(clock, "now", right)
+    assert old.get("/form").headers.getlist("Set-Cookie")
