@@ -208,8 +208,11 @@ def written_since(opened: dict[str, t.Any] | None, session: SessionMixin) -> dic
     return {key: session[key] for key in session if key not in known}
 
 
-def keep_login_only(session: SessionMixin) -> None:
-    """Drop everything that somebody else left in the session before this login."""
-    kept = {key: session[key] for key in _OF_THE_LOGIN if key in session}
+def keep_login_only(session: SessionMixin, written: dict[str, t.Any]) -> None:
+    """Drop everything that somebody else left in the session before this login.
+
+    :param written: what this request has put there, for the new user.
+    """
+    kept = written | {key: session[key] for key in _OF_THE_LOGIN if key in session}
     session.clear()
     session.update(kept)

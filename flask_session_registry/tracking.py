@@ -124,7 +124,12 @@ def _begin_login(app: Flask, installation: Installation, user: t.Any) -> None:
     earlier = state.login
     evidence = _evidence(app, installation, user, before)
     if had_marker and not _is_same_user(earlier.user if earlier else before and before.user, user):
-        session_ids.keep_login_only(session)
+        opened = gate.session_at_the_beginning(installation, app) or {}
+        # What was put there after an earlier login is that user's; and if the entry is gone by now,
+        # nothing says what was there before.
+        is_known = earlier is None and MARKER in opened
+        written = session_ids.written_since(opened, session) if is_known else {}
+        session_ids.keep_login_only(session, written)
     left = earlier.session_id if earlier else session_ids.session_id(session)
     # Not as the check knows it: nobody may have asked for the user before.
     lost = earlier.lost_store_id if earlier else session_ids.lost_store_id(app, session)

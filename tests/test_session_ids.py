@@ -975,3 +975,45 @@ def test_form_that_writes_before_it_asks(store_site: Site, marker: str | None) -
     assert firefox.get("/cart").json == {"cart": None}
     assert firefox.post("/form", token=token).text == "signed in"
     assert firefox.name_shown == "ann"
+
+
+def test_impersonation(store_site: Site) -> None:
+    """18: what the view has put into the session for the next user stays, and nothing else does."""
+
+    @store_site.app.post("/impersonate")
+    def impersonate() -> str:
+        session["impersonator"] = current_user.name
+        session["cart"] = "changed"
+        login_user(store_site.user("bob"))
+        return "ok"
+
+    @store_site.app.get("/session")
+    def contents() -> list[t.Any]:
+        return [session.get(key) for key in ("impersonator", "cart", "note")]
+
+    firefox = store_site.browser()
+    firefox.login("ann")
+    firefox.post("/cart", item="book")
+    firefox.post("/impersonate")
+    assert firefox.name_shown == "bob"
+    assert firefox.get("/session").json == ["ann", None, None]
+
+
+@pytest.mark.parametrize("store", ["redis", "files"])
+def test_switch_of_users_while_the_entry_is_lost(make_site: SiteFactory, store: str) -> None:
+    """18: nothing says what was there before, so nothing of the first one's data is kept."""
+    site = make_site(store)
+
+    @site.app.post("/switch")
+    def switch() -> str:
+        assert session["cart"] == "book"
+        site.app.session_interface._delete_session(site.rows()[0].store_id)  # type: ignore[attr-defined]
+        login_user(site.user("bob"))
+        return "ok"
+
+    firefox = site.browser()
+    firefox.login("ann")
+    firefox.post("/cart", item="book")
+    firefox.post("/switch")
+    assert firefox.name_shown == "bob"
+    assert firefox.get("/cart").json == {"cart": None}
