@@ -6,6 +6,7 @@ import contextlib
 import functools
 import typing as t
 import uuid
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 import sqlalchemy as sa
@@ -26,6 +27,7 @@ from .transaction import on_commit, waiting_for
 PASSWORD_CHANGED = "password_changed"
 
 _LISTENING = "_flask_session_registry_listening"
+_INSTALLATIONS = "_flask_session_registry_installations"
 _View = t.TypeVar("_View", bound=Callable[..., t.Any])
 
 
@@ -300,6 +302,9 @@ def listen(installation: Installation) -> None:
         setattr(model, _LISTENING, listening)
         sa.event.listen(model, "after_update", _on_update, propagate=True)
         sa.event.listen(model, "before_delete", _on_delete, propagate=True)
+        # Weakly: an app that is gone takes its registry with it.
+        setattr(model, _INSTALLATIONS, weakref.WeakSet())
+    vars(model)[_INSTALLATIONS].add(installation)
     if credentials.names not in listening:
         listening.add(credentials.names)
         credentials.listen()
@@ -309,6 +314,8 @@ def _on_update(_: object, connection: sa.Connection, user: t.Any) -> None:
     """Within a flush that has just written a user, whose row is locked thereby."""
     installation = find_installation()
     if installation is None or not isinstance(user, installation.credentials.user_model):
+        if not is_rehash(user):
+            _bar_without_app(connection, user)
         return
     credentials, records = installation.credentials, installation.records
     change = credentials.change(connection, user)
@@ -381,6 +388,31 @@ def _on_delete(_: object, connection: sa.Connection, user: t.Any) -> None:
         user_id = installation.user_id_of(user)
         installation.records.lock_users(connection.execute, [user_id])
         _end_all(installation, connection, user, "deleted", are_deleted=True)
+    else:
+        _bar_without_app(connection, user, is_deleted=True)
+
+
+def _bar_without_app(connection: sa.Connection, user: t.Any, *, is_deleted: bool = False) -> None:
+    """Let no session of a user be adopted who is changed where no app is the current one.
+
+    By a thread or a script with a database session of its own, say. What else a change does needs
+    the app; the session check does without: it compares the password, and asks for the user.
+    """
+    changed: dict[tuple[str, ...], bool] = {}
+    for cls in type(user).__mro__:
+        for installation in [*vars(cls).get(_INSTALLATIONS, ())]:
+            if not installation.settings.adopts:
+                continue
+            credentials, user_ids = installation.credentials, [installation.user_id_of(user)]
+            if is_deleted:
+                installation.records.lock_users(connection.execute, user_ids)
+            elif credentials.names not in changed:
+                # Asked once: it forgets what was before.
+                change = credentials.change(connection, user)
+                changed[credentials.names] = change is not None or not user.is_active
+            if is_deleted or changed[credentials.names]:
+                dialect = connection.dialect.name
+                installation.table.bar(connection.execute, user_ids, dialect=dialect)
 
 
 def _end_all(

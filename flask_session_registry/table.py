@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from flask_login import UserMixin
+from sqlalchemy.dialects import postgresql
 
 from . import clock, records
 from .credentials import SUPERSEDED, Credentials, Evidence, StoredCredential
@@ -236,9 +237,10 @@ class Table:
         return rotated_at is not None and clock.is_within(duration, of=clock.as_utc(rotated_at))
 
     def owner(self, execute: Execute, id: uuid.UUID) -> list[t.Any]:
-        """Whose session this is, in a list; empty if there is none."""
+        """Whose session this is that has not ended, in a list; empty if there is none."""
         model = self.model
-        return list(execute(sa.select(model.user_id).where(model.id == id)).scalars())
+        stands = (model.id == id, model.revoked_at.is_(None))
+        return list(execute(sa.select(model.user_id).where(*stands)).scalars())
 
     def lock_users(
         self, execute: Execute, user_ids: Sequence[t.Any], *, waits: bool = True
@@ -798,27 +800,37 @@ class Table:
         with self.db.session.no_autoflush:
             return self._has(self.db.session.execute, _bars(user_id))
 
-    def bar(self, execute: Execute, user_ids: Sequence[t.Any]) -> None:
+    def bar(
+        self, execute: Execute, user_ids: Sequence[t.Any], *, dialect: str | None = None
+    ) -> None:
         """Let no session of these users be adopted from now on.
 
-        The transaction holds the rows of the users.
+        The transaction holds the rows of the users. At the app's level it may be too old to see a
+        bar that is there: PostgreSQL then refuses it as overtaken, with all that it has done.
+
+        :param dialect: the name of the database's, where there is no app to ask.
         """
-        self._bar(execute, [_bar(user_id) for user_id in user_ids])
+        self._bar(execute, [_bar(user_id) for user_id in user_ids], dialect or self._dialect)
 
     def bar_everybody(self) -> None:
         """Let no session of anybody be adopted from now on."""
         with contextlib.suppress(sa.exc.IntegrityError), self.users.transaction() as session:
-            self._bar(session.execute, [_BAR_OF_ALL])
+            self._bar(session.execute, [_BAR_OF_ALL], self._dialect)
 
-    def _bar(self, execute: Execute, bars: Sequence[uuid.UUID]) -> None:
+    def _bar(self, execute: Execute, bars: Sequence[uuid.UUID], dialect: str) -> None:
         model = self.model
         there = set(execute(sa.select(model.id).where(model.id.in_(bars))).scalars())
         for id in bars:
             if id not in there:
-                insertion = self._row_of_nobody("barred", id=id, purged_at=clock.now())
-                for dialect in _INNODB:
-                    # It may show the table as it was before somebody else has barred the user.
-                    insertion = insertion.prefix_with("IGNORE", dialect=dialect)
+                # The transaction may see the table as it was before another has barred the user.
+                insertion = self._row_of_nobody(
+                    "barred",
+                    allows_conflict=dialect == "postgresql",
+                    id=id,
+                    purged_at=clock.now(),
+                )
+                for innodb in _INNODB:
+                    insertion = insertion.prefix_with("IGNORE", dialect=innodb)
                 execute(insertion)
 
     @_hiding_parameters()
@@ -831,7 +843,8 @@ class Table:
         holds the user's row.
 
         :param is_fresh: whether the transaction has read nothing before it held that. Else InnoDB
-            would show the table as it was then, unless it locks what it reads.
+            would show the table as it was then, unless it locks what it reads. PostgreSQL may do so
+            in any case; it refuses the row, or the bar that follows, where that is there by now.
         """
         model = self.model
 
@@ -844,7 +857,8 @@ class Table:
             return t.cast(int, row.generation) if row.revoked_at is None else None
         if first(sa.select(model.id).where(model.id.in_(_bars(values["user_id"])))) is not None:
             return None
-        execute(self._insertion_of(values))
+        is_postgresql = self._dialect == "postgresql"
+        execute(self._insertion_of(values, allows_conflict=is_postgresql))
         return t.cast(int, values["generation"])
 
     def adopt_late(self, values: dict[str, t.Any]) -> int | None:
@@ -959,9 +973,19 @@ class Table:
         ).first()
         return None if stored is None else self.credentials.read(stored[1:])
 
-    def _insertion_of(self, values: dict[str, t.Any]) -> sa.Insert:
+    def _insertion_of(
+        self, values: dict[str, t.Any], *, allows_conflict: bool = False
+    ) -> sa.Insert:
+        """An ``INSERT`` of a row.
+
+        :param allows_conflict: whether PostgreSQL is to go on where there is one with this id; it
+            can't if the transaction is too old to see that one, and says so as of any other write.
+        """
         column = self.columns
-        return self.table.insert().values({column[name]: values[name] for name in values})
+        named = {column[name]: values[name] for name in values}
+        if allows_conflict:
+            return postgresql.insert(self.table).values(named).on_conflict_do_nothing()
+        return self.table.insert().values(named)
 
     def _has(self, execute: Execute, ids: Sequence[uuid.UUID]) -> bool:
         statement = sa.select(self.model.id).where(self.model.id.in_(ids)).limit(1)
@@ -1115,12 +1139,15 @@ class Table:
             )
         )
 
-    def _row_of_nobody(self, reason: str, **values: t.Any) -> sa.Insert:
+    def _row_of_nobody(
+        self, reason: str, *, allows_conflict: bool = False, **values: t.Any
+    ) -> sa.Insert:
         """An ``INSERT`` of a row that has ended, and is no session."""
         moments = ("created_at", "last_seen_at", "authenticated_at", "revoked_at")
         return self._insertion_of(
             {**dict.fromkeys(moments, clock.now()), "generation": 0, "revoked_reason": reason}
-            | values
+            | values,
+            allows_conflict=allows_conflict,
         )
 
     @functools.cached_property

@@ -10,12 +10,21 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
 from conftest import SiteFactory
-from flask import session
-from flask_login import UserMixin, current_user, login_required, login_user, logout_user
-from site_under_test import STORES, Browser, Site, is_signed_cookie
+from flask import Flask, session
+from flask_login import (
+    LoginManager,
+    UserMixin,
+    current_user,
+    login_required,
+    login_user,
+    logout_user,
+)
+from site_under_test import STORES, Browser, Site, is_signed_cookie, user_class
 
 from flask_session_registry import SessionRegistry, session_registered
+from flask_session_registry.credentials import rehash
 from flask_session_registry.table import Table
 
 Before = t.Callable[..., Site]
@@ -1123,3 +1132,166 @@ def test_change_beside_a_request_that_was_first(before: Before, database: str) -
     assert firefox.is_signed_in
     assert not copy.is_signed_in
     assert len(site.rows()) == 1
+
+
+# -- where the app's transactions don't see what has just happened -------------------------------
+
+LEVELS = [
+    ("postgresql", "REPEATABLE READ"),
+    ("postgresql", "SERIALIZABLE"),
+    ("mariadb", "REPEATABLE READ"),
+]
+
+
+@pytest.mark.parametrize(("database", "level"), LEVELS)
+@pytest.mark.parametrize(
+    ("what", "bar"),
+    [
+        ("nothing", "user"),
+        ("the others", "user"),
+        ("one that has ended", "user"),
+        ("password", "user"),
+        ("the others", "everybody"),
+    ],
+)
+def test_revoked_behind_an_old_snapshot(
+    before: Before, database: str, level: str, what: str, bar: str
+) -> None:
+    """A session is neither adopted nor spared by a transaction that is too old to see the bar.
+
+    What is refused is refused as PostgreSQL refuses any change that was overtaken.
+    """
+    options = {"isolation_level": level}
+    site = before("cookie", database, SQLALCHEMY_ENGINE_OPTIONS=options)
+    thief = site.browser()
+    thief.login()
+    install(site)
+    errors: list[Exception] = []
+    ended: list[uuid.UUID] = []
+    revoke = revoke_all if bar == "user" else command("--all", "--yes")
+
+    @site.app.post("/slow")
+    @login_required
+    def slow() -> str:
+        with ThreadPoolExecutor() as pool:
+            pool.submit(revoke, site).result(20)
+        try:
+            if what == "the others":
+                site.sessions.revoke_all(current_user, except_current=True)
+            elif what == "one that has ended":
+                assert not site.sessions.revoke(ended[0])
+            elif what == "password":
+                current_user.password_hash = "new"
+            site.db.session.commit()
+        except Exception as error:
+            site.db.session.rollback()
+            errors.append(error)
+        return "ok"
+
+    site.browser("Chrome").login()
+    ended.append(site.rows()[0].id)
+    with site.context():
+        site.sessions.revoke(ended[0])
+        # Nothing but what the thief has is left of the bar.
+        site.db.session.execute(sa.delete(site.sessions.UserSession).filter_by(user_id=None))
+        site.db.session.commit()
+    thief.post("/slow")
+    assert not thief.is_signed_in
+    assert site.active() == 0
+    for error in errors:
+        assert isinstance(error, sa.exc.OperationalError)
+        assert t.cast(t.Any, error.orig).sqlstate == "40001"
+
+
+# -- changes where there is no app ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("what", "has_other_app"),
+    [
+        ("password", False),
+        ("password", True),
+        ("inactive", False),
+        ("deletion", False),
+        ("note", False),
+        ("rehash", False),
+    ],
+)
+def test_change_without_the_app(
+    before: Before, make_site: SiteFactory, database: str, what: str, has_other_app: bool
+) -> None:
+    """A session of its own in a thread, a script, or another app, bars the user just as well."""
+    site = before("cookie", database, model=with_active)
+    firefox, edge = site.browser("Firefox"), site.browser("Edge")
+    firefox.login()
+    edge.login("bob")
+    install(site)
+    with site.context():
+        engine = site.db.engine
+
+    def change_it() -> None:
+        with sa_orm.Session(engine) as own, own.begin():
+            user = own.scalars(sa.select(site.User).filter_by(name="ann")).one()
+            if what == "deletion":
+                own.delete(user)
+            elif what == "rehash":
+                with rehash(user):
+                    user.password_hash = "new"
+                    own.flush()
+            elif what == "inactive":
+                user.active = False
+            else:
+                setattr(user, {"password": "password_hash"}.get(what, what), "new")
+        with engine.begin() as connection:
+            connection.execute(sa.update(site.User).values(active=True))
+
+    if has_other_app:
+        with make_site("cookie").context():
+            change_it()
+    else:
+        change_it()
+    with site.context():
+        assert site.installation.table.is_barred(1) == (what not in ("note", "rehash"))
+        assert not site.installation.table.is_barred(2)
+    assert firefox.is_signed_in == (what in ("note", "rehash"))
+    assert edge.is_signed_in
+
+
+def test_change_without_either_of_two_apps(before: Before) -> None:
+    """Two apps that share the users and the table bar them once."""
+    site = before("cookie")
+    firefox = site.browser()
+    firefox.login()
+    install(site)
+    other = Flask("other")
+    other.config.update(site.app.config)
+    site.db.init_app(other)
+    LoginManager(other)
+    SessionRegistry(other)
+    with site.context():
+        engine = site.db.engine
+    with sa_orm.Session(engine) as own, own.begin():
+        own.scalars(sa.select(site.User).filter_by(name="ann")).one().password_hash = "new"
+    assert not firefox.is_signed_in
+    assert site.rows() == []
+
+
+def test_change_without_an_app_that_adopts(before: Before) -> None:
+    """It costs nothing where no session is adopted."""
+    site = before()
+    install(site, "reject")
+    with site.context():
+        engine = site.db.engine
+    with site.count_statements() as statements, sa_orm.Session(engine) as own, own.begin():
+        own.scalars(sa.select(site.User).filter_by(name="ann")).one().password_hash = "new"
+    assert [text.split()[0] for text in statements.texts] == ["SELECT", "UPDATE"]
+
+
+def with_active(db: t.Any) -> type[t.Any]:
+    return user_class(
+        db, active=sa_orm.mapped_column(sa.Boolean, default=True), is_active=property(_is_active)
+    )
+
+
+def _is_active(user: t.Any) -> bool:
+    return bool(user.active)
