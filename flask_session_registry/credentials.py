@@ -188,9 +188,6 @@ class Credentials:
         )
         self._known = f"flask_session_registry.known.{','.join(names)}"
         self._base = f"flask_session_registry.base.{','.join(names)}"
-        self._flushes: weakref.WeakKeyDictionary[sa.Connection, _Flush] = (
-            weakref.WeakKeyDictionary()
-        )
 
     def listen(self) -> None:
         """Follow the values through the life of every instance of the user model."""
@@ -302,9 +299,10 @@ class Credentials:
     def _on_before_update(self, _: object, connection: sa.Connection, state: _State) -> None:
         if not self.tables:
             return
-        flush = self._flushes.get(connection)
+        flush = self._flush_on(connection)
         if flush is None:
-            flush = self._flushes[connection] = _Flush(self)
+            flush = _Flush(self)
+            _flushes.setdefault(connection, {})[self.user_model, self.names] = flush
             sa.event.listen(connection, "before_execute", flush.before_execute, retval=True)
             sa.event.listen(connection, "after_execute", flush.after_execute)
             if not sa.event.contains(connection.engine, "handle_error", self._explain):
@@ -313,7 +311,7 @@ class Credentials:
 
     def _explain(self, context: sa.engine.ExceptionContext) -> Exception | None:
         """Say of a change of a password that another transaction was first."""
-        flush = self._flushes.get(context.connection) if context.connection else None
+        flush = self._flush_on(context.connection)
         if flush is None or not flush.has_changed or not _was_overtaken(context.original_exception):
             return None
         return StalePasswordError()
@@ -324,7 +322,7 @@ class Credentials:
         It is told once.
         """
         state = sa.inspect(user, raiseerr=True)
-        flush = self._flushes.get(connection)
+        flush = self._flush_on(connection)
         update = flush.updates.pop(_key_of_state(state), None) if flush else None
         if update is None or update.before is None:
             return None
@@ -345,9 +343,21 @@ class Credentials:
             return None
         return Change(before.fingerprint, after.fingerprint, before.shown == after.shown)
 
+    def _flush_on(self, connection: sa.Connection | None) -> _Flush | None:
+        if connection is None:
+            return None
+        return _flushes.get(connection, {}).get((self.user_model, self.names))
+
     def key_in(self, state: _State) -> t.Any:
         """The key that an instance has been given by a flush."""
         return state.mapper.primary_key_from_instance(state.obj())[0]
+
+
+#: What is written on each connection, by users of which model and with which passwords. The apps of
+#: one process may share a user model, to which only the first of them listens.
+_flushes: weakref.WeakKeyDictionary[
+    sa.Connection, dict[tuple[type[t.Any], tuple[str, ...]], _Flush]
+] = weakref.WeakKeyDictionary()
 
 
 class _Update:

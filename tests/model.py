@@ -25,7 +25,7 @@ from pathlib import Path
 import flask_session._utils
 import sqlalchemy as sa
 from flask import got_request_exception, session
-from flask_login import current_user, login_required, login_user
+from flask_login import current_user, login_required, login_user, logout_user
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -249,6 +249,7 @@ class Stage(Site):
         self.has_store = store != "cookie"
         self.told: Callable[[], t.Any] = lambda: None
         self.told_meanwhile = self.told
+        self.told_late = self.told
         self.error: BaseException | None = None
         self.registered: list[uuid.UUID] = []
         #: All session ids that the story has seen.
@@ -320,6 +321,16 @@ class Stage(Site):
             session.modified = True
             return "done"
 
+        @app.post("/held")
+        @login_required
+        def held() -> str:
+            # As the check has loaded it, before anything else happens.
+            assert current_user.password_hash
+            self.db.session.rollback()
+            self.pool.submit(self.told_meanwhile).result(60)
+            self.told_late()
+            return "done"
+
         @app.post("/slow-login/<name>")
         def slow_login(name: str) -> str:
             user = self.user(name)
@@ -385,6 +396,19 @@ outcomes = st.sampled_from([*OUTCOMES, *COMMITTED])
 #: Whether who is signed out signs in first: not, or with "remember me", or without.
 signing_in = st.sampled_from([None, True, False])
 rarely = st.sampled_from([False, False, False, True])
+#: What a request does after it was held, and which of that is a change of the password.
+HELD = ("change", "rehash", "revoke the others", "rotate", "sign in", "sign out")
+CHANGES = ("change", "rehash")
+#: What happens meanwhile.
+meanwhile = st.lists(
+    st.sampled_from(
+        [
+            *("change", "change in SQL", "rehash", "rotate"),
+            *("revoke", "revoke all", "sign out", "sign in"),
+        ]
+    ),
+    max_size=2,
+)
 mostly = st.sampled_from([True, True, True, False])
 
 
@@ -412,6 +436,7 @@ class Story(RuleBasedStateMachine):
         self.copied: dict[Jar, Jar] = {}
         #: What was in the store, by session id.
         self.copies: dict[str, dict[str, t.Any]] = {}
+        self.status = 0
         self.counter = itertools.count(1)
 
     # -- pieces ------------------------------------------------------------------------------
@@ -429,10 +454,17 @@ class Story(RuleBasedStateMachine):
         self.site.keys.add(key)
         return key
 
-    def ask(self, jar: Jar, method: str, path: str, *, status: int = 200, **form: str) -> None:
+    def ask(
+        self, jar: Jar, method: str, path: str, *, status: int | None = 200, **form: str
+    ) -> None:
+        """Send a request.
+
+        :param status: of the answer; ``None``: the caller looks at it.
+        """
         self.site.error = None
         response = jar.browser.open(method, path, data=form)
-        if response.status_code != status:
+        self.status = response.status_code
+        if status is not None and response.status_code != status:
             answer = f"{response.status_code} instead of {status}: {response.text}"
             raise AssertionError(answer) from self.site.error
 
@@ -737,6 +769,93 @@ class Story(RuleBasedStateMachine):
         # It has written its session back.
         model.entries.add(key)
         jar.session = ticket._replace(key=key, secret=model.secrets[0])
+
+    @precondition(is_lively)
+    @rule(jar=jars, actor=actors, verb=st.sampled_from(HELD), steps=meanwhile)
+    def go_on_late(self, jar: Jar, actor: Jar | None, verb: str, steps: list[str]) -> None:
+        """A request has passed the check, and goes on after something else has happened."""
+        model, login, ticket = self.model, self.model.login_of(jar), self.model.ticket_of(jar)
+        if login is None or ticket is None or actor is jar or model.returns(jar):
+            return
+        if model.has_store and ticket.key != login.key:
+            return
+        password, new, before = login.password, self.fresh(verb), self.key_of(jar)
+        refused = verb in CHANGES
+
+        def go_on() -> None:
+            nonlocal refused
+            refused = verb in CHANGES and model.passwords[login.user] != password
+            self.do_late(verb, login.user, new)
+
+        self.site.told_meanwhile = lambda: [self.happen(step, actor, login) for step in steps]
+        self.site.told_late = go_on
+        self.ask(jar, "POST", "/held", status=None)
+        assert self.status == (409 if refused else 200), self.site.error
+        key = self.key_of(jar)
+        is_its_own = not login.is_over and login.number == ticket.number
+        if refused:
+            assert key == before
+        elif verb in CHANGES:
+            if verb == "change" and model.change_password(
+                login.user, new, login if is_its_own else None
+            ):
+                model.rotate(jar, login, key)
+            elif verb == "rehash":
+                model.rehash(login.user, new)
+        elif verb == "revoke the others":
+            model.end_all(login.user, but=login)
+            assert key == before
+        elif verb == "sign out":
+            model.sign_out(jar, login)
+        elif is_its_own and verb == "rotate":
+            model.rotate(jar, login, key)
+        elif is_its_own and verb == "sign in":
+            again = Login(self.site.registered[-1], login.user, password, key)
+            model.leave(login)
+            model.logins.append(again)
+            model.move(jar, again, key)
+        else:
+            # Its session has ended, or gone on elsewhere: it takes no cookie, and leaves none.
+            assert key == before
+
+    def do_late(self, verb: str, user: str, new: str) -> None:
+        site = self.site
+        if verb == "change":
+            current_user.password_hash = new
+            site.db.session.commit()
+        elif verb == "rehash":
+            with site.sessions.same_credentials(current_user):
+                current_user.password_hash = new
+                site.db.session.commit()
+        elif verb == "revoke the others":
+            site.sessions.revoke_all(current_user, except_current=True)
+            site.db.session.commit()
+        elif verb == "rotate":
+            site.sessions.rotate()
+        elif verb == "sign in":
+            login_user(current_user._get_current_object())
+        else:
+            logout_user()
+
+    def happen(self, step: str, actor: Jar | None, login: Login) -> None:
+        """One thing that happens while a request of this login is held."""
+        if step == "change":
+            self.change_password(actor, login.user, "committed", True)
+        elif step == "change in SQL":
+            self.change_password_in_sql(login.user)
+        elif step == "rehash":
+            self.rehash_password(actor, login.user, "committed")
+        elif step == "rotate" and actor:
+            self.rotate(actor, login.user, None)
+        elif step == "revoke":
+            which = len(self.model.logins) - 1 - self.model.logins.index(login)
+            self.revoke(actor, login.user, "committed", which)
+        elif step == "revoke all":
+            self.revoke_all(actor, login.user, "committed", True)
+        elif step == "sign out" and actor:
+            self.sign_out(actor)
+        elif step == "sign in" and actor:
+            self.sign_in(actor, login.user, False)
 
     @precondition(is_lively)
     @rule(jar=jars, user=users)

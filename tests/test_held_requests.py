@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import typing as t
+import uuid
 
 import pytest
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from conftest import SiteFactory
-from flask import Response, request
-from flask_login import current_user, login_required, login_user
-from site_under_test import Browser, Site
+from flask import Flask, Response, request
+from flask_login import LoginManager, current_user, login_required, login_user
+from flask_sqlalchemy import SQLAlchemy
+from site_under_test import Browser, Site, days_ago, user_class
 from test_races import Held, held
 from test_users import make_class
 
-from flask_session_registry import StalePasswordError
+from flask_session_registry import SessionRegistry, StalePasswordError, session_revoked
+from flask_session_registry.credentials import fingerprint
 
 __all__ = ["held"]
 
@@ -375,3 +378,34 @@ def test_app_that_counts_versions_keeps_its_error(make_site: SiteFactory) -> Non
             site.db.session.commit()
         site.db.session.rollback()
     assert stored(site) == "changed meanwhile"
+
+
+def test_second_app_with_the_same_user_model(tmp_path: t.Any) -> None:
+    """57: what one app follows of a user model, all others do."""
+    db, registry = SQLAlchemy(), SessionRegistry()
+    User = user_class(db)  # noqa: N806
+    for name in ("first", "second"):
+        app = Flask(name)
+        app.config.update(SECRET_KEY="x", SQLALCHEMY_DATABASE_URI=f"sqlite:///{tmp_path}/{name}.db")
+        db.init_app(app)
+        LoginManager(app)
+        registry.init_app(app)
+    seen = []
+
+    def ended(_: object, **facts: t.Any) -> None:
+        seen.append(facts["reason"])
+
+    session_revoked.connect(ended)
+    with app.app_context():
+        db.create_all()
+        user = User(name="ann", password_hash="old")
+        db.session.add(user)
+        db.session.commit()
+        row = {"generation": 0, "user_id": user.id, "fingerprint": fingerprint(("old",))}
+        times = dict.fromkeys(("created_at", "last_seen_at", "authenticated_at"), days_ago(0))
+        db.session.add(registry.UserSession(id=uuid.uuid4(), **row, **times))
+        db.session.commit()
+        user.password_hash = "new"
+        db.session.commit()
+        assert seen == ["password_changed"]
+        db.engine.dispose()
