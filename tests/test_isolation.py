@@ -15,6 +15,7 @@ from crowd import at_once
 from own_servers import own_mariadb
 from servers import wait_for
 from site_under_test import Site
+from test_waiting import holding
 
 from flask_session_registry import own_transaction
 
@@ -28,6 +29,21 @@ ABOVE = [
 
 def at_level(level: str, **options: t.Any) -> dict[str, t.Any]:
     return {"SQLALCHEMY_ENGINE_OPTIONS": {"isolation_level": level, **options}}
+
+
+@pytest.mark.table
+def test_look_at_a_session_that_is_held(make_site: SiteFactory) -> None:
+    """What only reads does not wait, where MariaDB would lock what the app reads."""
+    site = make_site("cookie", "mariadb", **at_level("SERIALIZABLE"))
+    site.browser().login()
+    (row,) = site.rows()
+
+    def look() -> int | None:
+        with site.context():
+            return t.cast("int | None", site.installation.records.standing(row.id))
+
+    with ThreadPoolExecutor(1) as pool, holding(site, "ann", "sessions"):
+        assert pool.submit(look).result(20) == 0
 
 
 @pytest.mark.table
