@@ -218,6 +218,7 @@ def finish(response: Response, app: Flask, installation: Installation) -> Respon
         response = _refused(app, state, _too_many())
     except SupersededError:
         state.login = None
+        remember.withdraw(app, response)
         _drop(app, state)
     if state.is_unavailable or _must_not_be_written(installation, state):
         session_ids.forget(app.session_interface, session)
