@@ -7,7 +7,7 @@ from .errors import (
     PurgeError,
     RecordsError,
     SessionRegistryError,
-    StalePasswordError,
+    StaleRequestError,
     UserError,
 )
 from .extension import SessionRegistry
@@ -27,7 +27,7 @@ __all__ = [
     "RecordsError",
     "SessionRegistry",
     "SessionRegistryError",
-    "StalePasswordError",
+    "StaleRequestError",
     "Stored",
     "UserError",
     "UserSession",

@@ -14,14 +14,17 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
-from flask import has_request_context
+from flask import has_request_context, request
 from sqlalchemy.sql import visitors
 
-from .errors import ConfigurationError, SessionRegistryError, StalePasswordError
+from .errors import ConfigurationError, SessionRegistryError, StaleRequestError
 from .models import key_of
 
 Values = tuple[t.Any, ...]
 _State = sa_orm.InstanceState[t.Any]
+
+#: Where the environment of a request keeps what was seen of each user.
+_SEEN = "flask_session_registry.seen"
 
 #: The fingerprint of a session whose credential was no longer the stored one when its row was
 #: written. It equals no other.
@@ -114,7 +117,7 @@ class StoredCredential(t.NamedTuple):
 class Evidence(t.NamedTuple):
     """Which credential a login was checked against, as far as it was seen."""
 
-    #: What the instance showed when it was first loaded; ``None``: the password was not loaded.
+    #: What an instance showed when one was first loaded; ``None``: the password was not loaded.
     seen: Values | None = None
     #: What this process has stored since.
     stored: tuple[Values, ...] = ()
@@ -129,8 +132,8 @@ class Evidence(t.NamedTuple):
         """
         if current.shown in self.stored:
             return True
-        if self.is_known is not None:
-            return self.is_known(current.fingerprint)
+        if self.is_known is not None and not self.is_known(current.fingerprint):
+            return False
         return self.seen is None or self.seen == current.shown
 
     def __repr__(self) -> str:
@@ -176,8 +179,7 @@ class Credentials:
             _as_stored(getattr(user_model, name), mapper.columns[name]) for name in watched
         ]
         self.tables = {mapper.columns[name].table for name in watched}
-        #: Whether an instance shows its password as the database holds it, read or just written.
-        self.is_plain = all(map(_is_plain, passwords))
+        self._passwords = passwords
         #: What a row must have for :meth:`read`.
         self.stored = [*self.columns]
         if any(map(_converts, passwords)):
@@ -198,11 +200,28 @@ class Credentials:
     # -- what was seen -------------------------------------------------------------------------
 
     def _on_load(self, state: _State, _: object) -> None:
-        loaded = state.dict
-        try:
-            state.info[self._known] = [tuple([loaded[name] for name in self.names])]
-        except KeyError:
-            return  # A deferred column is not loaded.
+        values = self.shown(state)
+        # A deferred column is not loaded.
+        if values is not None:
+            state.info[self._known] = self._known_of(_key_of_state(state), values)
+
+    def _known_of(self, key: t.Any, values: Values) -> list[Values]:
+        """What was seen of a user, these values unless there are others; and what is stored later.
+
+        Within a request by any instance of that user: the one that a password was checked on may be
+        gone by the time of the login.
+        """
+        if not has_request_context():
+            return [values]
+        seen: dict[t.Any, list[Values]] = request.environ.setdefault(_SEEN, {})
+        return seen.setdefault((self.user_model, self.names, key), [values])
+
+    def known(self, user_id: t.Any, info: dict[t.Any, t.Any]) -> list[Values]:
+        """What was seen of a user by an instance with this information, or by this request."""
+        known: list[Values] | None = info.get(self._known)
+        if known is None and has_request_context():
+            known = request.environ.get(_SEEN, {}).get((self.user_model, self.names, user_id))
+        return known or []
 
     def _on_refresh(
         self, state: _State, context: object, attributes: Collection[str] | None
@@ -216,7 +235,7 @@ class Credentials:
         ):
             return
         if self._known not in info:
-            info[self._known] = [values]
+            info[self._known] = self._known_of(_key_of_state(state), values)
             info.pop(self._base, None)
         elif attributes is None or context is None or info.get(self._base, values) is None:
             # The app has asked for it, or written it by a bulk update: a change starts from here.
@@ -229,10 +248,10 @@ class Credentials:
         ):
             state.info[self._base] = None
 
-    def _on_after_insert(self, _: object, __: object, state: _State) -> None:
+    def _on_after_insert(self, _: object, connection: sa.Connection, state: _State) -> None:
         values = self.shown(state)
         # What a type converts on its way into the database is read where it is needed.
-        if values is not None and self.is_plain and not _has_expression(values):
+        if values is not None and self._is_plain_on(connection) and not _has_expression(values):
             state.info[self._known] = [values]
 
     def shown(self, state: _State) -> Values | None:
@@ -249,7 +268,8 @@ class Credentials:
 
         :param is_known: see :attr:`Evidence.is_known`.
         """
-        known: list[Values] = sa.inspect(user, raiseerr=True).info.get(self._known) or []
+        state = sa.inspect(user, raiseerr=True)
+        known = self.known((state.identity or (None,))[0], state.info)
         return Evidence(known[0] if known else None, tuple(known[1:]), is_known)
 
     def seen(self, state: _State) -> list[Values] | None:
@@ -262,6 +282,9 @@ class Credentials:
 
     def forget(self, state: _State) -> None:
         """Forget what was seen, so that the next change starts from what is loaded then."""
+        if has_request_context():
+            key = (self.user_model, self.names, _key_of_state(state))
+            request.environ.get(_SEEN, {}).pop(key, None)
         state.info.pop(self._known, None)
         state.info.pop(self._base, None)
 
@@ -312,9 +335,12 @@ class Credentials:
     def _explain(self, context: sa.engine.ExceptionContext) -> Exception | None:
         """Say of a change of a password that another transaction was first."""
         flush = self._flush_on(context.connection)
-        if flush is None or not flush.has_changed or not _was_overtaken(context.original_exception):
+        if flush is None or not _was_overtaken(context.original_exception):
             return None
-        return StalePasswordError()
+        has_changed = (
+            flush.changed_in is t.cast(sa.Connection, context.connection).get_transaction()
+        )
+        return StaleRequestError() if has_changed else None
 
     def change(self, connection: sa.Connection, user: object) -> Change | None:
         """After an update: what it has changed; ``None`` if the credential is what it was.
@@ -329,7 +355,7 @@ class Credentials:
         before, shown = update.before, self.shown(state)
         if (
             shown is not None
-            and self.is_plain
+            and self._is_plain_on(connection)
             and not _has_expression(shown)
             and not (self.identifying and all(map(_is_unusable, shown)))
         ):
@@ -342,6 +368,10 @@ class Credentials:
         if before.fingerprint == after.fingerprint:
             return None
         return Change(before.fingerprint, after.fingerprint, before.shown == after.shown)
+
+    def _is_plain_on(self, connection: sa.Connection) -> bool:
+        """Whether an instance shows its password as the database holds it, just written, too."""
+        return all(_is_plain(column, connection.dialect) for column in self._passwords)
 
     def _flush_on(self, connection: sa.Connection | None) -> _Flush | None:
         if connection is None:
@@ -382,8 +412,8 @@ class _Flush:
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
         self.updates: dict[t.Any, _Update] = {}
-        #: Whether the transaction has changed a credential.
-        self.has_changed = False
+        #: The transaction that has changed a credential.
+        self.changed_in: object = None
         self._compared: tuple[object, _Update] | None = None
 
     def before_execute(
@@ -401,7 +431,8 @@ class _Flush:
                 if update is None or not self._begin(connection, update, is_alone=not many):
                     continue
                 if not many and update.changes(self._credentials.names):
-                    statement = statement.where(*self._conditions(update, statement.table))
+                    conditions = self._conditions(update, statement.table, connection.dialect)
+                    statement = statement.where(*conditions)
                     self._compared = statement, update
         return statement, many, one
 
@@ -432,7 +463,8 @@ class _Flush:
             return False
         if (
             is_alone
-            and credentials.is_plain
+            and len(credentials.tables) == 1
+            and credentials._is_plain_on(connection)
             and seen is not None
             and len(seen) == 1
             and not (credentials.identifying and all(map(_is_unusable, seen[0])))
@@ -443,14 +475,16 @@ class _Flush:
             if before is None or (seen is not None and before.shown not in seen):
                 self._refuse(update)
             update.before = before
-        self.has_changed = True
+        self.changed_in = connection.get_transaction()
         return True
 
-    def _conditions(self, update: _Update, table: t.Any) -> list[sa.ColumnElement[bool]]:
+    def _conditions(
+        self, update: _Update, table: t.Any, dialect: sa.Dialect
+    ) -> list[sa.ColumnElement[bool]]:
         credentials, before = self._credentials, t.cast(StoredCredential, update.before)
         columns = sa.inspect(credentials.user_model).columns
         return [
-            _equals(columns[name], value)
+            _equals(columns[name], value, dialect)
             for name, value in zip(credentials.names, before.stored, strict=False)
             if columns[name].table is table
         ]
@@ -458,7 +492,7 @@ class _Flush:
     def _refuse(self, update: _Update) -> t.NoReturn:
         # Or the next try would be refused as well, although it has loaded what is stored.
         self._credentials.forget(update.state)
-        raise StalePasswordError
+        raise StaleRequestError
 
 
 def _key_of_state(state: _State) -> t.Any:
@@ -475,9 +509,9 @@ def _key_parameter(statement: sa.Update) -> str | None:
     return None
 
 
-def _equals(column: sa.Column[t.Any], value: t.Any) -> sa.ColumnElement[bool]:
+def _equals(column: sa.Column[t.Any], value: t.Any, dialect: sa.Dialect) -> sa.ColumnElement[bool]:
     """Whether a column holds this value, as it came from the database or is plainly stored."""
-    if _is_plain(column):
+    if _is_plain(column, dialect):
         return column.is_not_distinct_from(sa.literal(value, column.type))
     raw = sa.types.NullType()
     return sa.type_coerce(column, raw).is_not_distinct_from(sa.literal(value, raw))
@@ -495,14 +529,15 @@ def _converts(column: sa.Column[t.Any]) -> bool:
     return isinstance(column.type, sa.TypeDecorator)
 
 
-def _is_plain(column: sa.Column[t.Any]) -> bool:
+def _is_plain(column: sa.Column[t.Any], dialect: sa.Dialect) -> bool:
     """Whether the database holds a value as an instance shows it, read or just written."""
     kind = column.type
     return (
         isinstance(kind, (sa.String, sa.LargeBinary))
         and type(kind).__module__.startswith("sqlalchemy.")
-        # PostgreSQL pads the one, and the others are no text.
-        and not isinstance(kind, (sa.CHAR, sa.NCHAR, sa.Enum))
+        and not isinstance(kind, sa.Enum)
+        # PostgreSQL pads it. As the database has it: it may be a variant.
+        and "CHAR" not in kind.compile(dialect=dialect).replace("VARCHAR", "")
         and column.server_onupdate is None
     )
 

@@ -162,6 +162,8 @@ class Elsewhere:
         session = self.get(id)
         return None if session is None else _end_of(session)
 
+    end_now = end_of
+
     def end_of_entry(self, store_id: str) -> tuple[records.End | None, uuid.UUID | None]:
         """How the session ended that has, or had, this key in the store; which it is.
 
@@ -395,8 +397,11 @@ class Elsewhere:
         stored = self.users.credentials_of([user_id])
         if not stored:
             return None
-        is_current = evidence.covers(stored[user_id])
-        fingerprint = stored[user_id].fingerprint if is_current else SUPERSEDED
+        current = stored[user_id]
+        is_current = evidence.covers(current) or any(
+            self._vouches(one, current.fingerprint) for one in replaces
+        )
+        fingerprint = current.fingerprint if is_current else SUPERSEDED
         session = UserSession(**values, fingerprint=fingerprint)
         session.due_at = self._due_at(session)
         surplus: list[Stored] = []
@@ -416,11 +421,16 @@ class Elsewhere:
             raise
         return surplus
 
+    def _vouches(self, before: Replaced, fingerprint: str | None) -> bool:
+        """Whether a session whose place a login takes has the user's current credential."""
+        standing = self.standing(before.id) if before.vouches else None
+        return standing == (before.generation, fingerprint)
+
     def _replace(self, before: Replaced) -> None:
         """End the session that a login takes the place of, unless it is somebody else's by now."""
         where = {} if before.generation is None else {"generation": before.generation}
         ended = self._end([before.id], {"revoked_reason": "replaced"}, where=where)
-        if before.is_required and not ended:
+        if before.generation is not None and not ended:
             raise SupersededError
 
     def _surplus(

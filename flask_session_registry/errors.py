@@ -31,16 +31,17 @@ class RecordsError(SessionRegistryError):
     """
 
 
-class StalePasswordError(SessionRegistryError, Conflict):
-    """The password was changed by somebody else after this user was loaded.
+class StaleRequestError(SessionRegistryError, Conflict):
+    """A password can't be changed: another request has changed it, or ended this session, first.
 
-    Raised by the flush that would have stored another one over it, or by the commit. Nothing of the
-    transaction is stored, and no session has ended. Roll back, load the user again and check the
-    current password again before another try. Left to Flask, it is answered with 409.
+    Raised by the flush that would have stored it, or by the commit. Nothing of the transaction is
+    stored, and no session has ended. Roll back, load the user again and check the current password
+    again before another try. Left to Flask, it is answered with 409.
     """
 
     description = (
-        "The password was changed by another request in the meantime. This change was not stored."
+        "The password, or this session, was changed by another request in the meantime. This change"
+        " was not stored."
     )
 
 

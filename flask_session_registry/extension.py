@@ -16,7 +16,7 @@ from werkzeug.exceptions import Conflict
 
 from . import gate, housekeeping, revocation, session_ids, tracking, witness
 from .cli import commands
-from .errors import ConfigurationError, SessionRegistryError, StalePasswordError
+from .errors import ConfigurationError, SessionRegistryError, StaleRequestError
 from .home import UserSession
 from .housekeeping import PruneResult
 from .installation import Installation, get_installation, install, unwrap
@@ -366,7 +366,7 @@ def _follow_requests(app: Flask, installation: Installation) -> None:
 def _answer_stale_changes(app: Flask, installation: Installation) -> None:
     """Answer a refused change of a password as the app answers conflicts (409)."""
 
-    def refuse(error: StalePasswordError) -> Response:
+    def refuse(error: StaleRequestError) -> Response:
         # Or the error page could not ask the database anything.
         installation.db_session.rollback()
         current = gate.current(installation)
@@ -375,7 +375,7 @@ def _answer_stale_changes(app: Flask, installation: Installation) -> None:
             revocation.follow_current(installation, [current.user_id])
         return app.make_response(app.handle_http_exception(Conflict(error.description)))
 
-    app.register_error_handler(StalePasswordError, refuse)
+    app.register_error_handler(StaleRequestError, refuse)
 
 
 def _plain(

@@ -116,7 +116,7 @@ def complete_reason(installation: Installation, state: RequestState) -> str | No
         end, id = installation.records.end_of_entry(state.lost_store_id)
         if end is not None:
             state.rejected, state.rejected_id = end.reason, id
-            state.is_late = _is_late(end)
+            state.is_late = is_late(end)
     return state.rejected
 
 
@@ -240,7 +240,7 @@ def _check_row(
         end = installation.records.end_of(id)
         if end is None:
             return "unknown"
-        state.is_late = _is_late(end)
+        state.is_late = is_late(end)
         return end.reason
     user, row_generation, credential, last_seen_at, store_id, created_at, *passwords = row
     if credential != installation.credentials.fingerprint(tuple(passwords)):
@@ -281,7 +281,7 @@ def _check_row(
     return None
 
 
-def _is_late(end: End) -> bool:
+def is_late(end: End) -> bool:
     """Whether a request may come from before the browser itself ended its session."""
     return end.reason in BY_THE_BROWSER and clock.is_within(OVERLAP, of=end.at)
 

@@ -99,10 +99,11 @@ class Replaced(t.NamedTuple):
     """A session that a login takes the place of."""
 
     id: uuid.UUID
-    #: In another one it does not end; ``None``: in any.
+    #: The one that the login depends on: in another one it is somebody else's by now. ``None``:
+    #: nothing depends on it.
     generation: int | None
-    #: Whether the login does not stand if it can't end.
-    is_required: bool
+    #: Whether it is of the user who signs in: as long as it stands, so does the login.
+    vouches: bool
 
 
 class Left(t.NamedTuple):

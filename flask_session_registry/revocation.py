@@ -16,7 +16,7 @@ from flask import session as flask_session
 
 from . import adoption, gate, remember, session_ids, signals
 from .credentials import is_rehash, rehash
-from .errors import RecordsError, StalePasswordError
+from .errors import RecordsError, StaleRequestError
 from .housekeeping import Purge
 from .installation import Installation, find_installation, get_installation, unwrap
 from .log import log
@@ -240,7 +240,7 @@ def follow_current(installation: Installation, user_ids: Sequence[t.Any]) -> Non
         # Nobody has asked who this is. If it has ended, it must not be written back.
         marker = None if state.is_known(carried) else read_marker(carried)
         if marker is not None and _standing(installation, marker[0]) is None:
-            _sign_out(app, state)
+            _sign_out(installation, app, state, marker[0])
         return
     if current.user_id not in user_ids:
         return
@@ -249,7 +249,7 @@ def follow_current(installation: Installation, user_ids: Sequence[t.Any]) -> Non
     if standing is None:
         state.current = None
         if is_carried:
-            _sign_out(app, state)
+            _sign_out(installation, app, state, current.id)
     elif standing[0] == current.generation:
         pass
     elif standing in current.held:
@@ -274,8 +274,16 @@ def _standing(installation: Installation, id: uuid.UUID) -> tuple[int, str | Non
         return None
 
 
-def _sign_out(app: Flask, state: RequestState) -> None:
-    state.forgets_remember = remember.is_ours(app)
+def _sign_out(installation: Installation, app: Flask, state: RequestState, id: uuid.UUID) -> None:
+    """Turn the rest of this request into an anonymous one: its session has ended."""
+    end = None
+    with contextlib.suppress(*UNAVAILABLE):
+        end = installation.records.end_now(id)
+    if end is not None and gate.is_late(end):
+        # The browser may be signed in again by now.
+        state.rejected, state.rejected_id, state.is_late = end.reason, id, True
+    else:
+        state.forgets_remember = remember.is_ours(app)
     gate.make_anonymous(app, state)
 
 
@@ -333,7 +341,7 @@ def _on_update(_: object, connection: sa.Connection, user: t.Any) -> None:
     if current is not None and not current.knows(change.before):
         # Since the check, whatever the view may have loaded later.
         credentials.forget(sa.inspect(user))
-        raise StalePasswordError
+        raise StaleRequestError
     if current is not None:
         current.stored.append(change.after)
     adoption.settle(installation, connection.execute, [user_id])
@@ -364,7 +372,11 @@ def _on_update(_: object, connection: sa.Connection, user: t.Any) -> None:
         renewal = Renewal(current.id, current.held, has_entry=current.store_id is not None)
     revocation = Revocation(installation, unwrap(current_app), [user_id], reason)
     password_change = PasswordChange(change.after, renewal)
-    revocation.end(connection.execute, change=password_change, already=None)
+    ending = revocation.end(connection.execute, change=password_change, already=None)
+    if current is not None and not ending.is_renewed:
+        # The session that does it has ended, or is somebody else's by now.
+        credentials.forget(sa.inspect(user))
+        raise StaleRequestError
     # Also if nobody was signed in: left uncommitted, the password is not to be stored either.
     revocation.follow_commit_of(session)
 

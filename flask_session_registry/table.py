@@ -192,10 +192,18 @@ class Table:
 
     def end_of(self, id: uuid.UUID) -> records.End | None:
         """Why and when a session ended; ``None`` if it has not, or there is none."""
+        with self.db.session.no_autoflush:
+            return self._end_of(self.db.session.execute, id)
+
+    def end_now(self, id: uuid.UUID) -> records.End | None:
+        """The same, where the app's session can't be asked: its transaction is just ending."""
+        with self.users.reading() as session:
+            return self._end_of(session.execute, id)
+
+    def _end_of(self, execute: Execute, id: uuid.UUID) -> records.End | None:
         model = self.model
         statement = sa.select(model.revoked_reason, model.revoked_at).where(model.id == id)
-        with self.db.session.no_autoflush:
-            row = self.db.session.execute(statement).first()
+        row = execute(statement).first()
         return None if row is None else _end_of(row)
 
     def end_of_entry(self, store_id: str) -> tuple[records.End | None, uuid.UUID | None]:
@@ -440,14 +448,10 @@ class Table:
             current = self._lock_user(session, values["user_id"])
             if current is None:
                 return None
-            for one in replaces:
-                ending = self.table.update().where(*self._as_replaced(one))
-                result = session.execute(ending.values(self._ending("replaced")))
-                is_replaced = t.cast("sa.CursorResult[t.Any]", result).rowcount
-                if one.is_required and not is_replaced:
-                    raise SupersededError
-            surplus: list[Stored] = []
             is_current = evidence.covers(current)
+            for one in replaces:
+                is_current |= self._replace(session, one, current.fingerprint)
+            surplus: list[Stored] = []
             if limit is not None and is_current:
                 surplus = self._surplus(
                     session, values["user_id"], current.fingerprint, limit, expiry
@@ -1182,12 +1186,26 @@ class Table:
             column.id == id, column.generation == generation, column.revoked_at.is_(None)
         )
 
-    def _as_replaced(self, one: Replaced) -> list[sa.ColumnElement[bool]]:
+    def _replace(self, session: sa_orm.Session, one: Replaced, fingerprint: str | None) -> bool:
+        """End a session whose place a login takes; whether it vouches for the login.
+
+        :param fingerprint: of the user's current credential.
+        :raises SupersededError: it stands no more, and the login depends on it.
+        """
         column = self.columns
-        conditions = [column.id == one.id, column.revoked_at.is_(None)]
+        ending = self.table.update().values(self._ending("replaced"))
+        ending = ending.where(column.id == one.id, column.revoked_at.is_(None))
         if one.generation is not None:
-            conditions.append(column.generation == one.generation)
-        return conditions
+            ending = ending.where(column.generation == one.generation)
+        has_it = column.fingerprint.is_not_distinct_from(fingerprint)
+        if one.vouches and self._changed(session, ending.where(has_it)):
+            return True
+        if not self._changed(session, ending) and one.generation is not None:
+            raise SupersededError
+        return False
+
+    def _changed(self, session: sa_orm.Session, statement: sa.Update) -> int:
+        return t.cast("sa.CursorResult[t.Any]", session.execute(statement)).rowcount
 
     def _end(self, execute: Execute, id: uuid.UUID, reason: str) -> bool:
         column = self.columns

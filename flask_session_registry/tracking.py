@@ -345,15 +345,14 @@ def _register(
     replaced: list[Replaced] = []
     ended: list[tuple[uuid.UUID, tuple[str, ...]]] = []
     if before is not None:
-        # Who was signed in already has shown nothing but this session.
-        is_required = _is_same_user(before.user, login.user)
-        replaced.append(Replaced(before.id, before.generation, is_required))
+        vouches = _is_same_user(before.user, login.user)
+        replaced.append(Replaced(before.id, before.generation, vouches))
         ended.append((before.id, before.keys))
     if user_id is not None:
         if login.lost_store_id is not None:
             # Nobody can come back to it: it would only take a place, and be listed.
             lost = installation.records.standing_with_key(login.lost_store_id, user_id)
-            replaced += [Replaced(row.id, None, is_required=False) for row in lost]
+            replaced += [Replaced(row.id, None, vouches=False) for row in lost]
             ended += [(row.id, row.keys) for row in lost]
         is_new_device = is_told and _is_new_device(app, installation, values)
         surplus = installation.records.add(

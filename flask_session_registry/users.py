@@ -12,7 +12,7 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from flask_sqlalchemy import SQLAlchemy
 
-from .credentials import Credentials, StoredCredential
+from .credentials import SUPERSEDED, Credentials, StoredCredential
 from .own_transaction import limit_waiting, own_transaction
 
 
@@ -55,10 +55,16 @@ class Users:
             return {user_id: self.credentials.read(values) for user_id, *values in rows}
 
     def fingerprint_of(self, user_id: t.Any) -> str | None:
-        """The fingerprint of a user's credential, as the app's session sees it now."""
+        """The fingerprint of a user's credential, as the app's session sees it now.
+
+        If this request has seen another one, it equals none.
+        """
         with self.db.session.no_autoflush:
             current = self.credentials.current(self.db.session.execute, user_id)
-        return None if current is None else current.fingerprint
+        if current is None:
+            return None
+        known = self.credentials.known(user_id, {})
+        return SUPERSEDED if known and current.shown not in known else current.fingerprint
 
     def find(self, attribute: str, value: str) -> list[t.Any]:
         """The keys of the users with this value; empty if it can't be a value of the column.

@@ -9,14 +9,14 @@ import pytest
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from conftest import SiteFactory
-from flask import Flask, Response, request
-from flask_login import LoginManager, current_user, login_required, login_user
+from flask import Flask, Response, flash, request
+from flask_login import LoginManager, UserMixin, current_user, login_required, login_user
 from flask_sqlalchemy import SQLAlchemy
 from site_under_test import Browser, Site, days_ago, user_class
 from test_races import Held, held
 from test_users import make_class
 
-from flask_session_registry import SessionRegistry, StalePasswordError, session_revoked
+from flask_session_registry import SessionRegistry, StaleRequestError, session_revoked
 from flask_session_registry.credentials import fingerprint
 
 __all__ = ["held"]
@@ -183,6 +183,92 @@ def test_copy_does_not_sign_in_again(
     assert chrome.is_signed_in is (verb in ("/rotate", "/login-again"))
 
 
+@pytest.mark.parametrize("verb", ["/password", "/logout"])
+def test_copy_does_not_sign_in_somebody_else(
+    make_site: SiteFactory, held: Held, home: str, verb: str
+) -> None:
+    """An impersonation that is held, when the session that may do it is gone: not signed in."""
+    site = make_site("cookie")
+
+    @site.app.post("/impersonate")
+    @login_required
+    def impersonate() -> str:
+        assert current_user.name
+        site.db.session.rollback()
+        held.wait()
+        login_user(site.user("bob"))
+        return "signed in"
+
+    chrome = site.browser("Chrome")
+    chrome.login()
+    thief = chrome.copy()
+    answer = held.start(lambda: thief.post("/impersonate"))
+    chrome.post(verb, password="new")
+    held.finish(answer)
+    assert thief.name_shown is None
+    assert chrome.is_signed_in is (verb == "/password")
+
+
+@pytest.mark.table
+@pytest.mark.parametrize("verb", ["revoke", "/rotate", "/logout"])
+def test_ended_session_changes_no_password(
+    make_site: SiteFactory, held: Held, database: str, verb: str
+) -> None:
+    """It was ended, or is another one's by now, while its request was held: 409."""
+    site = make_site("cookie", database)
+    add_views(site, held)
+    chrome = site.browser("Chrome")
+    chrome.login()
+    thief = chrome.copy()
+    form = {"old": "hash of ann", "new": "evil", "held": "1", "releases": "1"}
+    answer = held.start(lambda: thief.post("/change", **form))
+    if verb == "revoke":
+        with site.context():
+            site.sessions.revoke(site.rows()[0])
+            site.db.session.commit()
+    else:
+        chrome.post(verb)
+    assert held.finish(answer).status_code == 409
+    assert stored(site) == "hash of ann"
+    assert not thief.is_signed_in
+    assert chrome.is_signed_in is (verb == "/rotate")
+
+
+@pytest.mark.parametrize("asks", [{}, {"asks": "1"}])
+def test_own_late_revocation_leaves_the_next_login_alone(
+    make_site: SiteFactory, held: Held, home: str, asks: dict[str, str]
+) -> None:
+    """The browser has signed in again meanwhile: its new cookies stay, whatever is flashed."""
+    site = make_site("files")
+
+    @site.app.post("/end-all")
+    def end_all() -> str:
+        if "asks" in request.form:
+            assert current_user.is_authenticated
+        user_id = site.user("ann").id
+        site.db.session.rollback()
+        held.wait()
+        site.sessions.revoke_all(site.db.session.get(site.User, user_id), except_current=True)
+        site.sessions.revoke_all(site.user("bob"))
+        site.db.session.commit()
+        flash("done")
+        return "done"
+
+    chrome, phone = site.browser("Chrome"), site.browser("Phone")
+    chrome.login(remember="1")
+    phone.login("bob")
+    late = chrome.copy()
+    late.name = "Chrome"
+    with site.context():
+        # So that there is something to end, which is not this browser's.
+        site.sessions.revoke_all(site.user("bob"))
+        site.db.session.rollback()
+    answer = held.start(lambda: late.post("/end-all", **asks))
+    chrome.login("ann", remember="1")
+    assert site.active() == 1
+    assert not held.finish(answer).headers.getlist("Set-Cookie")
+
+
 @pytest.mark.table
 def test_commit_of_a_connection_is_followed(make_site: SiteFactory) -> None:
     """The password is stored by a session that is bound to a connection, which commits later."""
@@ -320,7 +406,7 @@ def test_stale_instance_outside_of_a_request(site: Site, change: str) -> None:
         ann.password_hash = "stale"
         if change == "many":
             bob.password_hash = "new"
-        with pytest.raises(StalePasswordError, match="changed by another request"):
+        with pytest.raises(StaleRequestError, match="changed by another request"):
             site.db.session.flush() if change == "flush" else site.db.session.commit()
         site.db.session.rollback()
         assert ann.password_hash == "changed meanwhile"
@@ -362,6 +448,48 @@ def counts_versions(db: t.Any) -> type[t.Any]:
     version = sa_orm.mapped_column(sa.Integer, nullable=False)
     key = sa_orm.mapped_column(sa.Integer, primary_key=True)
     return make_class(db, id=key, version=version, __mapper_args__={"version_id_col": version})
+
+
+@pytest.mark.parametrize("attribute", ["note", "password_hash"])
+def test_credential_in_two_tables(make_site: SiteFactory, held: Held, attribute: str) -> None:
+    """One part changes, held, while the owner changes the other: 409, whichever table it is in."""
+
+    def model(db: t.Any) -> t.Any:
+        class Person(db.Model):
+            __tablename__ = "person"
+            id = sa_orm.mapped_column(sa.Integer, primary_key=True)
+            name = sa_orm.mapped_column(sa.String(50), unique=True)
+            password_hash = sa_orm.mapped_column(sa.String(100), nullable=False)
+
+        class User(UserMixin, Person):
+            __tablename__ = "account"
+            id = sa_orm.mapped_column(sa.ForeignKey("person.id"), primary_key=True)
+            note = sa_orm.mapped_column(sa.String(100), nullable=True)
+
+        return User
+
+    names = ("password_hash", "note")
+    site = make_site("cookie", "postgresql", model=model, SESSION_REGISTRY_PASSWORD_ATTRIBUTE=names)
+
+    @site.app.post("/set")
+    @login_required
+    def set_one() -> str:
+        assert current_user.password_hash
+        if "held" in request.form:
+            held.wait()
+        setattr(current_user, request.form["what"], request.form["to"])
+        site.db.session.commit()
+        return "set"
+
+    chrome = site.browser("Chrome")
+    chrome.login()
+    thief = chrome.copy()
+    other = "note" if attribute == "password_hash" else "password_hash"
+    answer = held.start(lambda: thief.post("/set", held="1", what=attribute, to="evil"))
+    assert chrome.post("/set", what=other, to="new").text == "set"
+    assert held.finish(answer).status_code == 409
+    assert chrome.is_signed_in
+    assert not thief.is_signed_in
 
 
 def test_app_that_counts_versions_keeps_its_error(make_site: SiteFactory) -> None:
