@@ -545,7 +545,8 @@ def _is_plain(column: sa.Column[t.Any], dialect: sa.Dialect) -> bool:
 def _identifying_attributes(mapper: sa_orm.Mapper[t.Any], names: Sequence[str]) -> tuple[str, ...]:
     """The attributes whose values no two users share, but for the key."""
     found = []
-    for name, column in mapper.columns.items():
+    for name in sorted(_columns_of(mapper)):
+        column = mapper.columns[name]
         table = column.table
         constraints = [*table.constraints, *table.indexes] if isinstance(table, sa.Table) else []
         is_unique = any(

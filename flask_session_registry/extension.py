@@ -375,7 +375,8 @@ def _answer_stale_changes(app: Flask, installation: Installation) -> None:
             revocation.follow_current(installation, [current.user_id])
         return app.make_response(app.handle_http_exception(Conflict(error.description)))
 
-    app.register_error_handler(StaleRequestError, refuse)
+    # Not by 'register_error_handler', which is refused once the app has answered a request.
+    app.error_handler_spec[None][StaleRequestError.code][StaleRequestError] = refuse
 
 
 def _plain(

@@ -51,6 +51,9 @@ class Habit(t.NamedTuple):
     is_fixed: bool = False
 
 
+#: Connections to MariaDB whose statements wait no longer than ours may.
+_limited: weakref.WeakSet[sa.Connection] = weakref.WeakSet()
+
 _habits: weakref.WeakKeyDictionary[sa.Engine, Habit] = weakref.WeakKeyDictionary()
 
 
@@ -86,7 +89,9 @@ def _set_up(session: sa_orm.Session, model: type[t.Any], habit: Habit, *, writes
     options: t.Any = {"isolation_level": _LEVEL} if habit.is_autocommit else None
     connection = session.connection({"mapper": sa.inspect(model)}, execution_options=options)
     if sets_level:
-        connection.exec_driver_sql(_SET_LEVEL)
+        # By the driver, as what listens to the app's statements need not see it.
+        with contextlib.closing(connection.connection.cursor()) as cursor:
+            cursor.execute(_SET_LEVEL)
     if writes:
         _limit_waiting(connection)
 
@@ -104,13 +109,28 @@ def _limit_waiting(connection: sa.Connection) -> None:
         connection.exec_driver_sql(_LIMIT_WAITING)
     elif getattr(connection.dialect, "is_mariadb", False):
         # It goes with this object, when the connection is given back.
-        sa.event.listen(connection, "before_cursor_execute", _with_limit, retval=True)
+        _limited.add(connection)
+        if not sa.event.contains(connection.engine, "do_execute", _execute):
+            sa.event.listen(connection.engine, "do_execute", _execute)
+            sa.event.listen(connection.engine, "do_executemany", _execute_many)
 
 
-def _with_limit(
-    _: sa.Connection, __: object, statement: str, parameters: t.Any, *___: object
-) -> tuple[str, t.Any]:
-    return _WITH_LIMIT + statement, parameters
+def _execute(cursor: t.Any, statement: str, parameters: t.Any, context: t.Any) -> bool:
+    """Execute a statement of a connection that waits no longer; whether it is one.
+
+    As late as this, so that what listens to statements sees those that were meant.
+    """
+    is_limited = context.root_connection in _limited
+    if is_limited:
+        cursor.execute(_WITH_LIMIT + statement, parameters)
+    return is_limited
+
+
+def _execute_many(cursor: t.Any, statement: str, parameters: t.Any, context: t.Any) -> bool:
+    is_limited = context.root_connection in _limited
+    if is_limited:
+        cursor.executemany(_WITH_LIMIT + statement, parameters)
+    return is_limited
 
 
 def habit_of(factory: _Factory, model: type[t.Any]) -> Habit:
@@ -144,4 +164,6 @@ def _can_set_level(connection: sa.Connection) -> bool:
 
 def logs_statements(connection: sa.Connection) -> bool:
     """Whether MariaDB refuses to write at READ COMMITTED, as its binary log can't repeat it."""
-    return bool(connection.scalar(sa.text("SELECT @@log_bin AND @@binlog_format = 'STATEMENT'")))
+    with contextlib.closing(connection.connection.cursor()) as cursor:
+        cursor.execute("SELECT @@log_bin AND @@binlog_format = 'STATEMENT'")
+        return bool(t.cast("tuple[int]", cursor.fetchone())[0])

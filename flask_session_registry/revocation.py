@@ -251,7 +251,8 @@ def follow_current(installation: Installation, user_ids: Sequence[t.Any]) -> Non
         if is_carried:
             _sign_out(installation, app, state, current.id)
     elif standing[0] == current.generation:
-        pass
+        # A session may be bound to a connection whose transaction goes on.
+        current.awaits_commit = current.held[-1][0] != current.generation
     elif standing in current.held:
         current.settle(*standing)
         current.is_recredited = True

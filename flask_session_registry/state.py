@@ -62,6 +62,8 @@ class Current:
     has_returned: bool = False
     #: Whether this request has given it another credential, and that is committed.
     is_recredited: bool = False
+    #: Whether a commit of this request was heard of that has not changed the row yet.
+    awaits_commit: bool = False
 
     @property
     def marker(self) -> str:

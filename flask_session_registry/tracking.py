@@ -433,9 +433,7 @@ def _end(app: Flask, installation: Installation, state: RequestState, current: C
 def _go_on(app: Flask, installation: Installation, state: RequestState, current: Current) -> bool:
     """The session goes on; whether the browser needs a new "remember me" cookie."""
     interface, browser = app.session_interface, unwrap(session)
-    if current.held[-1][0] != current.generation:
-        # A change of the password whose commit was not heard of: of a connection, say, that a
-        # session of the app is bound to.
+    if current.awaits_commit:
         installation.users.release()
         follow_current(installation, [current.user_id])
         if state.current is None:

@@ -785,6 +785,8 @@ class Story(RuleBasedStateMachine):
         def go_on() -> None:
             nonlocal refused
             refused = verb in CHANGES and model.passwords[login.user] != password
+            if verb == "change" and self.site.home == "table":
+                refused |= login.is_over or login.number != ticket.number
             self.do_late(verb, login.user, new)
 
         self.site.told_meanwhile = lambda: [self.happen(step, actor, login) for step in steps]
@@ -810,7 +812,8 @@ class Story(RuleBasedStateMachine):
         elif is_its_own and verb == "rotate":
             model.rotate(jar, login, key)
         elif is_its_own and verb == "sign in":
-            again = Login(self.site.registered[-1], login.user, password, key)
+            # A new hash of the same password has been followed by the session that it replaces.
+            again = Login(self.site.registered[-1], login.user, login.password, key)
             model.leave(login)
             model.logins.append(again)
             model.move(jar, again, key)

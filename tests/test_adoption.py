@@ -23,7 +23,7 @@ from flask_login import (
 )
 from site_under_test import STORES, Browser, Site, is_signed_cookie, user_class
 
-from flask_session_registry import SessionRegistry, session_registered
+from flask_session_registry import SessionRegistry, StaleRequestError, session_registered
 from flask_session_registry.credentials import rehash
 from flask_session_registry.table import Table
 
@@ -693,7 +693,7 @@ def test_lone_remember_cookie_of_an_ended_session(before: Before) -> None:
     assert firefox.is_signed_in
     firefox.post("/logout")
     assert copy.rejected == "logged_out"
-    assert copy.cookies == {}
+    assert not copy.is_signed_in
     assert site.active() == 0
 
 
@@ -745,11 +745,12 @@ def test_companion_of_another(before: Before) -> None:
 
 
 def test_forged_remember_cookie(before: Before) -> None:
+    """Refused, and left alone: it may be another app's on this host."""
     site = before()
     install(site)
     firefox = site.browser(remember_token="1|" + "0" * 128)
     assert not firefox.is_signed_in
-    assert firefox.cookies == {}
+    assert "remember_token" in firefox.cookies
     assert site.rows() == []
 
 
@@ -915,7 +916,7 @@ def test_many_at_once(before: Before, database: str) -> None:
 
 
 def test_several_changes_at_once(before: Before, database: str) -> None:
-    """29: each bars the user, and none fails by it."""
+    """29: each bars the user, and the first one is stored; for the others it was too late."""
     site = before("files", database)
     site.app.config["PROPAGATE_EXCEPTIONS"] = False
     browsers = [site.browser() for _ in range(4)]
@@ -940,7 +941,7 @@ def test_several_changes_at_once(before: Before, database: str) -> None:
         return
     with ThreadPoolExecutor(4) as pool:
         codes = list(pool.map(lambda browser: browser.post("/change").status_code, browsers))
-    assert codes == [200] * 4
+    assert sorted(codes) == [200, 409, 409, 409]
     assert sum(browser.is_signed_in for browser in browsers) <= 1
 
 
@@ -1199,6 +1200,9 @@ def test_revoked_behind_an_old_snapshot(
     assert not thief.is_signed_in
     assert site.active() == 0
     for error in errors:
+        if what == "password":
+            assert isinstance(error, StaleRequestError)
+            continue
         assert isinstance(error, sa.exc.OperationalError)
         assert t.cast(t.Any, error.orig).sqlstate == "40001"
 

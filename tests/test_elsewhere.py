@@ -465,7 +465,7 @@ def test_database_is_down_after_the_commit(away: Site, monkeypatch: pytest.Monke
     for browser in (firefox, chrome):
         browser.login()
     with monkeypatch.context() as context:
-        context.setattr(away.installation.users, "passwords_of", down)
+        context.setattr(away.installation.users, "credentials_of", down)
         chrome.post("/password", password="new")
     assert not firefox.is_signed_in
     assert chrome.is_signed_in

@@ -236,7 +236,7 @@ def test_logins_that_race_the_change(service: Service) -> None:
 
 
 def test_devices_change_the_password_at_once(service: Service) -> None:
-    """29: six of them: at most one is left signed in, and none gets an error.
+    """29: six of them: at most one is left signed in; the others are too late.
 
     Seen to fail with the sessions ended before the user's row is locked, and on MariaDB with that
     lock left out in housekeeping: deadlocks, of which the answers or the log tell.
@@ -248,7 +248,8 @@ def test_devices_change_the_password_at_once(service: Service) -> None:
             partial(post_password, browser, PASSWORD, f"{NEW} {number}")
             for number, browser in enumerate(browsers)
         ]
-        assert set(at_once(changes)) <= {200, 422}
+        # 422: the current password is another one by now; 409: it was, when it was to be stored.
+        assert set(at_once(changes)) <= {200, 409, 422}
         assert sum(browser.user is not None for browser in browsers) <= 1
 
 
@@ -261,7 +262,7 @@ def test_devices_end_the_others_and_change(service: Service) -> None:
         email = new_user(service)
         browsers = signed_in(service, email, 4)
         changes = [partial(answer, browser, "/end-others-and-change") for browser in browsers]
-        assert set(at_once(changes)) == {200}
+        assert {200} <= set(at_once(changes)) <= {200, 409}
         assert sum(browser.user is not None for browser in browsers) <= 1
 
 
@@ -305,7 +306,7 @@ def test_everything_of_one_user_at_once(service: Service) -> None:
             )
         ]
         statuses = at_once([change, *visits, logins[0], logins[1]])
-        assert set(statuses) <= {200, 422}
+        assert set(statuses) <= {200, 409, 422}
 
 
 def test_last_sight_that_races_a_revocation(
