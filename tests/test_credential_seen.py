@@ -358,8 +358,28 @@ def test_witness_of_a_check_that_fails(site: Site) -> None:
     assert site.browser().post("/raises").text == "False"
     with site.context(), pytest.raises(RuntimeError, match="there is no request"):
         site.sessions.credentials_checked(site.user("ann"))
-    with site.app.test_request_context(), pytest.raises(UserError, match="not in the database"):
-        site.sessions.credentials_checked(site.User())
+    with site.app.test_request_context():
+        with pytest.raises(UserError, match="not in the database"):
+            site.sessions.credentials_checked(site.User())
+        # Somebody who does not exist: the login view may take as long for them.
+        with site.sessions.credentials_checked(404):
+            pass
+
+
+def test_witness_without_a_password_attribute(make_site: SiteFactory) -> None:
+    """It tells nothing where nothing is compared, and is in nobody's way."""
+    site = make_site("cookie", SESSION_REGISTRY_PASSWORD_ATTRIBUTE=None)
+
+    @site.app.post("/enter")
+    def enter() -> str:
+        with site.sessions.credentials_checked(site.user("ann")):
+            pass
+        login_user(site.user("ann"))
+        return "signed in"
+
+    chrome = site.browser("Chrome")
+    chrome.post("/enter")
+    assert chrome.is_signed_in
 
 
 # -- what the database holds ---------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from conftest import SiteFactory
-from flask import Flask, Response, flash, request
+from flask import Flask, Response, flash, request, session
 from flask_login import LoginManager, UserMixin, current_user, login_required, login_user
 from flask_sqlalchemy import SQLAlchemy
 from site_under_test import Browser, Site, days_ago, user_class
@@ -85,13 +85,16 @@ def add_views(site: Site, held: Held) -> None:
         return "signed in"
 
 
-@pytest.fixture
-def two(store_site: Site, held: Held) -> tuple[Site, Browser, Browser]:
-    """Chrome, on every store, and a copy of its cookies."""
-    add_views(store_site, held)
-    chrome = store_site.browser("Chrome")
+@pytest.fixture(params=["cookie", "redis", "files", "sqlalchemy"])
+def two(
+    request: pytest.FixtureRequest, make_site: SiteFactory, held: Held
+) -> tuple[Site, Browser, Browser]:
+    """Chrome, on the kinds of stores that differ in how they are written, and a copy of it."""
+    site = make_site(request.param)
+    add_views(site, held)
+    chrome = site.browser("Chrome")
     chrome.login(remember="1")
-    return store_site, chrome, chrome.copy()
+    return site, chrome, chrome.copy()
 
 
 # -- the session follows only what its own request has done --------------------------------------
@@ -111,6 +114,34 @@ def test_copy_takes_nothing_over_by_a_revocation(
     chrome.post(verb, password="new")
     phone.login()
     assert held.finish(answer).json["count"] == 1
+    assert not thief.is_signed_in
+    assert chrome.is_signed_in
+    assert not phone.is_signed_in
+
+
+def test_copy_that_has_cleared_its_session(make_site: SiteFactory, held: Held) -> None:
+    """2: nor where the view has cleared the session before its commit."""
+    site = make_site("files")
+
+    @site.app.post("/clear")
+    @login_required
+    def clear() -> str:
+        user_id = current_user.id
+        site.db.session.rollback()
+        held.wait()
+        session.clear()
+        user = site.db.session.get(site.User, user_id)
+        site.sessions.revoke_all(user, except_current=True)
+        site.db.session.commit()
+        return "cleared"
+
+    chrome, phone = site.browser("Chrome"), site.browser("Phone")
+    chrome.login()
+    thief = chrome.copy()
+    answer = held.start(lambda: thief.post("/clear"))
+    chrome.post("/password", password="new")
+    phone.login()
+    assert held.finish(answer).text == "cleared"
     assert not thief.is_signed_in
     assert chrome.is_signed_in
     assert not phone.is_signed_in
@@ -281,10 +312,14 @@ def test_commit_of_a_connection_is_followed(make_site: SiteFactory) -> None:
         site.db.session.rollback()
         with site.db.engine.connect() as connection:
             outer = connection.begin()
-            with sa_orm.Session(connection) as session:
-                session.get(site.User, user_id).password_hash = "new"
-                session.commit()
+            with sa_orm.Session(connection) as bound_session:
+                bound_session.get(site.User, user_id).password_hash = "new"
+                bound_session.commit()
             outer.commit() if "commits" in request.form else outer.rollback()
+        if "ends" in request.form:
+            with site.db.engine.begin() as connection:
+                ending = sa.update(site.sessions.UserSession.__table__)
+                connection.execute(ending.values(revoked_at=days_ago(0), revoked_reason="by hand"))
         return "changed"
 
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
@@ -298,6 +333,8 @@ def test_commit_of_a_connection_is_followed(make_site: SiteFactory) -> None:
     assert chrome.is_signed_in
     assert not firefox.is_signed_in
     assert not copy.is_signed_in
+    chrome.post("/bound", ends="1")
+    assert chrome.rejected == "by hand"
 
 
 # -- no password is stored over a newer one ------------------------------------------------------
@@ -440,6 +477,12 @@ def test_what_the_app_itself_has_written_is_not_stale(site: Site) -> None:
         site.db.session.rollback()
         site.db.session.expire(ann, ["note"])
         ann.password_hash = "after a rollback"
+        site.db.session.flush()
+        # Statements of the app's own, in the transaction that has compared one.
+        site.db.session.execute(sa.update(site.User).values(note="new"))
+        site.db.session.execute(
+            sa.update(site.User).where(site.User.name == "bob").values(password_hash="by SQL")
+        )
         site.db.session.commit()
     assert stored(site) == "after a rollback"
 
@@ -477,7 +520,8 @@ def test_credential_in_two_tables(make_site: SiteFactory, held: Held, attribute:
         assert current_user.password_hash
         if "held" in request.form:
             held.wait()
-        setattr(current_user, request.form["what"], request.form["to"])
+        for what in request.form["what"].split():
+            setattr(current_user, what, request.form["to"])
         site.db.session.commit()
         return "set"
 
@@ -490,6 +534,8 @@ def test_credential_in_two_tables(make_site: SiteFactory, held: Held, attribute:
     assert held.finish(answer).status_code == 409
     assert chrome.is_signed_in
     assert not thief.is_signed_in
+    assert chrome.post("/set", what="note password_hash", to="both").text == "set"
+    assert chrome.is_signed_in
 
 
 def test_app_that_counts_versions_keeps_its_error(make_site: SiteFactory) -> None:
