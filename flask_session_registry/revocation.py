@@ -248,6 +248,9 @@ def follow_current(installation: Installation, user_ids: Sequence[t.Any]) -> Non
     is_carried = carried == current.marker
     if standing is None:
         state.current = None
+        if state.login is not None:
+            # A login of this request does not depend on what the request itself has ended.
+            state.login.replaces = None
         if is_carried:
             _sign_out(installation, app, state, current.id)
     elif standing[0] == current.generation:

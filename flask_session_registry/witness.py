@@ -33,8 +33,7 @@ def credentials_checked(
     fingerprint = installation.users.fingerprint_of(user_id)
     yield
     for owner, before, after in rehashes:
-        if owner == user_id and fingerprint == before:
-            fingerprint = after
+        fingerprint = after if (owner, before) == (user_id, fingerprint) else fingerprint
     newest, *_ = _digests(app, user_id, fingerprint)
     session[WITNESS] = [str(user_id), newest]
 

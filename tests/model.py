@@ -477,6 +477,11 @@ class Story(RuleBasedStateMachine):
         self.model.visit(jar, self.key_of(jar))
 
     def new_login(self, jar: Jar, user: str, password: str) -> Login:
+        lost = jar.session.login if jar.session and not self.model.opens(jar.session) else None
+        may_end = lost and lost.user == user and not lost.is_over and self.model.has_store
+        # A login may replace the session whose entry the store has lost.
+        if lost and may_end and any(row.revoked_at for row in self.site.rows(id=lost.id)):
+            self.model.leave(lost)
         return Login(self.site.registered[-1], user, password, self.key_of(jar))
 
     def sign_in_first(self, actor: Jar | None, user: str, remember: bool | None) -> None:
