@@ -374,9 +374,8 @@ class Credentials:
         return all(_is_plain(column, connection.dialect) for column in self._passwords)
 
     def _flush_on(self, connection: sa.Connection | None) -> _Flush | None:
-        if connection is None:
-            return None
-        return _flushes.get(connection, {}).get((self.user_model, self.names))
+        flushes = None if connection is None else _flushes.get(connection)
+        return (flushes or {}).get((self.user_model, self.names))
 
     def key_in(self, state: _State) -> t.Any:
         """The key that an instance has been given by a flush."""
