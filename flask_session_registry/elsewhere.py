@@ -874,7 +874,7 @@ class _ToEnd:
 def _end_of(session: UserSession) -> records.End | None:
     if session.revoked_reason is None or session.revoked_at is None:
         return None
-    return records.End(session.revoked_reason, session.revoked_at)
+    return records.End(session.revoked_reason, session.revoked_at, session.revocation)
 
 
 def _stored(session: UserSession) -> Stored:

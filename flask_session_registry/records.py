@@ -70,6 +70,8 @@ class End(t.NamedTuple):
 
     reason: str
     at: dt.datetime
+    #: Which revocation has ended it; ``None`` if none has.
+    revocation: uuid.UUID | None = None
 
 
 class LastShown(t.NamedTuple):

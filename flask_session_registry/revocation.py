@@ -20,7 +20,7 @@ from .errors import RecordsError, StaleRequestError
 from .housekeeping import Purge
 from .installation import Installation, find_installation, get_installation, unwrap
 from .log import log
-from .records import UNAVAILABLE, Ending, Execute, PasswordChange, Renewal, Stored
+from .records import UNAVAILABLE, End, Ending, Execute, PasswordChange, Renewal, Stored
 from .state import MARKER, Current, RequestState, read_marker
 from .transaction import on_commit, waiting_for
 
@@ -240,7 +240,7 @@ def follow_current(installation: Installation, user_ids: Sequence[t.Any]) -> Non
         # Nobody has asked who this is. If it has ended, it must not be written back.
         marker = None if state.is_known(carried) else read_marker(carried)
         if marker is not None and _standing(installation, marker[0]) is None:
-            _sign_out(installation, app, state, marker[0])
+            _sign_out(app, state, marker[0], _end_of(installation, marker[0]))
         return
     if current.user_id not in user_ids:
         return
@@ -248,11 +248,12 @@ def follow_current(installation: Installation, user_ids: Sequence[t.Any]) -> Non
     is_carried = carried == current.marker
     if standing is None:
         state.current = None
-        if state.login is not None:
+        end = _end_of(installation, current.id)
+        if state.login is not None and end is not None and end.revocation in _own(state):
             # A login of this request does not depend on what the request itself has ended.
             state.login.replaces = None
         if is_carried:
-            _sign_out(installation, app, state, current.id)
+            _sign_out(app, state, current.id, end)
     elif standing[0] == current.generation:
         # A session may be bound to a connection whose transaction goes on.
         current.awaits_commit = current.held[-1][0] != current.generation
@@ -278,11 +279,22 @@ def _standing(installation: Installation, id: uuid.UUID) -> tuple[int, str | Non
         return None
 
 
-def _sign_out(installation: Installation, app: Flask, state: RequestState, id: uuid.UUID) -> None:
+def _end_of(installation: Installation, id: uuid.UUID) -> End | None:
+    """How a session has ended; ``None``: it is gone, or nobody can tell."""
+    try:
+        return installation.records.end_now(id)
+    except UNAVAILABLE:
+        return None
+
+
+def _own(state: RequestState) -> set[uuid.UUID]:
+    """The revocations of this request, committed or not."""
+    subjects = [pending.subject for pending in state.pending]
+    return {one.id for one in subjects if isinstance(one, Revocation)}
+
+
+def _sign_out(app: Flask, state: RequestState, id: uuid.UUID, end: End | None) -> None:
     """Turn the rest of this request into an anonymous one: its session has ended."""
-    end = None
-    with contextlib.suppress(*UNAVAILABLE):
-        end = installation.records.end_now(id)
     if end is not None and gate.is_late(end):
         # The browser may be signed in again by now.
         state.rejected, state.rejected_id, state.is_late = end.reason, id, True

@@ -202,8 +202,8 @@ class Table:
 
     def _end_of(self, execute: Execute, id: uuid.UUID) -> records.End | None:
         model = self.model
-        statement = sa.select(model.revoked_reason, model.revoked_at).where(model.id == id)
-        row = execute(statement).first()
+        statement = sa.select(model.revoked_reason, model.revoked_at, model.revocation)
+        row = execute(statement.where(model.id == id)).first()
         return None if row is None else _end_of(row)
 
     def end_of_entry(self, store_id: str) -> tuple[records.End | None, uuid.UUID | None]:
@@ -1258,7 +1258,7 @@ class _Ended:
 def _end_of(row: t.Any) -> records.End | None:
     if row.revoked_reason is None:
         return None
-    return records.End(row.revoked_reason, clock.as_utc(row.revoked_at))
+    return records.End(row.revoked_reason, clock.as_utc(row.revoked_at), row.revocation)
 
 
 def _bars(user_id: t.Any) -> list[uuid.UUID]:

@@ -300,6 +300,42 @@ def test_own_late_revocation_leaves_the_next_login_alone(
     assert not held.finish(answer).headers.getlist("Set-Cookie")
 
 
+@pytest.mark.parametrize("by", ["the request itself", "somebody else"])
+def test_login_over_a_session_that_has_ended(
+    make_site: SiteFactory, held: Held, home: str, by: str
+) -> None:
+    """It stands only if the request itself has ended it, and not if it ends any other one."""
+    site = make_site("files")
+
+    @site.app.post("/login-over")
+    @login_required
+    def login_over() -> str:
+        user_id = current_user.id
+        site.db.session.rollback()
+        held.wait()
+        user = site.db.session.get(site.User, user_id)
+        login_user(user)
+        # Two, and the one whose commit is heard of first has not ended this session.
+        site.sessions.revoke(site.rows()[-1])
+        site.sessions.revoke_all(user)
+        site.db.session.commit()
+        return "signed in"
+
+    chrome, phone, tablet = site.browser("Chrome"), site.browser("Phone"), site.browser("Tablet")
+    chrome.login()
+    answer = held.start(lambda: chrome.post("/login-over"))
+    if by == "somebody else":
+        with site.context():
+            site.sessions.revoke_all(site.user("ann"))
+            site.db.session.commit()
+    phone.login()
+    tablet.login()
+    assert held.finish(answer).status_code == 200
+    assert chrome.is_signed_in is (by == "the request itself")
+    assert not phone.is_signed_in
+    assert not tablet.is_signed_in
+
+
 @pytest.mark.table
 def test_commit_of_a_connection_is_followed(make_site: SiteFactory) -> None:
     """The password is stored by a session that is bound to a connection, which commits later."""
@@ -313,7 +349,8 @@ def test_commit_of_a_connection_is_followed(make_site: SiteFactory) -> None:
         with site.db.engine.connect() as connection:
             outer = connection.begin()
             with sa_orm.Session(connection) as bound_session:
-                bound_session.get(site.User, user_id).password_hash = "new"
+                user = bound_session.get(site.User, user_id)
+                user.password_hash = f"{user.password_hash}, changed"
                 bound_session.commit()
             outer.commit() if "commits" in request.form else outer.rollback()
         if "ends" in request.form:

@@ -14,8 +14,8 @@ import sqlalchemy.orm as sa_orm
 from cachelib import SimpleCache
 from conftest import SiteFactory
 from crowd import at_once
-from flask import Flask
-from flask_login import LoginManager, UserMixin
+from flask import Flask, g, session
+from flask_login import LoginManager, UserMixin, login_user
 from flask_migrate import Migrate, check, downgrade, init, migrate, upgrade
 from flask_session import Session
 from flask_sqlalchemy import SQLAlchemy
@@ -506,7 +506,11 @@ def test_flask_session_after_it(app: Flask) -> None:
     app.config["SESSION_TYPE"] = "cachelib"
     Session(app)
     assert "Move 'Session(app)' before its 'init_app'" in first_request(app)
-    assert model.__name__ == "User"
+    with app.test_request_context():
+        with pytest.raises(ConfigurationError, match="Move 'Session\\(app\\)' before"):
+            login_user(model(id=1, name="ann"))
+        assert "_user_id" not in session
+        assert "_login_user" not in g
 
 
 def test_import_needs_only_the_five(tmp_path: t.Any) -> None:
