@@ -11,5 +11,5 @@ from stores import STORES
 def test_cookie_jar_is_signed_in_exactly_when_the_model_says_so(store: str, home: str) -> None:
     """After each step of a random story, on every store; what it catches is told in 'model.py'."""
     with open_stage(store, home) as stage:
-        tell(stage, 1, max_examples=6, stateful_step_count=40)
+        tell(stage, 1, max_examples=4, stateful_step_count=40)
         assert stage.steps > 100
