@@ -211,7 +211,7 @@ def finish(response: Response, app: Flask, installation: Installation) -> Respon
             _take_back(app, installation, state)
         elif not state.is_unavailable:
             _write_down(app, installation, state, response)
-    except UNAVAILABLE:
+    except (*UNAVAILABLE, UserError):
         log.exception("What became of a session could not be written down.")
         response = _refused(app, state, _unrecorded())
     except LimitReachedError:
@@ -363,7 +363,7 @@ def _register(
             expiry=installation.expiry(app),
         )
     if surplus is None:
-        raise sa.exc.InvalidRequestError(
+        raise UserError(
             "The user who signed in is not in the database. Commit before the request ends."
         )
     state.ended += [*ended, *((row.id, row.keys) for row in surplus)]

@@ -297,7 +297,7 @@ def test_login_of_a_user_who_is_never_committed(
         return "welcome"
 
     assert firefox.post("/sign-up").status_code == 503
-    assert "Commit before the request ends" in caplog.text
+    assert "UserError: The user who signed in is not in the database. Commit" in caplog.text
     assert not firefox.is_signed_in
     assert site.rows() == []
 
