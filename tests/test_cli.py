@@ -495,6 +495,7 @@ def test_user_agent_as_it_was_written_down(site: Site) -> None:
     assert "1 session ended" in run(site, "1", "--user-agent", "fire\x07fox").stdout
 
 
+@pytest.mark.once
 def test_memory_is_flat(make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """40: twice as many sessions that are meant take no more memory."""
     monkeypatch.setattr(records, "BATCH", 200)

@@ -68,6 +68,7 @@ def crowded(make_site: SiteFactory, database: str) -> Iterator[Site]:
         site.redis.unlink(*keys[number : number + 10_000])
 
 
+@pytest.mark.once
 @pytest.mark.table
 def test_one_update_and_purged_in_batches(crowded: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """40: all of them end by one UPDATE; their entries go a thousand at a time, nobody else's."""
@@ -119,6 +120,7 @@ def peak(site: Site, count: int) -> int:
             tracemalloc.stop()
 
 
+@pytest.mark.once
 def test_memory_is_flat(make_site: SiteFactory) -> None:
     """40: twice as many sessions take no more memory, once there are several reads."""
     site = make_site("redis")

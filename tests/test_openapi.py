@@ -78,6 +78,7 @@ def hold(described: Site, operation: t.Any, answers: Counter[t.Any], data: st.Da
         described.forget_all()
 
 
+@pytest.mark.once
 def test_answers_are_as_described(described: Site) -> None:
     """Whatever is sent: status, type, headers and body."""
     schema = schemathesis.openapi.from_wsgi("/openapi.json", described.app)

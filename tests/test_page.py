@@ -343,6 +343,7 @@ def test_page_by_page(database_site: Site) -> None:
     assert 'rel="next">More devices' in second
 
 
+@pytest.mark.once
 def test_page_of_10_000_sessions(firefox: Browser, page: Site) -> None:
     """As many statements, and rows, as for the page of one session."""
     firefox.get(f"{PREFIX}/")

@@ -18,6 +18,8 @@ from flask import Flask
 from playwright.sync_api import Browser
 from test_readme import blocks
 
+pytestmark = pytest.mark.once
+
 NEW = "staple battery horse"
 HOSTILE = [
     "<script>alert(1)</script><img src=x onerror=alert(1)>/1.0",

@@ -258,6 +258,7 @@ def files_of(package: Path) -> set[str]:
     return {str(path.relative_to(package)) for path in paths if "__pycache__" not in path.parts}
 
 
+@pytest.mark.once
 def test_wheel_with_nothing_else(tmp_path: Path) -> None:
     """60: the built wheel, installed with nothing else, runs the quick start."""
     pip = ["-m", "pip", "--quiet", "--disable-pip-version-check"]
