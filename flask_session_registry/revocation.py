@@ -288,7 +288,7 @@ def _end_of(installation: Installation, id: uuid.UUID) -> End | None:
 
 
 def _own(state: RequestState) -> set[uuid.UUID]:
-    """The revocations of this request, committed or not."""
+    """The ids of the revocations of this request, committed or not."""
     subjects = [pending.subject for pending in state.pending]
     return {one.id for one in subjects if isinstance(one, Revocation)}
 

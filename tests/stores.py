@@ -102,7 +102,7 @@ class Memcached(Store):
         with socket.create_connection((self.host, self.port), timeout=10) as connection:
             file = connection.makefile("rb")
             listing = b"lru_crawler metadump hash\r\n"
-            # By the hash table: a walk along the queues misses what changes from one to another.
+            # By the hash table: a walk along the queues may miss an entry that moves between them.
             connection.sendall(listing)
             keys = []
             while (line := file.readline()) not in (b"END\r\n", b""):

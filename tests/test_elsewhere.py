@@ -630,7 +630,7 @@ def test_current_session_was_rotated_meanwhile(away: Site) -> None:
 
 
 @pytest.mark.parametrize("where", ["recredit", "renew", "touch", "late touch"])
-def test_session_that_is_gone(away: Site, where: str) -> None:
+def test_session_that_is_gone(away: Site, where: str, caplog: pytest.LogCaptureFixture) -> None:
     """What Redis has dropped is signed out, whatever was about to be done with it."""
 
     @away.app.post("/doomed")
@@ -657,6 +657,7 @@ def test_session_that_is_gone(away: Site, where: str) -> None:
         away.change(last_seen_at=days_ago(1))
     assert chrome.post("/doomed").status_code == 200
     assert not chrome.is_signed_in
+    assert not caplog.records
 
 
 # -- a Redis that is really stopped, hangs, or has forgotten ---------------------------------------

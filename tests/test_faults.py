@@ -422,6 +422,16 @@ def test_database_down_at_a_logout_that_did_not_ask(site: Site, firefox: Browser
     assert firefox.is_signed_in
 
 
+def test_database_down_at_a_logout_in_a_shared_context(site: Site, firefox: Browser) -> None:
+    """Nor does the user that an earlier request has left in 'g' help."""
+    firefox.login()
+    with site.context():
+        firefox.get("/me")
+        with Broken(site, "user_sessions"):
+            assert firefox.post("/logout").status_code == 503
+    assert firefox.is_signed_in
+
+
 def test_request_leaves_no_cyclic_garbage(site: Site, firefox: Browser) -> None:
     """What a request has used is freed when it ends, not when the garbage is collected."""
     states: list[weakref.ref[t.Any]] = []

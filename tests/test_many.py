@@ -68,7 +68,6 @@ def crowded(make_site: SiteFactory, database: str) -> Iterator[Site]:
         site.redis.unlink(*keys[number : number + 10_000])
 
 
-@pytest.mark.once
 @pytest.mark.table
 def test_one_update_and_purged_in_batches(crowded: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """40: all of them end by one UPDATE; their entries go a thousand at a time, nobody else's."""
