@@ -14,17 +14,17 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
-from flask import has_request_context, request
 from sqlalchemy.sql import visitors
 
+from ._compat.flask import request_context
 from .errors import ConfigurationError, SessionRegistryError, StaleRequestError
 from .models import key_of
 
 Values = tuple[t.Any, ...]
 _State = sa_orm.InstanceState[t.Any]
 
-#: Where the environment of a request keeps what was seen of each user.
-_SEEN = "flask_session_registry.seen"
+#: Where a request keeps what was seen of each user.
+_SEEN = "_session_registry_seen"
 
 #: The fingerprint of a session whose credential was no longer the stored one when its row was
 #: written. It equals no other.
@@ -211,16 +211,17 @@ class Credentials:
         Within a request by any instance of that user: the one that a password was checked on may be
         gone by the time of the login.
         """
-        if not has_request_context():
+        context = request_context()
+        if context is None:
             return [values]
-        seen: dict[t.Any, list[Values]] = request.environ.setdefault(_SEEN, {})
+        seen: dict[t.Any, list[Values]] = vars(context.request).setdefault(_SEEN, {})
         return seen.setdefault((self.user_model, self.names, key), [values])
 
     def known(self, user_id: t.Any, info: dict[t.Any, t.Any]) -> list[Values]:
         """What was seen of a user by an instance with this information, or by this request."""
         known: list[Values] | None = info.get(self._known)
-        if known is None and has_request_context():
-            known = request.environ.get(_SEEN, {}).get((self.user_model, self.names, user_id))
+        if known is None:
+            known = _seen().get((self.user_model, self.names, user_id))
         return known or []
 
     def _on_refresh(
@@ -243,7 +244,7 @@ class Credentials:
 
     def _on_expire(self, state: _State, attributes: Collection[str] | None) -> None:
         # Within a request, what was loaded before anything could be waited for goes on counting.
-        if not has_request_context() and (
+        if request_context() is None and (
             not attributes or not {*attributes}.isdisjoint(self.names)
         ):
             state.info[self._base] = None
@@ -282,9 +283,7 @@ class Credentials:
 
     def forget(self, state: _State) -> None:
         """Forget what was seen, so that the next change starts from what is loaded then."""
-        if has_request_context():
-            key = (self.user_model, self.names, _key_of_state(state))
-            request.environ.get(_SEEN, {}).pop(key, None)
+        _seen().pop((self.user_model, self.names, _key_of_state(state)), None)
         state.info.pop(self._known, None)
         state.info.pop(self._base, None)
 
@@ -492,6 +491,12 @@ class _Flush:
         # Or the next try would be refused as well, although it has loaded what is stored.
         self._credentials.forget(update.state)
         raise StaleRequestError
+
+
+def _seen() -> dict[t.Any, list[Values]]:
+    """What this request has seen of each user; empty: nothing, or there is no request."""
+    context = request_context()
+    return {} if context is None else vars(context.request).get(_SEEN, {})
 
 
 def _key_of_state(state: _State) -> t.Any:

@@ -15,6 +15,7 @@ from flask_sqlalchemy import SQLAlchemy
 from werkzeug.exceptions import Conflict
 
 from . import gate, housekeeping, revocation, session_ids, tracking, witness
+from ._compat.flask import answer_to
 from .cli import commands
 from .errors import ConfigurationError, SessionRegistryError, StaleRequestError
 from .home import UserSession
@@ -342,15 +343,15 @@ def _follow_requests(app: Flask, installation: Installation) -> None:
     """
 
     def begin(_: str | None, __: dict[str, t.Any] | None) -> None:
-        environ = request.environ
-        installation.begin_request(app, environ)
-        tracking.set_user_aside(environ)
+        current = unwrap(request)
+        installation.begin_request(app, current)
+        tracking.set_user_aside(current)
 
     def finish(response: Response) -> Response:
         return tracking.finish(response, app, installation)
 
     def end(_: BaseException | None) -> None:
-        tracking.give_user_back(request.environ)
+        tracking.give_user_back(unwrap(request))
 
     def run_later(_: BaseException | None) -> None:
         tracking.run_later(app)
@@ -373,7 +374,7 @@ def _answer_stale_changes(app: Flask, installation: Installation) -> None:
         if current is not None:
             # If it was changed in this very browser, the answer must not bring its old cookie back.
             revocation.follow_current(installation, [current.user_id])
-        return app.make_response(app.handle_http_exception(Conflict(error.description)))
+        return answer_to(app, Conflict(error.description))
 
     # Not by 'register_error_handler', which is refused once the app has answered a request.
     app.error_handler_spec[None][StaleRequestError.code][StaleRequestError] = refuse

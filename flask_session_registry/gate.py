@@ -10,12 +10,12 @@ import datetime as dt
 import typing as t
 import uuid
 
-from flask import Flask, has_request_context, request, session
-from flask.globals import request_ctx
+from flask import Flask, request, session
 from flask_login import current_user
 from werkzeug.exceptions import ServiceUnavailable
 
 from . import adoption, clock, remember, session_ids, signals
+from ._compat.flask import request_context, within_request
 from .expiry import Expiry
 from .installation import Installation, Records, checked_installation_on, unwrap
 from .log import log
@@ -39,13 +39,13 @@ def check(app: Flask) -> None:
     :raises ServiceUnavailable: the database can't be asked. The browser keeps its cookies.
     """
     installation = checked_installation_on(app)
-    context = unwrap(request_ctx) if has_request_context() else None
+    context = request_context()
     if context is None or context.app is not app:
         # Within the context of another app than the request's: the session is not this app's.
         return
     browser = context.session
     claimed = browser.get("_user_id")
-    state = installation.state_of(context.request.environ)
+    state = installation.state_of(context.request)
     if claimed is None:
         state.lost_store_id = session_ids.lost_store_id(app, browser)
         if not remember.is_offered(app):
@@ -87,7 +87,8 @@ def current(installation: Installation) -> Current | None:
     """The user session of this request, after asking for it if nobody has yet."""
     if not installation.is_in_request:
         return None
-    current_user._get_current_object()
+    with within_request():
+        current_user._get_current_object()
     state = installation.known_state
     return state.current if state else None
 
@@ -100,7 +101,8 @@ def reason_of_refusal(installation: Installation) -> str | None:
     """
     if not installation.is_in_request:
         return None
-    current_user._get_current_object()
+    with within_request():
+        current_user._get_current_object()
     state = installation.state
     try:
         return complete_reason(installation, state)

@@ -16,19 +16,12 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
-from flask import (
-    Flask,
-    appcontext_pushed,
-    current_app,
-    has_app_context,
-    has_request_context,
-    request,
-)
-from flask.globals import request_ctx
+from flask import Flask, appcontext_pushed, current_app, has_app_context
 from flask_session.base import ServerSideSessionInterface
 from flask_sqlalchemy import SQLAlchemy
 
 from . import clock, models, session_ids
+from ._compat.flask import request_context
 from .config import Settings
 from .credentials import Credentials, password_attributes
 from .elsewhere import Elsewhere
@@ -44,7 +37,7 @@ from .texts import Texts
 from .users import Users, kind_of
 
 if t.TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
+    from werkzeug.wrappers import Request
 
     from .places import Places
 
@@ -84,8 +77,9 @@ class Installation:
         self._user_model = user_model
         self._session_model = session_model
         self._on_complete = on_complete
-        self._environ_key = f"flask_session_registry.{id(self)}"
-        self._began_key = f"{self._environ_key}.began"
+        #: Where a request keeps its state, and when it began.
+        self._state_key = f"_session_registry_{id(self)}"
+        self._began_key = f"{self._state_key}_began"
         self._is_ready = False
         self._prunes_at: float | None = None
         if app.config.get("SESSION_TYPE") and not isinstance(
@@ -352,40 +346,42 @@ class Installation:
         self._prunes_at = now + interval
         return True
 
-    def begin_request(self, app: Flask, environ: WSGIEnvironment) -> None:
+    def begin_request(self, app: Flask, request: Request) -> None:
         """The first thing in each request: stop if the app is put together wrongly."""
         self.check(app)
-        environ[self._began_key] = time.monotonic()
+        vars(request)[self._began_key] = time.monotonic()
 
     @property
     def is_in_request(self) -> bool:
         """Whether there is a request, and it is one of this app."""
-        return has_request_context() and request_ctx.app.extensions.get(_INSTALLATION) is self
+        context = request_context()
+        return context is not None and self is context.app.extensions.get(_INSTALLATION)
 
     @property
     def known_state(self) -> RequestState | None:
         """What is known of this request; ``None`` if nothing, or if there is no request."""
-        if not has_request_context():
-            return None
-        return self.known_state_of(request.environ)
+        context = request_context()
+        return None if context is None else self.known_state_of(context.request)
 
-    def known_state_of(self, environ: WSGIEnvironment) -> RequestState | None:
-        """The same of the request with this environment."""
-        return t.cast("RequestState | None", environ.get(self._environ_key))
+    def known_state_of(self, request: Request) -> RequestState | None:
+        """The same of this request."""
+        return t.cast("RequestState | None", vars(request).get(self._state_key))
 
     @property
     def state(self) -> RequestState:
-        """What is known of this request, kept with it and not in ``g``.
+        """What is known of this request, of which there must be one.
 
-        An app context may outlive many requests, and what is in ``g`` with it.
+        It is kept with the request itself. An app context may outlive many requests, and what is in
+        ``g`` with it; and so may a WSGI environment: that of a web socket lives as long as this.
         """
-        return self.state_of(request.environ)
+        return self.state_of(t.cast(t.Any, request_context()).request)
 
-    def state_of(self, environ: WSGIEnvironment) -> RequestState:
-        """The same of the request with this environment; new if nothing is known yet."""
-        state: RequestState | None = environ.get(self._environ_key)
+    def state_of(self, request: Request) -> RequestState:
+        """The same of this request; new if nothing is known yet."""
+        kept = vars(request)
+        state: RequestState | None = kept.get(self._state_key)
         if state is None:
-            state = environ[self._environ_key] = RequestState(environ.get(self._began_key))
+            state = kept[self._state_key] = RequestState(kept.get(self._began_key))
         return state
 
     def user_id_of(self, user: object) -> t.Any:

@@ -15,6 +15,7 @@ from flask import Flask, current_app, has_app_context
 from flask import session as flask_session
 
 from . import adoption, gate, remember, session_ids, signals
+from ._compat.flask import within_request
 from .credentials import is_rehash, rehash
 from .errors import RecordsError, StaleRequestError
 from .housekeeping import Purge
@@ -231,8 +232,12 @@ def follow_current(installation: Installation, user_ids: Sequence[t.Any]) -> Non
     Only what this request itself has done: in a generation that another one has made of it, the
     session is that other one's, and this request may come from a copy of its cookie.
     """
-    if not installation.is_in_request:
-        return
+    if installation.is_in_request:
+        with within_request():
+            _follow_current(installation, user_ids)
+
+
+def _follow_current(installation: Installation, user_ids: Sequence[t.Any]) -> None:
     browser, app, state = unwrap(flask_session), unwrap(current_app), installation.state
     carried = browser.get(MARKER)
     current = state.current

@@ -8,6 +8,8 @@ from flask import g
 from flask.testing import FlaskClient
 from flask_login import login_user
 
+from ._compat.flask import process_response
+
 __all__ = ["SessionRegistryClient"]
 
 
@@ -36,7 +38,7 @@ class SessionRegistryClient(FlaskClient):
         app = self.application
         with app.test_request_context(environ_base=dict(self.environ_base)) as context:
             login_user(user, force=True, fresh=fresh)
-            response = app.process_response(app.response_class())
+            response = process_response(app, app.response_class())
             # An app context that a test holds would keep the user for other clients.
             g.pop("_login_user", None)
         if response.status_code != 200 or "_user_id" not in context.session:

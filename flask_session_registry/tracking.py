@@ -19,6 +19,7 @@ from werkzeug.exceptions import Forbidden, HTTPException, ServiceUnavailable
 from werkzeug.local import LocalProxy
 
 from . import adoption, clock, devices, gate, remember, session_ids, signals, witness
+from ._compat.flask import answer_to
 from .credentials import Evidence
 from .errors import UserError
 from .housekeeping import Purge, prune
@@ -30,7 +31,7 @@ from .sight import sight
 from .state import MARKER, Adoption, Current, Login, RequestState
 
 if t.TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
+    from werkzeug.wrappers import Request
 
 #: A request that took longer than this looks once more before its session is written, in seconds.
 #: From its beginning, not from the check, which may see the database as it was at the beginning.
@@ -38,7 +39,7 @@ LATE = 0.1
 
 _LATER = "_session_registry_later"
 
-_OUTER_USER = "flask_session_registry.outer_user"
+_OUTER_USER = "_session_registry_outer_user"
 
 
 @dataclasses.dataclass
@@ -78,19 +79,20 @@ def connect(app: Flask) -> None:
 # -- during the request ------------------------------------------------------------------------
 
 
-def set_user_aside(environ: WSGIEnvironment) -> None:
+def set_user_aside(request: Request) -> None:
     """Begin a request without the user of another one.
 
     Requests share an app context that was pushed before them: at import, by a test, or by a request
     that makes another one. Flask-Login keeps the user there.
     """
-    environ[_OUTER_USER] = g.pop("_login_user", None)
+    vars(request)[_OUTER_USER] = g.pop("_login_user", None)
 
 
-def give_user_back(environ: WSGIEnvironment) -> None:
+def give_user_back(request: Request) -> None:
     """Leave the app context as this request has found it."""
-    if _OUTER_USER in environ:
-        user = environ.pop(_OUTER_USER)
+    kept = vars(request)
+    if _OUTER_USER in kept:
+        user = kept.pop(_OUTER_USER)
         g.pop("_login_user", None)
         if user is not None:
             g._login_user = user
@@ -201,7 +203,7 @@ def finish(response: Response, app: Flask, installation: Installation) -> Respon
 
     The last thing before Flask saves the session. Runs once more for the error page if that fails.
     """
-    state = installation.known_state_of(request.environ)
+    state = installation.known_state_of(unwrap(request))
     if state is None:
         return response
     if state.pending:
@@ -528,7 +530,7 @@ def _refused(app: Flask, state: RequestState, error: HTTPException) -> Response:
     """The answer of a request whose session was not written down: all stays as it was."""
     state.is_unavailable = True
     _sign_out(app)
-    return app.make_response(app.handle_http_exception(error))
+    return answer_to(app, error)
 
 
 # -- after the response ------------------------------------------------------------------------

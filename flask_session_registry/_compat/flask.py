@@ -1,0 +1,91 @@
+"""Flask 3.0 to 3.2, whose contexts are not the same.
+
+Up to 3.1 a request has a context of its own, beside that of the app. From 3.2 on there is one kind
+of context, which may have a request; an app context that is pushed within a request hides it, and
+what dispatches a request takes the context as its first argument.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import typing as t
+from collections.abc import Iterator
+from contextvars import ContextVar, Token
+
+import flask.globals
+from flask import Flask, Response
+from flask.ctx import AppContext
+from flask.sessions import SessionMixin
+from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Request
+
+
+class RequestContext(t.Protocol):
+    """What every release knows of a request."""
+
+    app: Flask
+    request: Request
+
+    @property
+    def session(self) -> SessionMixin: ...
+
+
+_app_contexts: ContextVar[t.Any] = flask.globals._cv_app
+#: ``None``: app contexts have the request.
+_request_contexts: ContextVar[t.Any] | None = getattr(flask.globals, "_cv_request", None)
+
+
+def request_context() -> RequestContext | None:
+    """The context of the request that is under way here, or around here; ``None``: there is none.
+
+    An app context that was pushed within a request is part of it.
+    """
+    if _request_contexts is not None:
+        return t.cast("RequestContext | None", _request_contexts.get(None))
+    context = _app_contexts.get(None)
+    while context is not None and not context.has_request:
+        before = context._cv_token.old_value
+        context = None if before is Token.MISSING else before
+    return t.cast("RequestContext | None", context)
+
+
+@contextlib.contextmanager
+def within_request() -> Iterator[None]:
+    """Within it, Flask's proxies are those of the request, if an app context hides it."""
+    context = request_context()
+    if _request_contexts is not None or context is None or context is _app_contexts.get(None):
+        yield
+        return
+    token = _app_contexts.set(context)
+    try:
+        yield
+    finally:
+        _app_contexts.reset(token)
+
+
+def answer_to(app: Flask, error: HTTPException) -> Response:
+    """The answer of an app to an HTTP error in the current request, by its own error handler."""
+    return app.make_response(t.cast(t.Any, app).handle_http_exception(*_first(), error))
+
+
+def process_response(app: Flask, response: Response) -> Response:
+    """Do to a response what is done to each at the end of a request, and save the session."""
+    return t.cast(Response, t.cast(t.Any, app).process_response(*_first(), response))
+
+
+def _first() -> tuple[t.Any, ...]:
+    return () if _request_contexts is not None else (_app_contexts.get(),)
+
+
+def begins_request(context: AppContext) -> bool:
+    """Whether an app context is just being pushed for a request."""
+    if _request_contexts is None:
+        return bool(t.cast(t.Any, context).has_request)
+    # Flask pushes it before there is anything else to tell by.
+    frame, push = sys._getframe(), flask.ctx.RequestContext.push.__code__
+    while frame is not None:
+        if frame.f_code is push:
+            return True
+        frame = t.cast(t.Any, frame.f_back)
+    return False
