@@ -34,7 +34,7 @@ def revoke_many(
     tally: Tally,
 ) -> Iterator[int]:
     """End the sessions that are meant, of these users or of everybody; how many, batch by batch."""
-    records, session = installation.records, installation.db_session()
+    records, session = installation.records, installation.db_session
     if user_ids is None and filter.is_met_by_all() and installation.settings.adopts:
         # Also of those who were not seen since the installation.
         installation.table.bar_everybody()

@@ -228,7 +228,7 @@ def list_sessions(user: str, by: str | None, ended: bool, as_json: bool) -> None
     """Show where a user is signed in, most recently seen first."""
     installation = get_installation()
     records, expiry = installation.records, installation.expiry(unwrap(current_app))
-    session = installation.db_session()
+    session = installation.db_session
     found: list[tuple[t.Any, bool]] = []
     for user_id in _find(installation, (user,), by):
         active = records.active(session, user_id, expiry=expiry)

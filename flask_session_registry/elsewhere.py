@@ -355,7 +355,7 @@ class Elsewhere:
         # What isn't known is equal to nothing.
         return None not in (ip_address, user_agent) and any(
             (one.ip_address, one.user_agent, one.revocation) == (ip_address, user_agent, None)
-            for one in self.kept(self.users.db.session(), user_id)
+            for one in self.kept(self.users.database.session, user_id)
         )
 
     def standing_with_key(self, store_id: str, user_id: t.Any) -> list[Stored]:

@@ -11,10 +11,10 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from flask import Blueprint, Flask, Response, current_app, request, session
 from flask_login import user_accessed
-from flask_sqlalchemy import SQLAlchemy
 from werkzeug.exceptions import Conflict
 
 from . import gate, housekeeping, revocation, session_ids, tracking, witness
+from ._compat.databases import check_app
 from ._compat.flask import answer_to
 from .cli import commands
 from .errors import ConfigurationError, SessionRegistryError, StaleRequestError
@@ -50,7 +50,7 @@ class SessionRegistry:
     def __init__(
         self,
         app: Flask | None = None,
-        db: SQLAlchemy | None = None,
+        db: t.Any = None,
         *,
         user_model: type[t.Any] | None = None,
         session_model: type[t.Any] | None = None,
@@ -61,7 +61,7 @@ class SessionRegistry:
         if app is not None:
             self.init_app(app)
 
-    def init_app(self, app: Flask, db: SQLAlchemy | None = None) -> None:
+    def init_app(self, app: Flask, db: t.Any = None) -> None:
         """Set the registry up on an app. One registry may serve several apps.
 
         ``Session(app)`` comes before it. Flask-SQLAlchemy, Flask-Login, Flask-Migrate and the user
@@ -71,6 +71,7 @@ class SessionRegistry:
             Flask-Session not set up yet. What can only be seen later is raised at the first
             request.
         """
+        check_app(app)
         if "session_registry" in app.extensions:
             raise ConfigurationError(
                 "A 'SessionRegistry' is set up on this app already. Use that one."
@@ -217,7 +218,7 @@ class SessionRegistry:
         id = as_id(getattr(user_session_or_id, "id", user_session_or_id))
         if id is None:
             return False
-        session = _session_of(user_session_or_id) or installation.db_session()
+        session = _session_of(user_session_or_id) or installation.db_session
         return revocation.revoke_one(
             installation, unwrap(current_app), id, user_id=owner, reason=reason, session=session
         )
@@ -369,7 +370,7 @@ def _answer_stale_changes(app: Flask, installation: Installation) -> None:
 
     def refuse(error: StaleRequestError) -> Response:
         # Or the error page could not ask the database anything.
-        installation.db_session.rollback()
+        installation.users.roll_back()
         current = gate.current(installation)
         if current is not None:
             # If it was changed in this very browser, the answer must not bring its old cookie back.

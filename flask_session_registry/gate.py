@@ -67,7 +67,7 @@ def check(app: Flask) -> None:
             "The user sessions could not be read. Is the database up, and Redis, if they are there?"
             " If they are in a table, has 'flask db upgrade' been run?"
         )
-        installation.db_session.rollback()
+        installation.users.roll_back()
         state.is_unavailable = True
         make_anonymous(app, state)
         raise unavailable("Your session could not be checked.") from None
@@ -108,7 +108,7 @@ def reason_of_refusal(installation: Installation) -> str | None:
         return complete_reason(installation, state)
     except UNAVAILABLE:
         log.exception("It could not be asked why a session is gone.")
-        installation.db_session.rollback()
+        installation.users.roll_back()
         return state.rejected
 
 

@@ -18,9 +18,9 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from flask import Flask, appcontext_pushed, current_app, has_app_context
 from flask_session.base import ServerSideSessionInterface
-from flask_sqlalchemy import SQLAlchemy
 
 from . import clock, models, session_ids
+from ._compat.databases import NO_DATABASE, Database, database_of
 from ._compat.flask import request_context
 from .config import Settings
 from .credentials import Credentials, password_attributes
@@ -65,7 +65,7 @@ class Installation:
     def __init__(
         self,
         app: Flask,
-        db: SQLAlchemy | None,
+        db: t.Any,
         user_model: type[t.Any] | None,
         session_model: type[t.Any] | None,
         *,
@@ -73,7 +73,8 @@ class Installation:
     ) -> None:
         self.settings = Settings(app.config)
         self.interface = app.session_interface
-        self._db = db
+        self._given_db = db
+        self._db = database_of(app, db)
         self._user_model = user_model
         self._session_model = session_model
         self._on_complete = on_complete
@@ -163,7 +164,7 @@ class Installation:
     @functools.cached_property
     def users(self) -> Users:
         # Only when first used: by then every model is imported.
-        return Users(t.cast(SQLAlchemy, self._db), self.credentials)
+        return Users(self.database, self.credentials)
 
     @functools.cached_property
     def records(self) -> Records:
@@ -187,16 +188,21 @@ class Installation:
         return t.cast(Table, self.records)
 
     @property
-    def db_session(self) -> sa_orm.scoped_session[t.Any]:
+    def database(self) -> Database:
+        """The database extension of the app."""
+        return t.cast(Database, self._db)
+
+    @property
+    def db_session(self) -> sa_orm.Session:
         """The app's database session."""
-        return t.cast(SQLAlchemy, self._db).session
+        return self.database.session
 
     def find_models(self, app: Flask) -> bool:
         """Find the user model and define the table, if that is possible by now.
 
         :raises ConfigurationError: what is there can't be used.
         """
-        self._db = self._db or app.extensions.get("sqlalchemy")
+        self._db = self._db or database_of(app, self._given_db)
         return self._define()
 
     def complete_when_possible(self, app: Flask) -> None:
@@ -226,7 +232,7 @@ class Installation:
             if installation is not None and models.is_user_class(cls):
                 installation._define()
 
-        sa.event.listen(self._db.Model, "after_mapper_constructed", mapped, propagate=True)
+        sa.event.listen(self._db.observed, "after_mapper_constructed", mapped, propagate=True)
 
     def _define(self) -> bool:
         if self.is_complete:
@@ -239,7 +245,7 @@ class Installation:
             return True
         if self._db is None:
             return False
-        user_model = self._user_model or models.find_user_model(self._db)
+        user_model = self._user_model or models.find_user_model(self.database)
         if user_model is None or sa.inspect(user_model, raiseerr=False) is None:
             return False
         user_model = models.topmost_user_class(user_model)
@@ -248,7 +254,7 @@ class Installation:
             self.credentials = _without_table(Credentials(user_model, names))
             self._on_complete(self)
             return True
-        session_model = self._session_model or models.define_user_session(self._db, user_model)
+        session_model = self._session_model or models.define_user_session(self.database, user_model)
         if not hasattr(session_model, "user_id"):
             raise ConfigurationError(
                 f"'{session_model.__name__}' has no 'user_id'. Declare it, with its foreign key to"
@@ -289,9 +295,7 @@ class Installation:
                 "Flask-Login is not set up on this app. Call 'login_manager.init_app(app)'."
             )
         if "sqlalchemy" not in app.extensions:
-            raise ConfigurationError(
-                "Flask-SQLAlchemy is not set up on this app. Call 'db.init_app(app)'."
-            )
+            raise ConfigurationError(NO_DATABASE)
         if not self.find_models(app):
             raise ConfigurationError(
                 "No mapped class is a Flask-Login user. Import your user model before the first"
@@ -300,7 +304,7 @@ class Installation:
             )
         if self._user_model is None:
             # Once more: another one may have been imported since.
-            models.find_user_model(t.cast(SQLAlchemy, self._db))
+            models.find_user_model(self.database)
         # Likewise: a column, or a class that inherits from the user model.
         self._password_attributes(self.credentials.user_model)
         self._is_ready = True
@@ -400,7 +404,7 @@ class Installation:
 
     def session_of(self, user: object) -> sa_orm.Session:
         """The database session that an instance belongs to, else the app's."""
-        return sa_orm.object_session(unwrap(user)) or self.db_session()
+        return sa_orm.object_session(unwrap(user)) or self.db_session
 
 
 def _touches_often(app: Flask) -> bool:

@@ -9,16 +9,16 @@ import uuid
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
-from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.dialects import mysql, postgresql
 
 from . import clock
+from ._compat.databases import Database
 from .errors import ConfigurationError
 from .records import LEFT_BEHIND
 
-#: Where a 'db' keeps the table that was defined on it: a class on one base can be defined only
+#: Where the metadata of the users keep the table that was defined in them: that can be done only
 #: once, however many apps are made.
-_DEFINED = "_flask_session_registry_model"
+_DEFINED = "flask_session_registry"
 
 # Plain types with variants, because a migration can't import a type of ours. MariaDB drops the
 # microseconds of a DATETIME unless told otherwise.
@@ -124,16 +124,12 @@ def topmost_user_class(cls: type[t.Any]) -> type[t.Any]:
     return t.cast("type[t.Any]", mapper.class_)
 
 
-def find_user_model(db: SQLAlchemy) -> type[t.Any] | None:
+def find_user_model(database: Database) -> type[t.Any] | None:
     """The one mapped class that is a Flask-Login user; ``None`` if there is none (yet).
 
     :raises ConfigurationError: there are several.
     """
-    found = {
-        topmost_user_class(mapper.class_)
-        for mapper in t.cast("t.Any", db.Model).registry.mappers
-        if is_user_class(mapper.class_)
-    }
+    found = {topmost_user_class(cls) for cls in database.mapped_classes() if is_user_class(cls)}
     if len(found) > 1:
         names = ", ".join(sorted(f"'{cls.__name__}'" for cls in found))
         raise ConfigurationError(
@@ -160,15 +156,16 @@ def key_of(user_model: type[t.Any]) -> sa_orm.QueryableAttribute[t.Any]:
     )
 
 
-def define_user_session(db: SQLAlchemy, user_model: type[t.Any]) -> type[t.Any]:
+def define_user_session(database: Database, user_model: type[t.Any]) -> type[t.Any]:
     """Define the table ``user_sessions`` beside the table of the users.
 
-    Called again for the same ``db`` and user model, it returns the same class.
+    Called again for the same user model, it returns the same class.
 
     :raises ConfigurationError: the app has a table of that name, or the users' key has several
         columns, or the table was defined for another user model.
     """
-    defined: tuple[type[t.Any], type[t.Any]] | None = vars(db).get(_DEFINED)
+    users = t.cast("sa.Table", sa.inspect(user_model).local_table)
+    defined: tuple[type[t.Any], type[t.Any]] | None = users.metadata.info.get(_DEFINED)
     if defined is not None:
         if defined[0] is user_model:
             return defined[1]
@@ -178,7 +175,6 @@ def define_user_session(db: SQLAlchemy, user_model: type[t.Any]) -> type[t.Any]:
             " 'session_model' for one of them."
         )
     key_of(user_model)
-    users = t.cast("sa.Table", sa.inspect(user_model).local_table)
     key = next(iter(users.primary_key))
     name = "user_sessions" if users.schema is None else f"{users.schema}.user_sessions"
     if name in users.metadata.tables:
@@ -188,7 +184,7 @@ def define_user_session(db: SQLAlchemy, user_model: type[t.Any]) -> type[t.Any]:
         )
     model = type(
         "UserSession",
-        (UserSessionMixin, db.Model),
+        (UserSessionMixin, database.base_for(user_model)),
         {
             "__module__": __name__,
             "__doc__": "One signed-in browser of one user.",
@@ -202,7 +198,7 @@ def define_user_session(db: SQLAlchemy, user_model: type[t.Any]) -> type[t.Any]:
             ),
         },
     )
-    setattr(db, _DEFINED, (user_model, model))
+    users.metadata.info[_DEFINED] = (user_model, model)
     return model
 
 

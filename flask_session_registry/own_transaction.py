@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
+from ._compat.sqlalchemy import join_by_savepoint
+
 #: For how many seconds a transaction of ours that writes waits for each lock. On SQLite its busy
 #: timeout counts, five seconds unless the app has set another.
 LOCK_TIMEOUT = 3
@@ -63,20 +65,23 @@ def own_transaction(
 ) -> Iterator[sa_orm.Session]:
     """A short transaction on the database of a model, in a session of its own.
 
-    One on a connection that the app has bound its sessions to is left as it is: it may be part of
-    a transaction of the app's.
+    On a connection that the app has bound its sessions to, it is a savepoint: what it is part of is
+    somebody else's transaction.
 
     :param factory: makes the session, as the app's own are made.
     :param writes: whether anything is written, or only read.
     """
-    with factory() as session, session.begin():
-        engine = session.get_bind(sa.inspect(model))
-        if isinstance(engine, sa.Engine) and engine.dialect.name in _DIALECTS:
-            habit = _habits.get(engine)
-            if habit is None:
-                habit = _habits[engine] = habit_of(factory, model)
-            _set_up(session, model, habit, writes=writes)
-        yield session
+    with factory() as session:
+        bind = session.get_bind(sa.inspect(model))
+        if isinstance(bind, sa.Connection):
+            join_by_savepoint(session, bind)
+        with session.begin():
+            if isinstance(bind, sa.Engine) and bind.dialect.name in _DIALECTS:
+                habit = _habits.get(bind)
+                if habit is None:
+                    habit = _habits[bind] = habit_of(factory, model)
+                _set_up(session, model, habit, writes=writes)
+            yield session
 
 
 def _set_up(session: sa_orm.Session, model: type[t.Any], habit: Habit, *, writes: bool) -> None:

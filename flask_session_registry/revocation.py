@@ -478,7 +478,7 @@ def watching(view: _View, reason: str) -> _View:
             return current_app.ensure_sync(view)(*args, **kwargs)
         except BaseException:
             # A session store in SQL would commit what the view left behind.
-            installation.db_session.rollback()
+            installation.users.roll_back()
             raise
         finally:
             state.watch_reason = before

@@ -101,7 +101,7 @@ class Table:
         loads_beginning: bool = False,
     ) -> None:
         self.users = users
-        self.db = users.db
+        self.database = users.database
         self.model = session_model
         self.table: sa.Table = session_model.__table__
         self.columns = sa.inspect(session_model).columns
@@ -171,29 +171,29 @@ class Table:
         key = None if user is None or self._read_key is None else self._read_key(user)
         if key is not None:
             values = {"id": id, "user_id": key}
-            row = self.db.session.execute(self._load_both, values).first()
+            row = self.database.session.execute(self._load_both, values).first()
             # A guess: whose session it is, the row says.
             if row is not None and row[-1] == key:
                 return row[:-1]
         statement = self._load.execution_options(populate_existing=True) if anew else self._load
-        row = self.db.session.execute(statement, {"id": id}).first()
+        row = self.database.session.execute(statement, {"id": id}).first()
         return None if row is None else row[:-1]
 
     def get(self, id: uuid.UUID) -> t.Any:
         """The row, in the app's session; ``None``: there is none."""
-        return self.db.session.get(self.model, id)
+        return self.database.session.get(self.model, id)
 
     def is_remembered(self, id: uuid.UUID, now: dt.datetime) -> bool:
         """Whether a "remember me" cookie could still renew this session."""
         statement = sa.select(self.model.remember_until).where(self.model.id == id)
-        with self.db.session.no_autoflush:
-            until = self.db.session.scalar(statement)
+        with self.database.session.no_autoflush:
+            until = self.database.session.scalar(statement)
         return until is not None and clock.as_utc(until) > now
 
     def end_of(self, id: uuid.UUID) -> records.End | None:
         """Why and when a session ended; ``None`` if it has not, or there is none."""
-        with self.db.session.no_autoflush:
-            return self._end_of(self.db.session.execute, id)
+        with self.database.session.no_autoflush:
+            return self._end_of(self.database.session.execute, id)
 
     def end_now(self, id: uuid.UUID) -> records.End | None:
         """The same, where the app's session can't be asked: its transaction is just ending."""
@@ -225,8 +225,8 @@ class Table:
             .order_by(model.created_at.desc())
             .limit(1)
         )
-        with self.db.session.no_autoflush:
-            row = self.db.session.execute(statement).first()
+        with self.database.session.no_autoflush:
+            row = self.database.session.execute(statement).first()
         if row is None:
             return None, None
         if row.revoked_reason == LEFT_BEHIND and row.revocation is not None:
@@ -240,8 +240,8 @@ class Table:
     def was_rotated_within(self, id: uuid.UUID, duration: dt.timedelta) -> bool:
         """Whether the id of a session was last changed that recently."""
         statement = sa.select(self.model.rotated_at).where(self.model.id == id)
-        with self.db.session.no_autoflush:
-            rotated_at = self.db.session.scalar(statement)
+        with self.database.session.no_autoflush:
+            rotated_at = self.database.session.scalar(statement)
         return rotated_at is not None and clock.is_within(duration, of=clock.as_utc(rotated_at))
 
     def owner(self, execute: Execute, id: uuid.UUID) -> list[t.Any]:
@@ -391,7 +391,7 @@ class Table:
             is_next = sa.and_(seen == after.last_seen_at, model.id > after.id)
             statement = statement.where(sa.or_(seen < after.last_seen_at, is_next))
         statement = statement.order_by(model.last_seen_at.desc(), model.id).limit(limit)
-        return list(self.db.session.scalars(statement))
+        return list(self.database.session.scalars(statement))
 
     def ended(self, user_id: t.Any, *, limit: int) -> list[t.Any]:
         """The sessions of a user that have ended last, the last one first."""
@@ -399,19 +399,18 @@ class Table:
         has_ended = model.revoked_at.is_not(None)
         statement = sa.select(model).where(model.user_id == user_id, has_ended, is_session(model))
         statement = statement.order_by(model.revoked_at.desc(), model.id).limit(limit)
-        return list(self.db.session.scalars(statement))
+        return list(self.database.session.scalars(statement))
 
     # -- in a transaction of our own ---------------------------------------------------------
 
     @contextlib.contextmanager
     def _transaction_without_waiting(self) -> Iterator[Execute]:
         """A short transaction that is given up where SQLite would wait for another one."""
-        if self._dialect != "sqlite":
+        engine = self._bind
+        if self._dialect != "sqlite" or isinstance(engine, sa.Connection):
             with self.users.transaction() as session:
                 yield session.execute
             return
-        with self.db.session.session_factory() as session:
-            engine = t.cast(sa.Engine, session.get_bind(self.model))
         with engine.connect() as connection:
             # Asked behind SQLAlchemy's back, which would begin a transaction for it.
             sqlite: t.Any = connection.connection.driver_connection
@@ -549,12 +548,12 @@ class Table:
 
         :param skips_locked: whether to return ``None`` then.
         """
-        session = self.db.session
+        session = self.database.session
         if self.users.is_in_transaction:
             try:
-                return self._generation(session(), id, skips_locked=skips_locked)
+                return self._generation(session, id, skips_locked=skips_locked)
             except sa.exc.SQLAlchemyError:
-                session.rollback()
+                self.users.roll_back()
         standing = self.standing(id)
         return None if standing is None else standing[0]
 
@@ -796,13 +795,13 @@ class Table:
 
     def has(self, id: uuid.UUID) -> bool:
         """Whether there is, or was, a session with this id."""
-        with self.db.session.no_autoflush:
-            return self._has(self.db.session.execute, [id])
+        with self.database.session.no_autoflush:
+            return self._has(self.database.session.execute, [id])
 
     def is_barred(self, user_id: t.Any) -> bool:
         """Whether no session of this user may be adopted any more."""
-        with self.db.session.no_autoflush:
-            return self._has(self.db.session.execute, _bars(user_id))
+        with self.database.session.no_autoflush:
+            return self._has(self.database.session.execute, _bars(user_id))
 
     def bar(
         self, execute: Execute, user_ids: Sequence[t.Any], *, dialect: str | None = None
@@ -948,7 +947,7 @@ class Table:
         statement = statement.where(
             model.user_id.is_not(None) if after is None else model.user_id > after
         )
-        rows = self.db.session.execute(statement.order_by(model.user_id).limit(_USERS))
+        rows = self.database.session.execute(statement.order_by(model.user_id).limit(_USERS))
         return list(rows.scalars())
 
     def _count(self, *conditions: sa.ColumnElement[bool]) -> int:
@@ -1157,7 +1156,13 @@ class Table:
     @functools.cached_property
     def _dialect(self) -> str:
         """On SQLite no rows can be locked, and a transaction that has read can't always write."""
-        return self.db.session.get_bind(self.model).dialect.name
+        return self._bind.dialect.name
+
+    @property
+    def _bind(self) -> sa.Engine | sa.Connection:
+        # Not of the app's session, which may be gone: it would be opened anew, and never closed.
+        with self.database.factory() as session:
+            return session.get_bind(self.model)
 
     @functools.cached_property
     def _read_key(self) -> Callable[[object], t.Any] | None:
@@ -1166,7 +1171,7 @@ class Table:
         has_usual_id = all(getattr(cls, "get_id", None) is UserMixin.get_id for cls in classes)
         if not has_usual_id or self.user_key.key != "id":
             return None
-        dialect = self.db.session.get_bind(self.model).dialect
+        dialect = self._bind.dialect
         readers = {_reader_of(key, dialect) for key in (self.user_key, self.model.user_id)}
         return readers.pop() if len(readers) == 1 else None
 

@@ -253,7 +253,7 @@ def _must_not_be_written(installation: Installation, state: RequestState) -> boo
         return installation.records.was_rotated_within(state.rejected_id, gate.OVERLAP)
     except UNAVAILABLE:
         log.exception("It could not be asked whether a request is late.")
-        installation.db_session.rollback()
+        installation.users.roll_back()
         # A visitor who was not refused has nothing to do with the table.
         return state.rejected is not None
 
@@ -261,7 +261,7 @@ def _must_not_be_written(installation: Installation, state: RequestState) -> boo
 def _roll_back_uncommitted(installation: Installation, state: RequestState) -> None:
     session = installation.db_session
     for pending in state.pending:
-        if pending.is_open and pending.is_nobody_elses(session()):
+        if pending.is_open and pending.is_nobody_elses(session):
             log.warning(
                 "A revocation, or the change of a password, was not committed by the end of the"
                 " request '%s' and has been rolled back: nobody was signed out. Commit the"

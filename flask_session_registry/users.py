@@ -10,8 +10,9 @@ from collections.abc import Collection
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
-from flask_sqlalchemy import SQLAlchemy
 
+from ._compat.databases import Database
+from ._compat.sqlalchemy import reaches_beyond
 from .credentials import SUPERSEDED, Credentials, StoredCredential
 from .own_transaction import limit_waiting, own_transaction
 
@@ -19,8 +20,8 @@ from .own_transaction import limit_waiting, own_transaction
 class Users:
     """The users of one app."""
 
-    def __init__(self, db: SQLAlchemy, credentials: Credentials) -> None:
-        self.db = db
+    def __init__(self, database: Database, credentials: Credentials) -> None:
+        self.database = database
         self.model = credentials.user_model
         self.key = credentials.key
         self.columns = sa.inspect(credentials.user_model).columns
@@ -46,7 +47,7 @@ class Users:
         :param anew: whether a user that the session knows already is overwritten.
         """
         statement = self._load.execution_options(populate_existing=True) if anew else self._load
-        return self.db.session.execute(statement, {"key": user_id}).first()
+        return self.database.session.execute(statement, {"key": user_id}).first()
 
     def credentials_of(self, user_ids: Collection[t.Any]) -> dict[t.Any, StoredCredential]:
         """The credentials of users by their keys, as they are stored now."""
@@ -59,8 +60,9 @@ class Users:
 
         If this request has seen another one, it equals none.
         """
-        with self.db.session.no_autoflush:
-            current = self.credentials.current(self.db.session.execute, user_id)
+        session = self.database.session
+        with session.no_autoflush:
+            current = self.credentials.current(session.execute, user_id)
         if current is None:
             return None
         known = self.credentials.known(user_id, {})
@@ -80,29 +82,29 @@ class Users:
             # Python would take '0_1', and digits of other scripts, too.
             return []
         try:
-            return list(self.db.session.scalars(statement, {"value": kind(value)}))
+            return list(self.database.session.scalars(statement, {"value": kind(value)}))
         except (OverflowError, ValueError):
             return []
         except sa.exc.DataError:
-            self.db.session.rollback()
+            self.database.session.rollback()
             return []
 
     def transaction(self) -> contextlib.AbstractContextManager[sa_orm.Session]:
         """A short transaction on another connection than the app's session."""
-        return own_transaction(self.db.session.session_factory, self.model)
+        return own_transaction(self.database.factory, self.model)
 
     def reading(self) -> contextlib.AbstractContextManager[sa_orm.Session]:
         """The same, in which nothing is written."""
-        return own_transaction(self.db.session.session_factory, self.model, writes=False)
+        return own_transaction(self.database.factory, self.model, writes=False)
 
     def limit_waiting(self) -> None:
         """Let the open transaction of the app's session wait no longer for each lock than ours."""
-        limit_waiting(self.db.session(), self.model)
+        limit_waiting(self.database.session, self.model)
 
     @property
     def is_in_transaction(self) -> bool:
         """Whether the app's session has an open transaction."""
-        return self.db.session.registry.has() and self.db.session().in_transaction()
+        return self.database.is_session_open and self.database.session.in_transaction()
 
     def release(self) -> None:
         """End the open transaction of the app's session, if there is one.
@@ -111,7 +113,17 @@ class Users:
         would block a transaction of our own: on SQLite by its lock, elsewhere by its connection.
         """
         if self.is_in_transaction:
-            self.db.session.rollback()
+            self.roll_back()
+
+    def roll_back(self) -> None:
+        """Roll back the app's session.
+
+        Unless that would undo what somebody else has done: the transaction that a test suite holds
+        around each test, say. What the session has written there is theirs to roll back.
+        """
+        session = self.database.session
+        if not (session.is_active and reaches_beyond(session, self.model)):
+            session.rollback()
 
 
 def kind_of(column: t.Any) -> t.Any:

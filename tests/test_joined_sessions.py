@@ -1,0 +1,204 @@
+"""A test suite's own transaction, which an app's sessions join and which is rolled back."""
+
+from __future__ import annotations
+
+import typing as t
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from flask_login import current_user, login_required, logout_user
+from site_under_test import Browser, Site, days_ago
+
+from flask_session_registry import clock
+from flask_session_registry._compat.sqlalchemy import reaches_beyond
+
+MODES = ("conditional_savepoint", "rollback_only", "control_fully", "create_savepoint")
+
+
+@contextmanager
+def joined(site: Site, mode: t.Any, *, saves: bool = False) -> Iterator[sa.Connection]:
+    """All of the site's sessions on one connection, in a transaction that is rolled back.
+
+    :param saves: whether the transaction has a savepoint.
+    """
+    with site.context(), site.db.engine.connect() as connection:
+        transaction = connection.begin()
+        if connection.dialect.name == "sqlite":
+            # See "Serializable isolation / Savepoints" of SQLAlchemy's dialect.
+            connection.exec_driver_sql("BEGIN")
+        savepoint = connection.begin_nested() if saves else None
+        engine = site.db.engines[None]
+        site.db.engines[None] = t.cast(t.Any, connection)
+        site.db.session.remove()
+        site.db.session.configure(join_transaction_mode=mode)
+        try:
+            yield connection
+        finally:
+            site.db.session.remove()
+            site.db.engines[None] = engine
+            if savepoint is not None and savepoint.is_active:
+                savepoint.rollback()
+            if transaction.is_active:
+                transaction.rollback()
+
+
+def add_user(site: Site, connection: sa.Connection) -> None:
+    """As a fixture does: in the outer transaction, which nobody commits."""
+    users = site.User.__table__
+    connection.execute(sa.insert(users).values(name="eve", password_hash="hash of eve"))
+
+
+def sign_in(browser: Browser) -> t.Any:
+    return browser.post("/login", name="eve", password="hash of eve")
+
+
+@pytest.mark.parametrize("saves", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_outer_transaction_stays(
+    make_site: Callable[..., Site], database: str, mode: str, saves: bool
+) -> None:
+    """What a test has prepared is there after a login, a logout and a refusal, and gone at last."""
+    site = make_site("cookie", database)
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    with joined(site, mode, saves=saves) as connection:
+        add_user(site, connection)
+        for browser in (firefox, chrome):
+            assert sign_in(browser).status_code == 200
+            assert browser.name_shown == "eve"
+        assert connection.in_transaction()
+        firefox.post("/logout")
+        assert not firefox.is_signed_in
+        assert chrome.name_shown == "eve"
+        assert connection.scalar(
+            sa.select(sa.func.count()).select_from(site.User.__table__).filter_by(name="eve")
+        )
+    with site.context():
+        assert site.user("eve") is None
+        assert site.user("ann") is not None
+    if site.home == "table":
+        assert site.rows() == []
+
+
+@pytest.mark.parametrize("mode", ["conditional_savepoint", "rollback_only", "create_savepoint"])
+def test_password_change(make_site: Callable[..., Site], database: str, mode: str) -> None:
+    """The others are out, within the transaction that is rolled back in the end."""
+    site = make_site("cookie", database)
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    with joined(site, mode) as connection:
+        add_user(site, connection)
+        sign_in(firefox)
+        sign_in(chrome)
+        assert firefox.post("/password", password="another").text == "changed"
+        assert firefox.name_shown == "eve"
+        assert not chrome.is_signed_in
+        assert connection.in_transaction()
+    with site.context():
+        assert site.user("eve") is None
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_refused_login(make_site: Callable[..., Site], mode: str) -> None:
+    """A login beyond the limit takes back what it has done itself, and nothing else."""
+    limits = {"SESSION_REGISTRY_MAX_SESSIONS": 1, "SESSION_REGISTRY_MAX_SESSIONS_ACTION": "reject"}
+    site = make_site("cookie", "postgresql", **limits)
+    with joined(site, mode) as connection:
+        add_user(site, connection)
+        assert sign_in(site.browser("Firefox")).status_code == 200
+        assert sign_in(site.browser("Chrome")).status_code == 403
+        assert connection.in_transaction()
+        assert site.user("eve") is not None
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_view_that_raises(site: Site, mode: str) -> None:
+    """Nor does a decorated view that fails, or one that forgets to commit."""
+
+    @site.app.post("/fail")
+    @login_required
+    @site.sessions.revoke_on_password_change
+    def fail() -> str:
+        raise KeyError
+
+    @site.app.post("/forget")
+    @login_required
+    def forget() -> str:
+        site.sessions.revoke_all(current_user, except_current=True)
+        return "forgot"
+
+    @site.app.post("/leave")
+    def leave() -> str:
+        logout_user()
+        site.user("ann").note = "not committed"
+        return "left"
+
+    firefox = site.browser("Firefox")
+    with joined(site, mode) as connection:
+        add_user(site, connection)
+        sign_in(firefox)
+        assert firefox.post("/forget").text == "forgot"
+        assert firefox.post("/fail").status_code == 500
+        assert firefox.name_shown == "eve"
+        assert firefox.post("/leave").text == "left"
+        assert connection.in_transaction()
+        assert site.user("eve") is not None
+
+
+@pytest.mark.table
+def test_touch(site: Site, firefox: Browser) -> None:
+    """When somebody was last seen is written there, too."""
+    with joined(site, "conditional_savepoint") as connection:
+        add_user(site, connection)
+        sign_in(firefox)
+        model = site.sessions.UserSession
+        id = connection.scalar(sa.select(model.id))
+        site.installation.records.touch(id, {"last_seen_at": days_ago(-1)})
+        seen = connection.scalar(sa.select(model.last_seen_at))
+        assert clock.as_utc(seen) > days_ago(-0.5)
+
+
+def test_sqlite_that_has_begun_nothing(site: Site, firefox: Browser) -> None:
+    """Python's driver begins a transaction when something is written, not when SQLAlchemy does."""
+    with site.context(), site.db.engine.connect() as connection:
+        connection.begin()
+        engine = site.db.engines[None]
+        site.db.engines[None] = t.cast(t.Any, connection)
+        site.db.session.remove()
+        assert firefox.login().status_code == 200
+        assert firefox.is_signed_in
+        site.db.session.remove()
+        site.db.engines[None] = engine
+        connection.get_transaction().rollback()  # type: ignore[union-attr]
+    if site.home == "table":
+        assert site.rows() == []
+        assert not firefox.is_signed_in
+
+
+def test_connection_without_a_transaction(site: Site, firefox: Browser) -> None:
+    """One that sessions are bound to, and that nobody has begun anything on: as without it."""
+    with site.context(), site.db.engine.connect() as connection:
+        engine = site.db.engines[None]
+        site.db.engines[None] = t.cast(t.Any, connection)
+        site.db.session.remove()
+        firefox.login()
+        assert firefox.is_signed_in
+        site.db.session.remove()
+        site.db.engines[None] = engine
+        assert not connection.in_transaction()
+    assert firefox.is_signed_in
+
+
+def test_session_that_has_asked_for_nothing() -> None:
+    """It can't have done anything on anybody's connection."""
+    base = sa_orm.declarative_base()
+    model = type(
+        "M", (base,), {"__tablename__": "m", "id": sa.Column(sa.Integer, primary_key=True)}
+    )
+    engine = sa.create_engine("sqlite://")
+    with engine.connect() as connection, sa_orm.Session(connection) as session:
+        assert not reaches_beyond(session, model)
+        session.begin()
+        assert not reaches_beyond(session, model)
+    engine.dispose()
