@@ -352,7 +352,9 @@ def _follow_requests(app: Flask, installation: Installation) -> None:
         return tracking.finish(response, app, installation)
 
     def end(_: BaseException | None) -> None:
-        tracking.give_user_back(unwrap(request))
+        current = unwrap(request)
+        tracking.give_user_back(current)
+        installation.end_request(current)
 
     def run_later(_: BaseException | None) -> None:
         tracking.run_later(app)

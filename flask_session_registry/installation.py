@@ -355,6 +355,13 @@ class Installation:
         self.check(app)
         vars(request)[self._began_key] = time.monotonic()
 
+    def end_request(self, request: Request) -> None:
+        """The last thing in each request: let go of what was known of it.
+
+        Werkzeug's requests are in a cycle with their environment, and freed some time later.
+        """
+        vars(request).pop(self._state_key, None)
+
     @property
     def is_in_request(self) -> bool:
         """Whether there is a request, and it is one of this app."""

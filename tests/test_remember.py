@@ -214,7 +214,7 @@ def test_refresh_on_each_request(make_site: SiteFactory) -> None:
     """48: with REMEMBER_COOKIE_REFRESH_EACH_REQUEST both are given anew, and the row follows."""
     site = make_site(REMEMBER_COOKIE_REFRESH_EACH_REQUEST=True)
     firefox = site.browser("Firefox")
-    firefox.login()
+    firefox.login(remember="1")
     assert site.rows()[0].remember_until is not None
     before = days_ago(1)
     site.change(last_seen_at=before, remember_until=before)

@@ -15,8 +15,8 @@ from flask_sqlalchemy.model import Model
 from ..errors import ConfigurationError
 
 _SUPPORTED = (
-    "Supported are Flask-SQLAlchemy (3.1 or newer) and Flask-SQLAlchemy-Lite: pass their"
-    " 'SQLAlchemy', or call its 'init_app(app)'."
+    "Supported are Flask-SQLAlchemy (3.1 or newer) and Flask-SQLAlchemy-Lite: pass the 'SQLAlchemy'"
+    " of one of them, or call its 'init_app(app)'."
 )
 
 
@@ -140,4 +140,7 @@ def check_app(app: object) -> None:
 
 
 #: What to do where there is none.
-NO_DATABASE = f"No database extension is set up on this app. {_SUPPORTED}"
+NO_DATABASE = (
+    "Flask-SQLAlchemy is not set up on this app. Call 'db.init_app(app)'. Flask-SQLAlchemy-Lite"
+    " will do as well; a session that the app has made itself will not."
+)
