@@ -159,6 +159,23 @@ def test_touch(site: Site, firefox: Browser) -> None:
         assert clock.as_utc(seen) > days_ago(-0.5)
 
 
+@pytest.mark.table
+def test_touch_where_there_is_one_connection(
+    site: Site, firefox: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is the transaction ended of a connection that is handed out to everybody."""
+    firefox.login()
+    (row,) = site.rows()
+    with site.context(), site.db.engine.connect() as connection:
+        connection.begin()
+        add_user(site, connection)
+        monkeypatch.setattr(connection, "close", lambda: None)
+        with monkeypatch.context() as patch:
+            patch.setattr(site.db.engine, "connect", lambda: connection)
+            site.installation.records.touch(row.id, {"last_seen_at": days_ago(-1)})
+        assert connection.in_transaction()
+
+
 def test_sqlite_that_has_begun_nothing(site: Site, firefox: Browser) -> None:
     """Python's driver begins a transaction when something is written, not when SQLAlchemy does."""
     with site.context(), site.db.engine.connect() as connection:
