@@ -61,7 +61,7 @@ def begin(
 
     :param claimed: who Flask-Login is about to load.
     """
-    user = _load(app, claimed)
+    user = load(app, claimed)
     if not isinstance(user, installation.credentials.user_model) or not user.is_active:
         return False
     user_id = installation.user_id_of(user)
@@ -116,6 +116,7 @@ def finish(installation: Installation, adoption: Adoption) -> int | None:
     return installation.table.adopt_late(adoption.values)
 
 
-def _load(app: Flask, claimed: str) -> t.Any:
-    load = app.login_manager._user_callback  # type: ignore[attr-defined]
-    return None if load is None else load(claimed)
+def load(app: Flask, claimed: str) -> t.Any:
+    """The user whom Flask-Login is about to load; ``None``: there is none."""
+    find = app.login_manager._user_callback  # type: ignore[attr-defined]
+    return None if find is None else find(claimed)

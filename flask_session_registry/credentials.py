@@ -75,8 +75,10 @@ def password_attributes(
     """
     mapper = sa.inspect(user_model)
     if search:
-        mapped = {name for each in mapper.self_and_descendants for name in _columns_of(each)}
-        candidates = [name for name in names if name in mapped]
+        family = list(mapper.self_and_descendants)
+        mapped = {name for each in family for name in _columns_of(each)}
+        found_in = (_column_behind(each, name) for name in names for each in family)
+        candidates = list(dict.fromkeys(name for name in found_in if name in mapped))
         if len(candidates) > 1:
             found = " and ".join(f"'{name}'" for name in candidates)
             raise ConfigurationError(
@@ -85,14 +87,33 @@ def password_attributes(
                 " all of them if more than one does."
             )
         names = tuple(candidates) or names
+    else:
+        names = tuple(dict.fromkeys(_column_behind(mapper, name) for name in names))
     missing = ", ".join(f"'{name}'" for name in names if name not in _columns_of(mapper))
     if not missing:
         return names
+    for each in mapper.self_and_descendants:
+        if _columns_of(each).issuperset(names):
+            name = each.class_.__name__
+            raise ConfigurationError(
+                f"The user model '{user_model.__name__}' maps no column {missing}, but '{name}',"
+                f" which inherits from it, does. If those sign in, pass 'user_model={name}'."
+            )
     raise ConfigurationError(
         f"The user model '{user_model.__name__}' maps no column {missing}. Name the attribute that"
         " holds the password hash in 'SESSION_REGISTRY_PASSWORD_ATTRIBUTE', or set it to None if"
         " users have no password."
     )
+
+
+def _column_behind(mapper: sa_orm.Mapper[t.Any], name: str) -> str:
+    """The attribute that this one is a synonym of, else itself."""
+    while mapper.has_property(name):
+        found: t.Any = mapper.get_property(name)
+        if not isinstance(found, sa_orm.SynonymProperty):
+            break
+        name = found.name
+    return name
 
 
 def _columns_of(mapper: sa_orm.Mapper[t.Any]) -> set[str]:
@@ -292,7 +313,7 @@ class Credentials:
     def fingerprint(self, values: Values) -> str | None:
         """The fingerprint of what a row holds in :attr:`columns`."""
         count = len(self.names)
-        if len(values) == count or not all(map(_is_unusable, values[:count])):
+        if len(values) == count or not all(map(is_unusable, values[:count])):
             return fingerprint(values[:count])
         return fingerprint(values)
 
@@ -356,7 +377,7 @@ class Credentials:
             shown is not None
             and self._is_plain_on(connection)
             and not _has_expression(shown)
-            and not (self.identifying and all(map(_is_unusable, shown)))
+            and not (self.identifying and all(map(is_unusable, shown)))
         ):
             after: StoredCredential | None = StoredCredential(fingerprint(shown), shown, shown)
         else:
@@ -456,7 +477,7 @@ class _Flush:
         if not changes_password and not update.changes(credentials.identifying):
             return False
         seen = credentials.seen(state)
-        if not changes_password and seen and not any(all(map(_is_unusable, one)) for one in seen):
+        if not changes_password and seen and not any(all(map(is_unusable, one)) for one in seen):
             # What identifies a user without a password is nothing to one who has one.
             return False
         if (
@@ -465,7 +486,7 @@ class _Flush:
             and credentials._is_plain_on(connection)
             and seen is not None
             and len(seen) == 1
-            and not (credentials.identifying and all(map(_is_unusable, seen[0])))
+            and not (credentials.identifying and all(map(is_unusable, seen[0])))
         ):
             update.before = StoredCredential(fingerprint(seen[0]), seen[0], seen[0])
         else:
@@ -564,7 +585,7 @@ def _identifying_attributes(mapper: sa_orm.Mapper[t.Any], names: Sequence[str]) 
     return tuple(found)
 
 
-def _is_unusable(value: object) -> bool:
+def is_unusable(value: object) -> bool:
     """Whether nobody can sign in by this: no password, or what Django and Unix write for none."""
     text = value.decode("latin-1") if isinstance(value, bytes) else value
     return text is None or (isinstance(text, str) and text[:1] in ("", "!", "*"))

@@ -122,10 +122,11 @@ class SessionRegistry:
         """Why the session of this request was refused, or ``None``.
 
         ``"password_changed"``, ``"logged_out"``, ``"replaced"``, or the reason that a revocation
-        gave, even if the entry is gone from the store by now; ``"rotated"``: a session id from
-        before a rotation; ``"inactive"``: the user is not active; ``"unregistered"``: it never had
-        a user session; ``"unknown"``: it has none now; ``"expired"``: see the timeouts;
-        ``"max_sessions"``: the user has signed in elsewhere too often since.
+        gave, even if the entry is gone from the store by now; ``"id_changed"``: ``get_id()`` says
+        something else of the user; ``"rotated"``: a session id from before a rotation;
+        ``"inactive"``: the user is not active; ``"unregistered"``: it never had a user session;
+        ``"unknown"``: it has none now; ``"expired"``: see the timeouts; ``"max_sessions"``: the
+        user has signed in elsewhere too often since.
         """
         installation = get_installation()
         return gate.reason_of_refusal(installation)

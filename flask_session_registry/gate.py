@@ -21,7 +21,7 @@ from .installation import Installation, Records, checked_installation_on, unwrap
 from .log import log
 from .own_transaction import LOCK_TIMEOUT
 from .records import UNAVAILABLE, End
-from .state import MARKER, Current, RequestState, read_marker
+from .state import MARKER, OTHER, Current, RequestState, read_marker
 
 #: For so long after a session got another id, or another login took its place, the browser may have
 #: requests under way with the old one.
@@ -175,6 +175,9 @@ def _check_session(
 ) -> _Verdict:
     if carried is None:
         return _check_unregistered(app, installation, state, t.cast(str, claimed))
+    if carried == OTHER:
+        is_others = claimed is None or not _is_ours(app, installation, claimed)
+        return (None if is_others else "unregistered"), None
     marker = read_marker(carried)
     if marker is None:
         return "unknown", None
@@ -187,8 +190,17 @@ def _check_unregistered(
     """A session without a marker may go on, or has gone on already, if such are adopted."""
     if not installation.settings.adopts:
         return "unregistered", None
+    if not _is_ours(app, installation, claimed):
+        session[MARKER] = OTHER
+        return None, None
     id = adoption.id_of_cookie(app)
     return _check_adopted(app, installation, state, claimed, id=id)
+
+
+def _is_ours(app: Flask, installation: Installation, claimed: str) -> bool:
+    """Whether this is a user of the kind that the registry is set up for, or nobody."""
+    user = adoption.load(app, claimed)
+    return user is None or isinstance(unwrap(user), installation.credentials.user_model)
 
 
 def _check_adopted(
@@ -218,6 +230,8 @@ def _check_remembered(app: Flask, installation: Installation, state: RequestStat
         state.lacks_companion = True
         return _check_adopted(app, installation, state, claimed, id=id, is_remembered=True)
     companion = remember.companion(app)
+    if companion is None and claimed is not None and not _is_ours(app, installation, claimed):
+        return None, None
     if companion is None or claimed is None:
         return "unknown", None
     marker = (companion.id, companion.generation)
@@ -254,9 +268,12 @@ def _check_row(
         # A late request with the id from before a rotation comes from a browser that is signed in.
         state.is_late = True
         return "rotated"
-    if claimed is not None and remember.id_of(app, user) != str(claimed):
-        return "unknown"
     keys = () if store_id is None else (store_id,)
+    if claimed is not None and remember.id_of(app, user) != str(claimed):
+        if is_remembered:
+            return "unknown"
+        state.to_end = (id, keys, "id_changed")
+        return "id_changed"
     if not user.is_active:
         state.to_end = (id, keys, "inactive")
         return "inactive"

@@ -157,6 +157,11 @@ class Installation:
         return RedisHome(client, self.settings.redis_prefix)
 
     @property
+    def knows_kinds(self) -> bool:
+        """Whether it was told which users it is for, so that there may be others."""
+        return self._user_model is not None
+
+    @property
     def is_complete(self) -> bool:
         """Whether the user model is known, and the table defined."""
         return hasattr(self, "credentials")
@@ -248,7 +253,7 @@ class Installation:
         user_model = self._user_model or models.find_user_model(self.database)
         if user_model is None or sa.inspect(user_model, raiseerr=False) is None:
             return False
-        user_model = models.topmost_user_class(user_model)
+        user_model = self._broadest(user_model)
         names = self._password_attributes(user_model)
         if self.home is not None:
             self.credentials = _without_table(Credentials(user_model, names))
@@ -270,6 +275,17 @@ class Installation:
         self.credentials = Credentials(user_model, names)
         self._on_complete(self)
         return True
+
+    def _broadest(self, user_model: type[t.Any]) -> type[t.Any]:
+        """The topmost user class that this one inherits from, if that has a password, too."""
+        topmost = models.topmost_user_class(user_model)
+        if topmost is user_model or self._user_model is None:
+            return topmost
+        try:
+            self._password_attributes(topmost)
+        except ConfigurationError:
+            return user_model
+        return topmost
 
     def _password_attributes(self, user_model: type[t.Any]) -> tuple[str, ...]:
         return password_attributes(
@@ -405,9 +421,12 @@ class Installation:
         if not isinstance(user, model):
             raise UserError(f"A '{model.__name__}' was expected, not a '{type(user).__name__}'.")
         identity = sa.inspect(user, raiseerr=True).identity
-        if identity is None:
+        if identity is not None:
+            return identity[0]
+        key = self.users.key_of_transient(user)
+        if key is None or self.users.load(key) is None:
             raise UserError(f"This '{model.__name__}' is not in the database yet. Flush it first.")
-        return identity[0]
+        return key
 
     def session_of(self, user: object) -> sa_orm.Session:
         """The database session that an instance belongs to, else the app's."""

@@ -353,6 +353,9 @@ def _on_update(_: object, connection: sa.Connection, user: t.Any) -> None:
         _end_all(installation, connection, user, "inactive")
         return
     if change is None:
+        if _has_another_id(user):
+            # Flask-Login finds nobody for the sessions that carry the old one.
+            _end_all(installation, connection, user, "id_changed")
         return
     user_id = installation.user_id_of(user)
     state = installation.known_state
@@ -400,6 +403,26 @@ def _on_update(_: object, connection: sa.Connection, user: t.Any) -> None:
         raise StaleRequestError
     # Also if nobody was signed in: left uncommitted, the password is not to be stored either.
     revocation.follow_commit_of(session)
+
+
+def _has_another_id(user: t.Any) -> bool:
+    """Whether a flush has changed what ``get_id()`` says of a user, but for the primary key."""
+    state, app = sa.inspect(user), unwrap(current_app)
+    before = {name: value for name, value in state.committed_state.items() if name in state.dict}
+    keys = {state.mapper.get_property_by_column(column).key for column in state.mapper.primary_key}
+    if not before or not keys.isdisjoint(before):
+        return False
+    earlier = state.manager.new_instance()
+    shown = {
+        attribute.key: state.dict[attribute.key]
+        for attribute in state.mapper.column_attrs
+        if attribute.key in state.dict
+    }
+    sa.inspect(earlier).dict.update(shown | before)
+    # A method of the app's own, on an instance that was never loaded.
+    with contextlib.suppress(Exception):
+        return remember.id_of(app, earlier) != remember.id_of(app, user)
+    return False
 
 
 def _follow_rehash(app: Flask, follow: Callable[[], None]) -> None:

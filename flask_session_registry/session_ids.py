@@ -18,7 +18,7 @@ from flask_session.base import ServerSideSessionInterface
 from itsdangerous import BadSignature
 
 from .entries import store_of
-from .state import MARKER
+from .state import MARKER, OTHER
 
 # What Flask-Session itself hands out. Anything else that a cookie may say is no session id, and
 # must not reach a store as a key; nor must a hash, which may be from a dump of hashed keys.
@@ -84,7 +84,7 @@ def hold_back_refreshes(
             return False
         return (
             session.modified
-            or MARKER not in session
+            or session.get(MARKER, OTHER) == OTHER
             or hasattr(session, _REFRESHED)
             or not may_wait(app)
             or not _IMMUTABLE.issuperset(map(type, session.values()))

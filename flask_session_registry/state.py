@@ -18,6 +18,10 @@ from .transaction import Pending
 MARKER = "_user_session"
 
 
+#: Stands there for a user of another kind, whom the registry leaves alone.
+OTHER = "other"
+
+
 def marker(id: uuid.UUID, generation: int) -> str:
     """What a browser carries: which user session it is, in which generation."""
     return f"{id.hex}.{generation}"

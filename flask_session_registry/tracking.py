@@ -20,7 +20,7 @@ from werkzeug.local import LocalProxy
 
 from . import adoption, clock, devices, gate, remember, session_ids, signals, witness
 from ._compat.flask import answer_to
-from .credentials import Evidence
+from .credentials import Evidence, Values, is_unusable
 from .errors import UserError
 from .housekeeping import Purge, prune
 from .installation import Installation, get_installation, installation_on, unwrap
@@ -28,7 +28,7 @@ from .log import log
 from .records import BATCH, UNAVAILABLE, LimitReachedError, Replaced, SupersededError
 from .revocation import follow_current
 from .sight import sight
-from .state import MARKER, Adoption, Current, Login, RequestState
+from .state import MARKER, OTHER, Adoption, Current, Login, RequestState
 
 if t.TYPE_CHECKING:
     from werkzeug.wrappers import Request
@@ -116,15 +116,16 @@ def _begin_login(app: Flask, installation: Installation, user: t.Any) -> None:
     if isinstance(user, LocalProxy) and before is not None:
         # Of 'login_user(current_user)' Flask-Login makes a proxy that stands for itself.
         user = g._login_user = before.user
-    if not isinstance(user, installation.credentials.user_model):
-        raise UserError(
-            f"'login_user' was given a '{type(user).__name__}'. The registry was set up for"
-            f" '{installation.credentials.user_model.__name__}'."
-        )
     state = installation.state
     had_marker = MARKER in session
     earlier = state.login
+    if not isinstance(user, installation.credentials.user_model):
+        _leave_alone(app, installation, user)
+        return
+    user, checked = _persistent(installation, user)
     evidence = _evidence(app, installation, user, before)
+    if checked is not None:
+        evidence = evidence._replace(seen=checked)
     if had_marker and not _is_same_user(earlier.user if earlier else before and before.user, user):
         opened = gate.session_at_the_beginning(installation, app) or {}
         # What was put there after an earlier login is that user's; and if the entry is gone by now,
@@ -140,6 +141,48 @@ def _begin_login(app: Flask, installation: Installation, user: t.Any) -> None:
     )
     session_ids.change(app.session_interface, session)
     session[MARKER] = state.login.marker
+
+
+def _persistent(installation: Installation, user: t.Any) -> tuple[t.Any, Values | None]:
+    """A user whose row is known, and with what credential an instance without one was made.
+
+    Flask-Login needs nothing but ``get_id()``: an app may build its users by hand.
+    """
+    users, credentials = installation.users, installation.credentials
+    key = users.key_of_transient(user)
+    if key is None:
+        return user, None
+    shown = credentials.shown(sa.inspect(user))
+    seen = credentials.known(key, {})
+    row = users.load(key)
+    if row is None:
+        raise UserError(
+            f"The '{type(user).__name__}' that 'login_user' was given was made by hand, and its key"
+            " is in no row of the database."
+        )
+    is_checked = not seen and shown is not None and not all(map(is_unusable, shown))
+    return row[0], shown if is_checked else None
+
+
+def _leave_alone(app: Flask, installation: Installation, user: t.Any) -> None:
+    """A login of a user of another kind: as without the registry, but over no session of ours.
+
+    :raises UserError: nobody has said that there are other kinds, and this may be one of ours in
+        the clothes of another class.
+    """
+    kind, known = type(user).__name__, installation.credentials.user_model.__name__
+    if not installation.knows_kinds and sa.inspect(user, raiseerr=False) is None:
+        raise UserError(
+            f"'login_user' was given a '{kind}'. The registry was set up for '{known}'. If that is"
+            " another kind of user, which it is to leave alone, say for which one it is:"
+            f" 'SessionRegistry(user_model={known})'."
+        )
+    if MARKER in session:
+        opened = gate.session_at_the_beginning(installation, app) or {}
+        written = session_ids.written_since(opened, session) if MARKER in opened else {}
+        session_ids.keep_login_only(session, written)
+    session_ids.change(app.session_interface, session)
+    session[MARKER] = OTHER
 
 
 def _logged_out(app: Flask, **_: t.Any) -> None:
@@ -172,10 +215,13 @@ def _is_same_user(one: t.Any, other: t.Any) -> bool:
 
 def _returned(app: Flask, **_: t.Any) -> None:
     """A "remember me" cookie has brought a session back: it goes on under a new id."""
-    # Without one, the check would have hidden the cookie.
-    current = t.cast(Current, get_installation().state.current)
-    current.has_returned = True
+    current = get_installation().state.current
     session_ids.change(app.session_interface, session)
+    if current is None:
+        # One of another kind: from all others the check would have hidden the cookie.
+        session[MARKER] = OTHER
+        return
+    current.has_returned = True
     session[MARKER] = current.marker
 
 
@@ -241,6 +287,8 @@ def _must_not_be_written(installation: Installation, state: RequestState) -> boo
     browser = unwrap(session)
     if not browser.modified or state.current is not None or state.ended:
         return False
+    if browser.get(MARKER) == OTHER:
+        return False
     if (state.is_forgotten or state.lost_store_id) and not set(browser) - {"_permanent"}:
         # Nothing was written but by Flask-Login, or by an app that makes all sessions permanent.
         return True
@@ -262,13 +310,13 @@ def _roll_back_uncommitted(installation: Installation, state: RequestState) -> N
     session = installation.db_session
     for pending in state.pending:
         if pending.is_open and pending.is_nobody_elses(session):
+            is_done = installation.users.roll_back(pending.session)
             log.warning(
                 "A revocation, or the change of a password, was not committed by the end of the"
-                " request '%s' and has been rolled back: nobody was signed out. Commit the"
-                " transaction in the view.",
+                " request '%s' and %s: nobody was signed out. Commit the transaction in the view.",
                 request.endpoint,
+                "has been rolled back" if is_done else "is left to whoever holds its connection",
             )
-            pending.session.rollback()
 
 
 def _write_down(
@@ -291,7 +339,10 @@ def _write_down(
     elif carried is None and MARKER in browser:
         browser.pop(MARKER)
     current = state.current
-    if offer is not None and offer.value and current is None:
+    if carried == OTHER and offer is not None:
+        # The cookie of somebody whom the registry leaves alone.
+        state.forgets_remember, offer = False, None
+    elif offer is not None and offer.value and current is None:
         # What the browser has is as good as this, or better.
         remember.withdraw(app, response)
         offer = None
@@ -426,6 +477,8 @@ def _end(app: Flask, installation: Installation, state: RequestState, current: C
     state.ended.append((current.id, current.keys))
     state.current = None
     state.forgets_remember = remember.is_ours(app)
+    if session.get(MARKER) == OTHER:
+        return
     session.pop(MARKER, None)
     if session:
         # What stays is an anonymous session: the old entry goes with the ended row.

@@ -68,6 +68,11 @@ class Users:
         known = self.credentials.known(user_id, {})
         return SUPERSEDED if known and current.shown not in known else current.fingerprint
 
+    def key_of_transient(self, user: object) -> t.Any:
+        """The key that was filled in by hand into an instance without a row; else ``None``."""
+        state = sa.inspect(user, raiseerr=True)
+        return state.mapper.primary_key_from_instance(user)[0] if state.transient else None
+
     def find(self, attribute: str, value: str) -> list[t.Any]:
         """The keys of the users with this value; empty if it can't be a value of the column.
 
@@ -115,15 +120,17 @@ class Users:
         if self.is_in_transaction:
             self.roll_back()
 
-    def roll_back(self) -> None:
-        """Roll back the app's session.
+    def roll_back(self, session: sa_orm.Session | None = None) -> bool:
+        """Roll back a session, by default the app's; whether that was done.
 
-        Unless that would undo what somebody else has done: the transaction that a test suite holds
-        around each test, say. What the session has written there is theirs to roll back.
+        Not if it would undo what somebody else has done, within the transaction that a test suite
+        holds around each test, say. What the session has written there is theirs to roll back.
         """
-        session = self.database.session
-        if not (session.is_active and reaches_beyond(session, self.model)):
-            session.rollback()
+        session = session or self.database.session
+        if session.is_active and reaches_beyond(session, self.model):
+            return False
+        session.rollback()
+        return True
 
 
 def kind_of(column: t.Any) -> t.Any:

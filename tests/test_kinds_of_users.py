@@ -1,0 +1,464 @@
+"""Users whom an app has built by hand, users of another kind, and what tells them apart."""
+
+from __future__ import annotations
+
+import logging
+import typing as t
+from collections.abc import Callable
+
+import pytest
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+from flask import Flask, request, session
+from flask_login import (
+    UserMixin,
+    confirm_login,
+    current_user,
+    login_user,
+    logout_user,
+)
+from flask_sqlalchemy import SQLAlchemy
+from site_under_test import Browser, Site, user_class
+
+from flask_session_registry import ConfigurationError, SessionRegistry, UserError
+
+SiteFactory = Callable[..., Site]
+
+
+# -- built by hand -----------------------------------------------------------------------------
+
+
+def add_login_by_hand(site: Site, **values: t.Any) -> None:
+    @site.app.post("/by-hand")
+    def by_hand() -> str:
+        login_user(site.User(**({"id": 1} | values)), remember=True)
+        return "signed in"
+
+
+def test_login_of_a_transient_user(store_site: Site) -> None:
+    """Flask-Login needs nothing but 'get_id()': the user is found by the key."""
+    add_login_by_hand(store_site)
+    firefox = store_site.browser("Firefox")
+    assert firefox.post("/by-hand").text == "signed in"
+    assert firefox.name_shown == "ann"
+    with store_site.context():
+        ann = store_site.user("ann")
+        assert store_site.sessions.revoke_all(store_site.User(id=ann.id)) == 1
+        store_site.db.session.commit()
+    assert not firefox.is_signed_in
+
+
+def test_transient_user_with_another_password(site: Site, firefox: Browser) -> None:
+    """It was checked against the hash that the app has put into it, and this is an old one."""
+    add_login_by_hand(site, password_hash="hash of before")
+    firefox.post("/by-hand")
+    assert firefox.rejected == "password_changed"
+    with site.context():
+        site.user("ann").password_hash = "hash of before"
+        site.db.session.commit()
+    firefox.post("/by-hand")
+    assert firefox.is_signed_in
+
+
+def test_transient_user_without_a_usable_password(site: Site, firefox: Browser) -> None:
+    """What is filled in for want of a password says nothing."""
+    add_login_by_hand(site, password_hash="")
+    firefox.post("/by-hand")
+    assert firefox.is_signed_in
+
+
+def test_transient_user_after_the_password_was_seen(site: Site, firefox: Browser) -> None:
+    """What this request has seen first counts, as with any other instance."""
+
+    @site.app.post("/late")
+    def late() -> str:
+        ann = site.user("ann")
+        with site.db.engine.begin() as other:
+            other.execute(sa.update(site.User).values(password_hash="new"))
+        site.db.session.rollback()
+        login_user(site.User(id=ann.id, password_hash="new"))
+        return "signed in"
+
+    firefox.post("/late")
+    assert firefox.rejected == "password_changed"
+
+
+@pytest.mark.parametrize("key", [None, 4711])
+def test_transient_user_without_a_row(site: Site, firefox: Browser, key: int | None) -> None:
+    """Nobody is signed in, and the message says what is wrong."""
+    site.app.config["PROPAGATE_EXCEPTIONS"] = True
+    add_login_by_hand(site, id=key)
+    if key is None:
+        assert firefox.post("/by-hand").status_code == 503
+    else:
+        with pytest.raises(UserError, match=r"'User'.*made by hand, and its key is in no row"):
+            firefox.post("/by-hand")
+    assert not firefox.is_signed_in
+    assert site.rows() == []
+    with site.context(), pytest.raises(UserError, match="is not in the database yet"):
+        site.sessions.revoke_all(site.User(id=key))
+
+
+def test_user_loader_that_builds_users_by_hand(site: Site, firefox: Browser) -> None:
+    """The whole of an app may do so."""
+    add_login_by_hand(site)
+    site.login_manager.user_loader(lambda key: site.User(id=int(key), name="by hand"))
+
+    @site.app.post("/end")
+    def end() -> str:
+        count = site.sessions.revoke_all(current_user, except_current=True)
+        site.db.session.commit()
+        return str(count)
+
+    chrome = site.browser("Chrome")
+    for browser in (firefox, chrome):
+        browser.post("/by-hand")
+        assert browser.name_shown == "by hand"
+    assert firefox.post("/end").text == "1"
+    assert firefox.is_signed_in
+    assert not chrome.is_signed_in
+
+
+# -- another kind ------------------------------------------------------------------------------
+
+
+class Robot(UserMixin):
+    """It is in no table."""
+
+    id = "robot"
+    name = "robot"
+
+
+@pytest.fixture(params=["mapped", "unmapped"])
+def two_kinds(request: pytest.FixtureRequest, make_site: SiteFactory) -> Site:
+    """A site on which customers, or a robot, sign in beside the users: of the same key."""
+    return site_with_two_kinds(make_site, request.param)
+
+
+def site_with_two_kinds(make_site: SiteFactory, kind: str, **config: t.Any) -> Site:
+    site = make_site(init=False, **config)
+    db = site.db
+
+    class Customer(UserMixin, db.Model):  # type: ignore[misc, name-defined]
+        id: sa_orm.Mapped[int] = sa_orm.mapped_column(primary_key=True)
+        name: sa_orm.Mapped[str] = sa_orm.mapped_column(sa.String(50))
+
+        def get_id(self) -> str:
+            return f"customer {self.id}"
+
+    sessions = site.sessions = SessionRegistry(site.app, user_model=site.User)
+
+    @site.login_manager.user_loader
+    def load(id: str) -> t.Any:
+        if id == "robot":
+            return Robot()
+        name, _, key = id.rpartition(" ")
+        return db.session.get(Customer if name else site.User, int(key))
+
+    @site.app.post("/other")
+    def other() -> str:
+        user = db.session.scalar(sa.select(Customer)) if kind == "mapped" else Robot()
+        session["seen"] = "before"
+        login_user(user, remember="remember" in request.form)
+        return "signed in"
+
+    @site.app.post("/confirm")
+    def confirm() -> str:
+        confirm_login()
+        return "confirmed"
+
+    with site.context():
+        db.create_all()
+        db.session.add(site.User(name="ann", password_hash="hash of ann"))
+        db.session.add(Customer(name="robot"))
+        db.session.commit()
+        assert sessions.UserSession
+    return site
+
+
+def test_other_kind_is_left_alone(two_kinds: Site) -> None:
+    """It signs in, is remembered, confirms and signs out as without the registry, with no row."""
+    firefox = two_kinds.browser("Firefox")
+    assert firefox.post("/other", remember="1").status_code == 200
+    assert firefox.name_shown == "robot"
+    assert firefox.post("/cart", item="tea").status_code == 200
+    assert firefox.post("/confirm").status_code == 200
+    firefox.lose("session")
+    assert firefox.name_shown == "robot"
+    assert firefox.name_shown == "robot"
+    firefox.post("/logout")
+    assert firefox.name_shown is None
+    assert firefox.rejected is None
+    assert two_kinds.rows() == []
+
+
+def test_other_kind_over_a_session(two_kinds: Site) -> None:
+    """What was signed in before is over, under its old id too, and nothing of it stays."""
+    firefox = two_kinds.browser("Firefox")
+    firefox.login("ann", remember="1")
+    firefox.post("/cart", item="a secret of ann's")
+    copy = firefox.copy()
+    firefox.post("/other")
+    assert firefox.name_shown == "robot"
+    assert firefox.get("/cart").json == {"cart": None}
+    assert not copy.is_signed_in
+    (row,) = two_kinds.rows()
+    assert row.revoked_at is not None
+    before = firefox.copy()
+    firefox.login("ann")
+    assert firefox.name_shown == "ann"
+    assert two_kinds.rows()[-1].revoked_at is None
+    firefox.post("/other")
+    assert firefox.name_shown == "robot"
+    assert before.name_shown is None
+
+
+def test_session_id_is_another_one(make_site: SiteFactory) -> None:
+    """What a stranger has set before is worth nothing."""
+    site = site_with_two_kinds(make_site, "mapped")
+    firefox = site.browser("Firefox")
+    firefox.post("/cart", item="tea")
+    before = firefox.cookies["session"]
+    firefox.post("/other")
+    assert firefox.cookies["session"] != before
+    assert not site.browser("Stranger", session=before).is_signed_in
+
+
+def test_session_of_the_other_kind_signs_in_none_of_ours(make_site: SiteFactory) -> None:
+    """Not even if the user loader finds one for it by now."""
+    site = site_with_two_kinds(make_site, "mapped")
+    firefox = site.browser("Firefox")
+    firefox.post("/other", remember="1")
+    site.login_manager.user_loader(lambda _: site.user("ann"))
+    assert firefox.name_shown is None
+    assert firefox.rejected == "unregistered"
+    firefox.lose("session")
+    assert not firefox.is_signed_in
+
+
+def test_lone_remember_cookie_of_ours_stays_worth_nothing(two_kinds: Site) -> None:
+    """That there are others makes no difference to it."""
+    firefox = two_kinds.browser("Firefox")
+    firefox.login("ann", remember="1")
+    firefox.lose("session", "remember_token_session")
+    assert not firefox.is_signed_in
+
+
+@pytest.mark.table
+def test_other_kind_from_before_the_installation(make_site: SiteFactory) -> None:
+    """Where sessions from before go on, so do theirs, and without a row."""
+    site = site_with_two_kinds(make_site, "mapped", SESSION_REGISTRY_UNREGISTERED="adopt")
+    firefox = site.browser("Firefox")
+    with firefox.client.session_transaction() as opened:
+        opened["_user_id"] = "customer 1"
+    assert firefox.name_shown == "robot"
+    assert firefox.name_shown == "robot"
+    assert site.rows() == []
+
+
+def test_late_login_of_the_other_kind(two_kinds: Site) -> None:
+    """It is recorded nowhere, so that nothing of the session before takes it back."""
+    firefox = two_kinds.browser("Firefox")
+    firefox.login("ann")
+    late = firefox.copy()
+    firefox.post("/logout")
+    assert late.post("/other").status_code == 200
+    assert late.name_shown == "robot"
+
+
+def test_unknown_class_where_none_was_named(site: Site, firefox: Browser) -> None:
+    """It may be one of the users, in the clothes of another class: refused, and how to say so."""
+
+    @site.app.post("/robot")
+    def robot() -> str:
+        login_user(Robot())
+        return "beep"
+
+    site.app.config["PROPAGATE_EXCEPTIONS"] = True
+    with pytest.raises(UserError, match=r"pass|'SessionRegistry\(user_model=User\)'"):
+        firefox.post("/robot")
+
+
+# -- where the password is ---------------------------------------------------------------------
+
+
+def family(db: SQLAlchemy, *, is_joined: bool) -> tuple[type[t.Any], type[t.Any]]:
+    """A class of Flask-Login users without a password, and one that inherits from it and has."""
+
+    class Person(UserMixin, db.Model):  # type: ignore[misc, name-defined]
+        id: sa_orm.Mapped[int] = sa_orm.mapped_column(primary_key=True)
+        kind: sa_orm.Mapped[str] = sa_orm.mapped_column(sa.String(20))
+        name: sa_orm.Mapped[str] = sa_orm.mapped_column(sa.String(50))
+        __mapper_args__: t.ClassVar[dict[str, t.Any]] = {
+            "polymorphic_on": "kind",
+            "polymorphic_identity": "person",
+        }
+
+    attributes: dict[str, t.Any] = {
+        "password_hash": sa_orm.mapped_column(sa.String(100), nullable=True),
+        "__mapper_args__": {"polymorphic_identity": "user"},
+    }
+    if is_joined:
+        attributes["__tablename__"] = "user"
+        attributes["id"] = sa_orm.mapped_column(sa.ForeignKey("person.id"), primary_key=True)
+    return Person, type("User", (Person,), attributes)
+
+
+@pytest.mark.parametrize("is_joined", [False, True])
+def test_password_on_a_subclass(make_site: SiteFactory, database: str, is_joined: bool) -> None:
+    """The class that was named is the one that counts."""
+
+    def model(db: SQLAlchemy) -> type[t.Any]:
+        made.append(family(db, is_joined=is_joined))
+        return made[0][1]
+
+    made: list[tuple[type[t.Any], type[t.Any]]] = []
+    site = make_site("cookie", database, model=model, init=False)
+    site.sessions = SessionRegistry(site.app, user_model=site.User)
+    with site.context():
+        site.db.create_all()
+        site.db.session.add(site.User(name="ann", password_hash="hash of ann"))
+        site.db.session.commit()
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    for browser in (firefox, chrome):
+        browser.login()
+    assert firefox.post("/password", password="new").text == "changed"
+    assert firefox.is_signed_in
+    assert chrome.rejected == "password_changed"
+
+
+def test_password_on_a_subclass_that_nobody_names() -> None:
+    """It is said which one to pass."""
+    app = Flask("app")
+    app.config.update(SECRET_KEY="x", SQLALCHEMY_DATABASE_URI="sqlite://")
+    person, user = family(SQLAlchemy(app), is_joined=False)
+    with pytest.raises(ConfigurationError, match=r"'User', which inherits from it, does.*=User'"):
+        SessionRegistry(app)
+    assert issubclass(user, person)
+
+
+def test_password_on_the_base_of_what_is_named(make_site: SiteFactory) -> None:
+    """Those of its base sign in too, and are no other kind."""
+
+    def model(db: SQLAlchemy) -> type[t.Any]:
+        base = user_class(db)
+        made.append(type("Admin", (base,), {}))
+        return base
+
+    made: list[type[t.Any]] = []
+    site = make_site(model=model, init=False)
+    site.sessions = SessionRegistry(site.app, user_model=made[0])
+    assert site.installation.credentials.user_model is site.User
+
+
+@pytest.mark.parametrize("names", [None, "secret", ("secret", "secret_again")])
+def test_synonym(make_site: SiteFactory, names: t.Any) -> None:
+    """A password under another name is the column behind it."""
+
+    def model(db: SQLAlchemy) -> type[t.Any]:
+        class User(UserMixin, db.Model):  # type: ignore[misc, name-defined]
+            __tablename__ = "account"
+            id: sa_orm.Mapped[int] = sa_orm.mapped_column(primary_key=True)
+            name: sa_orm.Mapped[str] = sa_orm.mapped_column(sa.String(50))
+            _hidden: sa_orm.Mapped[str] = sa_orm.mapped_column("pw", sa.String(100))
+            secret = sa_orm.synonym("_hidden")
+            secret_again = sa_orm.synonym("secret")
+            password = sa_orm.synonym("_hidden")
+            password_hash = sa_orm.synonym("_hidden")
+
+        return User
+
+    setting = {} if names is None else {"SESSION_REGISTRY_PASSWORD_ATTRIBUTE": names}
+    site = make_site(model=model, **setting)
+    assert site.installation.credentials.names == ("_hidden",)
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    for browser in (firefox, chrome):
+        browser.login()
+    firefox.post("/password", password="new")
+    assert firefox.is_signed_in
+    assert not chrome.is_signed_in
+
+
+# -- what they are called ----------------------------------------------------------------------
+
+
+def user_with_token(db: SQLAlchemy) -> type[t.Any]:
+    """A user class whose sessions are named by something that is not the key."""
+    model = user_class(db, token=sa_orm.mapped_column(sa.String(50), default="first"))
+    model.get_id = lambda self: self.token
+    return model
+
+
+@pytest.fixture
+def by_token(make_site: SiteFactory) -> Site:
+    site = make_site(model=user_with_token, users=("ann",))
+    site.login_manager.user_loader(
+        lambda token: site.db.session.scalar(sa.select(site.User).filter_by(token=token))
+    )
+
+    @site.app.post("/token")
+    def token() -> str:
+        site.user("ann").token = "second"
+        site.db.session.commit()
+        return "changed"
+
+    @site.app.post("/note")
+    def note() -> str:
+        site.user("ann").note = "a note"
+        site.db.session.commit()
+        return "noted"
+
+    return site
+
+
+def test_token_that_is_changed_alone(by_token: Site) -> None:
+    """Nobody is signed in by the old one: the rows say so at once, and are not listed."""
+    firefox, chrome = by_token.browser("Firefox"), by_token.browser("Chrome")
+    for browser in (firefox, chrome):
+        browser.login()
+    assert firefox.post("/note").text == "noted"
+    assert by_token.active() == 2
+    assert by_token.browser("Stranger").post("/token").text == "changed"
+    assert by_token.active() == 0
+    assert {row.revoked_reason for row in by_token.rows()} == {"id_changed"}
+    assert by_token.signed_in_entries() == []
+    assert firefox.rejected == "id_changed"
+
+
+def test_token_that_is_changed_by_sql(by_token: Site) -> None:
+    """The session ends at its next request."""
+    firefox, chrome = by_token.browser("Firefox"), by_token.browser("Chrome")
+    for browser in (firefox, chrome):
+        browser.login()
+    with by_token.context():
+        by_token.db.session.execute(sa.update(by_token.User).values(token="second"))
+        by_token.db.session.commit()
+    assert firefox.rejected == "id_changed"
+    assert by_token.active() == 1
+    assert not chrome.is_signed_in
+    assert by_token.active() == 0
+
+
+def test_token_that_can_not_be_asked(by_token: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """A 'get_id()' that fails on an instance by itself tells nothing, and does no harm."""
+    firefox = by_token.browser("Firefox")
+    firefox.login()
+    by_token.User.get_id = lambda self: (sa_orm.object_session(self) and self.token) or 1 / 0
+    with caplog.at_level(logging.ERROR):
+        assert by_token.browser("Stranger").post("/token").text == "changed"
+    assert caplog.records == []
+    assert not firefox.is_signed_in
+
+
+def test_logout_of_nobody(two_kinds: Site) -> None:
+    """A login and a logout of the other kind in one request leave nothing."""
+
+    @two_kinds.app.post("/twice")
+    def twice() -> str:
+        login_user(Robot())
+        logout_user()
+        return "done"
+
+    firefox = two_kinds.browser("Firefox")
+    assert firefox.post("/twice").text == "done"
+    assert firefox.name_shown is None
