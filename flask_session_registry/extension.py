@@ -95,8 +95,7 @@ class SessionRegistry:
         _answer_stale_changes(app, installation)
         for command in commands:
             app.cli.add_command(command)
-        if not installation.is_complete:
-            installation.complete_when_possible(app)
+        installation.complete_when_possible(app)
 
     # -- where a user is signed in -------------------------------------------------------------
 
@@ -357,8 +356,10 @@ def _follow_requests(app: Flask, installation: Installation) -> None:
         tracking.give_user_back(current)
         installation.end_request(current)
 
-    def run_later(_: BaseException | None) -> None:
+    def run_later(error: BaseException | None) -> None:
         tracking.run_later(app)
+        if error is None:
+            installation.app_was_used(app)
 
     # Before all functions "before the request".
     app.url_value_preprocessors.setdefault(None, []).insert(0, begin)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import functools
 import inspect
@@ -17,11 +16,12 @@ from collections.abc import Callable
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from flask import Flask, appcontext_pushed, current_app, has_app_context
+from flask.globals import app_ctx
 from flask_session.base import ServerSideSessionInterface
 
 from . import clock, models, session_ids
 from ._compat.databases import NO_DATABASE, Database, database_of
-from ._compat.flask import request_context
+from ._compat.flask import begins_request, is_of_command, request_context
 from .config import Settings
 from .credentials import Credentials, password_attributes
 from .elsewhere import Elsewhere
@@ -29,6 +29,7 @@ from .entries import Entries, store_of
 from .errors import ConfigurationError, NotInstalledError, UserError
 from .expiry import Expiry
 from .home import Home
+from .log import log
 from .records import Limit
 from .redis_home import RedisHome
 from .state import RequestState
@@ -49,6 +50,10 @@ _INSTALLATION = "session_registry.installation"
 
 #: The first requests may come at once, and a table can be defined only once.
 _defining = threading.RLock()
+
+
+class NoUserModelError(ConfigurationError):
+    """No user model is mapped yet."""
 
 
 class Installation:
@@ -81,7 +86,7 @@ class Installation:
         #: Where a request keeps its state, and when it began.
         self._state_key = f"_session_registry_{id(self)}"
         self._began_key = f"{self._state_key}_began"
-        self._is_ready = False
+        self._was_seen_well = self._is_ready = False
         self._prunes_at: float | None = None
         if app.config.get("SESSION_TYPE") and not isinstance(
             app.session_interface, ServerSideSessionInterface
@@ -211,21 +216,54 @@ class Installation:
         return self._define()
 
     def complete_when_possible(self, app: Flask) -> None:
-        """Define the table as soon as the user model is there.
+        """Define the table as soon as the user model is there, and look whether all is well.
 
-        When it is imported, or when the app is first used, by a command or a request.
+        When it is imported, or when the app is first used.
         """
         appcontext_pushed.connect(self._app_is_used, app)
-        self._define_with_user_model()
+        if not self.is_complete:
+            self._define_with_user_model()
 
     def _app_is_used(self, app: Flask) -> None:
-        # What is wrong is raised by 'check', where it can be shown.
-        with contextlib.suppress(ConfigurationError):
-            had_db = self._db is not None
-            if self.find_models(app):
-                appcontext_pushed.disconnect(self._app_is_used, app)
-            elif not had_db:
+        """The first app context is pushed: what is missing now is missing for good.
+
+        But for the user model, which may be imported within it: see :meth:`app_was_used`. Not where
+        a request begins, which is told as soon as it can answer; nor where a command does, which
+        may be the one that says what is wrong.
+
+        :raises ConfigurationError: the app is put together wrongly.
+        """
+        had_db = self._db is not None
+        try:
+            self._look(app)
+        except NoUserModelError:
+            if not had_db:
                 self._define_with_user_model()
+        except ConfigurationError as error:
+            context = unwrap(app_ctx)
+            if not begins_request(context) and not is_of_command():
+                # Or it would be left there, as whoever pushes it never pops it.
+                context.pop(error)
+                raise
+        else:
+            self._was_seen_well = True
+            appcontext_pushed.disconnect(self._app_is_used, app)
+
+    def app_was_used(self, app: Flask) -> None:
+        """An app context ends, in which nothing has failed: is anything missing still?
+
+        :raises NoUserModelError: the user model is, unless this is a command, which has done what
+            it could.
+        """
+        if self._was_seen_well:
+            return
+        try:
+            self._look(app)
+        except ConfigurationError as error:
+            if is_of_command():
+                log.error("%s", error)
+            elif isinstance(error, NoUserModelError):
+                raise
 
     def _define_with_user_model(self) -> None:
         if self._db is None:
@@ -299,13 +337,19 @@ class Installation:
 
         :raises ConfigurationError: something is missing, or came in the wrong order.
         """
+        if not self._is_ready or app.session_interface is not self.interface:
+            self._look(app)
+            self._is_ready = True
+
+    def _look(self, app: Flask) -> None:
+        """
+        :raises ConfigurationError: something is missing, or came in the wrong order.
+        """
         if app.session_interface is not self.interface:
             raise ConfigurationError(
                 "The session interface of this app was set after 'SessionRegistry'. Move"
                 " 'Session(app)' before its 'init_app'."
             )
-        if self._is_ready:
-            return
         if not hasattr(app, "login_manager"):
             raise ConfigurationError(
                 "Flask-Login is not set up on this app. Call 'login_manager.init_app(app)'."
@@ -313,9 +357,9 @@ class Installation:
         if "sqlalchemy" not in app.extensions:
             raise ConfigurationError(NO_DATABASE)
         if not self.find_models(app):
-            raise ConfigurationError(
-                "No mapped class is a Flask-Login user. Import your user model before the first"
-                " request and let it inherit from 'UserMixin', or pass it:"
+            raise NoUserModelError(
+                "No mapped class is a Flask-Login user. Import your user model before the app is"
+                " first used and let it inherit from 'UserMixin', or pass it:"
                 " 'SessionRegistry(user_model=…)'."
             )
         if self._user_model is None:
@@ -323,7 +367,6 @@ class Installation:
             models.find_user_model(self.database)
         # Likewise: a column, or a class that inherits from the user model.
         self._password_attributes(self.credentials.user_model)
-        self._is_ready = True
 
     def expiry(self, app: Flask) -> Expiry:
         """The rule by which user sessions have expired by now."""

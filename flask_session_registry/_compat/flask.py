@@ -12,9 +12,12 @@ import sys
 import typing as t
 from collections.abc import Iterator
 from contextvars import ContextVar, Token
+from types import FrameType
 
+import click
 import flask.globals
 from flask import Flask, Response
+from flask.cli import ScriptInfo
 from flask.ctx import AppContext
 from flask.sessions import SessionMixin
 from werkzeug.exceptions import HTTPException
@@ -83,9 +86,20 @@ def begins_request(context: AppContext) -> bool:
     if _request_contexts is None:
         return bool(t.cast(t.Any, context).has_request)
     # Flask pushes it before there is anything else to tell by.
-    frame, push = sys._getframe(), flask.ctx.RequestContext.push.__code__
-    while frame is not None:
-        if frame.f_code is push:
-            return True
-        frame = t.cast(t.Any, frame.f_back)
-    return False
+    return _is_running(flask.ctx.RequestContext.push)
+
+
+def is_of_command() -> bool:
+    """Whether the app context that is just being pushed, or popped, is that of a ``flask`` command.
+
+    And not one that the app pushes while it is made for the command.
+    """
+    context = click.get_current_context(silent=True)
+    return context is not None and not _is_running(ScriptInfo.load_app)
+
+
+def _is_running(function: t.Any) -> bool:
+    frame, code = t.cast("FrameType | None", sys._getframe()), function.__code__
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None
