@@ -15,7 +15,7 @@ from werkzeug.exceptions import Conflict
 
 from . import gate, housekeeping, revocation, session_ids, tracking, witness
 from ._compat.databases import check_app
-from ._compat.flask import answer_to
+from ._compat.flask import answer_to, answer_wherever_raised
 from .cli import commands
 from .errors import ConfigurationError, SessionRegistryError, StaleRequestError
 from .home import UserSession
@@ -93,6 +93,7 @@ class SessionRegistry:
         tracking.connect(app)
         _follow_requests(app, installation)
         _answer_stale_changes(app, installation)
+        answer_wherever_raised(app, gate.Unavailable)
         for command in commands:
             app.cli.add_command(command)
         installation.complete_when_possible(app)
@@ -349,7 +350,9 @@ def _follow_requests(app: Flask, installation: Installation) -> None:
         tracking.set_user_aside(current)
 
     def finish(response: Response) -> Response:
-        return tracking.finish(response, app, installation)
+        response = tracking.finish(response, app, installation)
+        gate.note_answer(unwrap(request))
+        return response
 
     def end(_: BaseException | None) -> None:
         current = unwrap(request)

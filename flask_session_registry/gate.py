@@ -23,20 +23,31 @@ from .own_transaction import LOCK_TIMEOUT
 from .records import UNAVAILABLE, End
 from .state import MARKER, OTHER, Current, RequestState, read_marker
 
+if t.TYPE_CHECKING:
+    from werkzeug.wrappers import Request
+
 #: For so long after a session got another id, or another login took its place, the browser may have
 #: requests under way with the old one.
 OVERLAP = dt.timedelta(seconds=10)
 
 _NOTHING = dt.timedelta(0)
 
+#: Where a request keeps whether its answer is complete.
+_ANSWERED = "flask_session_registry.answered"
+
 #: What the browser itself has ended a session by. It may be signed in again by now.
 BY_THE_BROWSER = ("replaced", "logged_out")
+
+
+class Unavailable(ServiceUnavailable):
+    """The answer where it can't be said whether a session is valid."""
 
 
 def check(app: Flask) -> None:
     """Let the session of this request pass, or turn the request into an anonymous one.
 
-    :raises ServiceUnavailable: the database can't be asked. The browser keeps its cookies.
+    :raises Unavailable: the database can't be asked. The browser keeps its cookies. Not raised
+        once the answer is complete: nothing would turn the error into another answer.
     """
     installation = checked_installation_on(app)
     context = request_context()
@@ -70,6 +81,8 @@ def check(app: Flask) -> None:
         installation.users.roll_back()
         state.is_unavailable = True
         make_anonymous(app, state)
+        if _ANSWERED in vars(context.request):
+            return
         raise unavailable("Your session could not be checked.") from None
     if reason is not None:
         _refuse(app, installation, state, reason, id)
@@ -78,9 +91,14 @@ def check(app: Flask) -> None:
         remember.block(app)
 
 
-def unavailable(problem: str) -> ServiceUnavailable:
+def unavailable(problem: str) -> Unavailable:
     """The answer where neither yes nor no can be said: what holds a row has then let it go."""
-    return ServiceUnavailable(f"{problem} Please try again in a moment.", retry_after=LOCK_TIMEOUT)
+    return Unavailable(f"{problem} Please try again in a moment.", retry_after=LOCK_TIMEOUT)
+
+
+def note_answer(request: Request) -> None:
+    """Note that the answer to this request is complete."""
+    vars(request)[_ANSWERED] = True
 
 
 def current(installation: Installation) -> Current | None:

@@ -10,11 +10,17 @@ import weakref
 import pytest
 import sqlalchemy as sa
 from conftest import SiteFactory
-from flask import flash, g, render_template_string, session
+from flask import Blueprint, abort, flash, g, render_template_string, request, session
 from flask_login import current_user, login_user, logout_user
 from site_under_test import Browser, Site, days_ago
 
-from flask_session_registry import SessionRegistryError, entries, purge_failed, tracking
+from flask_session_registry import (
+    SessionRegistryError,
+    StaleRequestError,
+    entries,
+    purge_failed,
+    tracking,
+)
 
 BLOCKED = "the database is down"
 
@@ -88,6 +94,123 @@ def test_database_down_and_an_error_page(site: Site, firefox: Browser) -> None:
     with Broken(site, "user_sessions"):
         response = firefox.get("/me")
     assert (response.status_code, response.text) == (503, "False")
+    assert firefox.cookies == before
+    assert firefox.is_signed_in
+
+
+@pytest.mark.parametrize("has_page", [False, True], ids=["plain", "own-page"])
+@pytest.mark.parametrize("debug", [False, True], ids=["production", "debug"])
+@pytest.mark.parametrize(
+    "place", ["404", "abort", "blueprint", "500", "after_request", "stale", "before_request"]
+)
+def test_database_down_where_an_error_is_answered(
+    site: Site, firefox: Browser, place: str, debug: bool, has_page: bool
+) -> None:
+    """37: also where it is an error page, or a function after the request, that asks first."""
+    app = site.app
+    app.config["PROPAGATE_EXCEPTIONS"] = debug
+    blueprint = Blueprint("shop", __name__)
+
+    def page(error: t.Any) -> t.Any:
+        return render_template_string("{{ current_user.is_authenticated }}"), error.code
+
+    @blueprint.get("/shop")
+    @app.get("/abort")
+    def abort_it() -> str:
+        abort(403 if request.path == "/shop" else 410)
+
+    @app.get("/stale")
+    def stale() -> str:
+        raise StaleRequestError
+
+    @app.get("/fails")
+    def fails() -> str:
+        raise ZeroDivisionError
+
+    @app.get("/fine")
+    def fine() -> str:
+        return "fine"
+
+    @app.after_request
+    def after(response: t.Any) -> t.Any:
+        if request.path == "/fine" and place == "after_request":
+            response.headers["X-User"] = str(current_user.is_authenticated)
+        return response
+
+    @app.before_request
+    def before() -> None:
+        if request.path == "/fine" and place == "before_request":
+            assert current_user.is_authenticated
+
+    blueprint.register_error_handler(403, page)
+    app.register_blueprint(blueprint)
+    for code in (404, 410, 500):
+        app.register_error_handler(code, page)
+    if has_page:
+
+        @app.errorhandler(503)
+        def unavailable(error: t.Any) -> t.Any:
+            flash("please wait")
+            return render_template_string("{{ current_user.is_authenticated }}"), 503
+
+    path = {
+        "404": "/nowhere",
+        "abort": "/abort",
+        "blueprint": "/shop",
+        "500": "/fails",
+        "stale": "/stale",
+    }.get(place, "/fine")
+    firefox.login(remember="1")
+    before_it = firefox.cookies
+    with Broken(site, "user_sessions"):
+        if place == "500" and debug:
+            # The developer sees the error itself.
+            with pytest.raises(ZeroDivisionError):
+                firefox.get(path)
+            return
+        response = firefox.get(path)
+    assert response.status_code == 503
+    if has_page:
+        assert response.text == "False"
+    else:
+        assert response.headers["Retry-After"]
+    assert not response.headers.getlist("Set-Cookie")
+    assert firefox.cookies == before_it
+    assert firefox.is_signed_in
+
+
+def test_database_down_and_an_error_page_that_fails(site: Site, firefox: Browser) -> None:
+    """37: an app's page for that answer that fails itself is an error like any other."""
+    site.app.config["PROPAGATE_EXCEPTIONS"] = False
+
+    @site.app.errorhandler(404)
+    def missing(error: t.Any) -> t.Any:
+        return render_template_string("{{ current_user.is_authenticated }}"), 404
+
+    @site.app.errorhandler(503)
+    def unavailable(error: t.Any) -> t.Any:
+        raise ZeroDivisionError
+
+    firefox.login()
+    with Broken(site, "user_sessions"):
+        assert firefox.get("/nowhere").status_code == 500
+    assert firefox.is_signed_in
+
+
+def test_database_down_after_the_answer(site: Site, firefox: Browser) -> None:
+    """37: what is asked when the answer has been given takes nothing away from it."""
+    asked: list[bool] = []
+
+    @site.app.teardown_request
+    def teardown(_: object) -> None:
+        asked.append(current_user.is_authenticated)
+
+    firefox.login()
+    before = firefox.cookies
+    with Broken(site, "user_sessions"):
+        response = firefox.get("/cart")
+    assert (response.status_code, response.json) == (200, {"cart": None})
+    assert asked[-1] is False
     assert firefox.cookies == before
     assert firefox.is_signed_in
 

@@ -72,6 +72,31 @@ def answer_to(app: Flask, error: HTTPException) -> Response:
     return app.make_response(t.cast(t.Any, app).handle_http_exception(*_first(), error))
 
 
+def answer_wherever_raised(app: Flask, kind: type[HTTPException]) -> None:
+    """Let an app answer errors of this kind by its own error handler wherever they are raised.
+
+    Flask treats what an error handler or an ``after_request`` function raises as an unhandled
+    exception, and answers 500.
+    """
+    untyped: t.Any = app
+    handle = untyped.handle_exception
+
+    def handle_exception(*arguments: t.Any) -> t.Any:
+        *first, error = arguments
+        try:
+            if not isinstance(error, kind):
+                return handle(*arguments)
+        except kind as raised:
+            error = raised
+        try:
+            answer = untyped.handle_user_exception(*first, error)
+        except Exception as failure:
+            return handle(*first, failure)
+        return untyped.finalize_request(*first, answer, from_error_handler=True)
+
+    untyped.handle_exception = handle_exception
+
+
 def process_response(app: Flask, response: Response) -> Response:
     """Do to a response what is done to each at the end of a request, and save the session."""
     return t.cast(Response, t.cast(t.Any, app).process_response(*_first(), response))
