@@ -1,9 +1,10 @@
-"""When, whence and with what is this browser seen?"""
+"""Client details recorded for each request."""
 
 from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+import re
 import typing as t
 
 from flask import request
@@ -11,6 +12,10 @@ from flask import request
 from .plain_text import plain
 
 _USER_AGENT_LENGTH = 512
+
+#: An address as some proxies write it: IPv6 in brackets, and a port after it. An IPv6 address
+#: without brackets has no port.
+_WITH_PORT = re.compile(r"\[(?P<v6>.+)\](?::[0-9]+)?|(?P<v4>[0-9.]+):[0-9]+", re.DOTALL)
 
 
 def sight(moment: dt.datetime) -> dict[str, t.Any]:
@@ -23,9 +28,13 @@ def sight(moment: dt.datetime) -> dict[str, t.Any]:
 
 
 def _ip_address(address: str | None) -> str | None:
-    """The address in its usual form, without a scope; ``None`` if it is none (a socket, say)."""
+    """The address in its usual form, without port and zone; ``None`` if invalid (a socket, say)."""
+    text = address or ""
+    match = _WITH_PORT.fullmatch(text)
+    if match is not None:
+        text = match["v6"] or match["v4"]
     try:
-        found = ipaddress.ip_address((address or "").partition("%")[0])
+        found = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return None
     # A socket for both families gives an IPv4 address within an IPv6 one.

@@ -29,7 +29,22 @@ def test_forwarded_for_changes_nothing(site: Site, firefox: Browser) -> None:
 ADDRESSES = {
     "": None,
     "unix:": None,
-    "10.0.0.1:8080": None,
+    "10.0.0.1:8080": "10.0.0.1",
+    "[2001:db8::1]": "2001:db8::1",
+    "[2001:DB8::1]:443": "2001:db8::1",
+    "[::ffff:192.0.2.1]:443": "192.0.2.1",
+    "::ffff:192.0.2.1:443": None,
+    "fe80::1%eth0": "fe80::1",
+    "[fe80::1%eth0]:443": "fe80::1",
+    "[fe80::1%" + "z" * 60 + "]:443": "fe80::1",
+    "2001:db8::1:443": "2001:db8::1:443",
+    "[2001:db8::1]:https": None,
+    "[2001:db8::1": None,
+    "2001:db8::1]:443": None,
+    "[]:443": None,
+    "10.0.0.1:": None,
+    "10.0.0.1:8080:9": None,
+    "localhost:8080": None,
     "2001:DB8::1": "2001:db8::1",
     "::ffff:192.0.2.1": "192.0.2.1",
     "fe80::1%" + "z" * 60: "fe80::1",
@@ -43,7 +58,7 @@ ADDRESSES = {
 def test_address_that_is_none(
     site: Site, firefox: Browser, address: str, stored: str | None
 ) -> None:
-    """52: stored as none, rather than as something that looks like an address."""
+    """52: stored as none; what a proxy adds to an address, a port or brackets, is left out."""
     form = {"name": "ann", "password": "hash of ann"}
     firefox.open("POST", "/login", data=form, environ_overrides={"REMOTE_ADDR": address})
     assert site.rows()[0].ip_address == stored
