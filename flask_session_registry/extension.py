@@ -115,7 +115,13 @@ class SessionRegistry:
         current = gate.current(installation)
         if current is None:
             return None
-        return t.cast("UserSessionMixin | None", installation.records.get(current.id))
+        session = installation.db_session()
+        if current.row[0] is not session.get_transaction():
+            # Or an app that does not let commits expire its instances would see the old values.
+            current.forget_row()
+        row = installation.records.get(current.id)
+        current.row = session.get_transaction(), row
+        return t.cast("UserSessionMixin | None", row)
 
     @property
     def rejected(self) -> str | None:

@@ -84,6 +84,9 @@ class Revocation:
             **how,
         )
         self._change, self.ending = change, ending
+        state = self.installation.known_state
+        if state is not None and state.current is not None:
+            state.current.forget_row()
         self.has_written = ending.count > 0
         if self.installation.settings.adopts and (ending.count or (only is None and among is None)):
             self.installation.table.bar(execute, self.user_ids)

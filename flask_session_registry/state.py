@@ -58,6 +58,9 @@ class Current:
     held: list[tuple[int, str | None]] = dataclasses.field(repr=False)
     #: The fingerprints of the credentials that this request has stored, committed or not.
     stored: list[str | None] = dataclasses.field(default_factory=list, repr=False)
+    #: The row, and the transaction of the app's session in which it was read: it is read once in
+    #: each, because the session does not hold it by itself.
+    row: tuple[object, t.Any] = dataclasses.field(default=(None, None), repr=False)
     #: Whether ``rotate()`` was called.
     is_rotating: bool = False
     #: Whether the password was given once more.
@@ -76,6 +79,10 @@ class Current:
     @property
     def keys(self) -> tuple[str, ...]:
         return () if self.store_id is None else (self.store_id,)
+
+    def forget_row(self) -> None:
+        """Let the row be read again: it has been written, or the transaction is another one."""
+        self.row = None, None
 
     def settle(self, generation: int, fingerprint: str | None) -> None:
         """Note in which generation it stands, now that a transaction has ended."""

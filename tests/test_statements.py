@@ -27,6 +27,70 @@ def test_request_that_asks_for_the_user(counted: Site) -> None:
     assert len(statements) == 1
 
 
+@pytest.mark.table
+def test_current_session(counted: Site) -> None:
+    """One more for the row, however often it is read in one transaction."""
+    seen: list[t.Any] = []
+
+    @counted.app.get("/current")
+    def current() -> str:
+        with counted.count_statements() as statements:
+            seen.append(counted.sessions.current.id)
+            seen.append(counted.sessions.current.user_agent)
+            is_listed = counted.sessions.current in counted.sessions.active(current_user)
+        seen.append(len(statements))
+        return str(is_listed)
+
+    firefox = counted.browser()
+    firefox.login()
+    assert firefox.get("/current").text == "True"
+    assert seen == [counted.rows()[0].id, "Firefox", 3]
+
+
+@pytest.mark.table
+@pytest.mark.parametrize("expires", [True, False])
+def test_current_session_is_read_anew(make_site: SiteFactory, database: str, expires: bool) -> None:
+    """In another transaction, in another app context, and after a revocation in this one."""
+    site = make_site("cookie", database)
+
+    @site.app.get("/current")
+    def current() -> dict[str, t.Any]:
+        site.db.session().expire_on_commit = expires
+        shown = [site.sessions.current.ip_address]
+        site.change(ip_address="203.0.113.9")
+        site.db.session.rollback()
+        shown.append(site.sessions.current.ip_address)
+        site.change(ip_address="203.0.113.10")
+        site.db.session.commit()
+        shown.append(site.sessions.current.ip_address)
+        with site.context():
+            shown.append(site.sessions.current.ip_address)
+        assert site.sessions.current.revoked_reason is None
+        site.sessions.revoke_all(current_user)
+        shown.append(site.sessions.current.revoked_reason)
+        with site.db.session.begin_nested() as savepoint:
+            assert site.sessions.current.ip_address
+            savepoint.rollback()
+        shown.append(site.sessions.current.revoked_reason)
+        site.db.session.commit()
+        shown.append(site.sessions.current)
+        return {"shown": shown}
+
+    firefox = site.browser()
+    firefox.login()
+    assert firefox.get("/current").json == {
+        "shown": [
+            "127.0.0.1",
+            "203.0.113.9",
+            "203.0.113.10",
+            "203.0.113.10",
+            "revoked",
+            "revoked",
+            None,
+        ]
+    }
+
+
 def test_request_that_does_not_ask(counted: Site) -> None:
     """None, and no row is touched, however long ago it was last seen."""
     firefox = counted.browser()
