@@ -1059,16 +1059,31 @@ class Table:
         if self._dialect not in _INNODB:
             return statement
         if self._user_index is None:
-            found = execute(
-                _FIRST_INDEX,
-                {
-                    "schema": self.table.schema,
-                    "table": self.table.name,
-                    "column": self.columns.user_id.name,
-                },
-            )
-            self._user_index = t.cast("str | None", found.scalar()) or ""
+            self._user_index = self._find_user_index(execute)
         return _forcing(self._user_index, statement) if self._user_index else statement
+
+    def _find_user_index(self, execute: Execute) -> str:
+        """The name of the index on the users' keys; empty if there is none.
+
+        Asked once in a process, on a connection outside of the pool. ``execute`` belongs to a
+        transaction that holds the user's row, and perhaps the only connection of the pool.
+        """
+        parameters = {
+            "schema": self.table.schema,
+            "table": self.table.name,
+            "column": self.columns.user_id.name,
+        }
+        own = self.database.session.get_bind(self.model).engine
+        beside = sa.Engine(own.pool.recreate(), own.dialect, own.url)
+        try:
+            with beside.connect() as connection:
+                found = connection.execute(_FIRST_INDEX, parameters).scalar()
+        except sa.exc.DBAPIError:
+            # The server allows no further connection, say.
+            found = execute(_FIRST_INDEX, parameters).scalar()
+        finally:
+            beside.dispose()
+        return t.cast("str | None", found) or ""
 
     def _has_expired(self, expiry: Expiry) -> sa.ColumnElement[bool]:
         column = self.columns
