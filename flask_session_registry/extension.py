@@ -115,7 +115,7 @@ class SessionRegistry:
         current = gate.current(installation)
         if current is None:
             return None
-        session = installation.db_session()
+        session = installation.db_session
         if current.row[0] is not session.get_transaction():
             # Or an app that does not let commits expire its instances would see the old values.
             current.forget_row()
@@ -192,7 +192,9 @@ class SessionRegistry:
         :param reason: kept in the rows and sent with the signal; 1 to 64 characters.
         :param session: whose transaction to join; by default that of the session ``user`` belongs
             to, else ``db.session``.
-        :returns: how many it ended; what the same transaction ended before is not counted again.
+        :returns: how many it ended; what the same transaction ended before is not counted again. If
+            the records are in no table, two transactions at the same moment may count the same
+            sessions; the signal ``session_revoked`` names each once.
         :raises UserError: ``user`` is no user, or not saved.
         :raises ValueError: a reason that does not fit.
         """
@@ -215,7 +217,9 @@ class SessionRegistry:
 
         :param user_session_or_id: a user session, or its id as a UUID or as text.
         :param user: whose it must be. Somebody else's is treated as an unknown one.
-        :returns: whether it ended; ``False`` if it is unknown, no UUID, or had ended already.
+        :returns: whether it ended; ``False`` if it is unknown, no UUID, or had ended already. If
+            the records are in no table, two transactions that end it at the same moment may both
+            get ``True``; the signal ``session_revoked`` is sent for one of them.
         :raises UserError: ``user`` is no user, or not saved.
         :raises ValueError: a reason that does not fit.
         """
@@ -226,9 +230,10 @@ class SessionRegistry:
         if id is None:
             return False
         session = _session_of(user_session_or_id) or installation.db_session
-        return revocation.revoke_one(
+        ending = revocation.revoke_one(
             installation, unwrap(current_app), id, user_id=owner, reason=reason, session=session
         )
+        return ending is not None
 
     @t.overload
     def revoke_on_password_change(self, view: _View) -> _View: ...

@@ -53,7 +53,7 @@ class Revocation:
         self.are_deleted = are_deleted
         #: Whether there is something that must not be stored if it is left uncommitted.
         self.has_written = False
-        #: How many sessions have ended by now.
+        #: How many sessions have ended by now. Each is counted by one revocation only.
         self.ended = 0
         #: How many store entries were purged after the commit.
         self.purged = 0
@@ -215,18 +215,21 @@ def revoke_one(
     user_id: t.Any,
     reason: str,
     session: sa_orm.Session,
-) -> bool:
-    """End one session, with the transaction of ``session``; with ``user_id``, only that user's."""
+) -> Revocation | None:
+    """End one session, with the transaction of ``session``; with ``user_id``, only that user's.
+
+    ``None`` if there is nothing to end.
+    """
     owner = installation.records.owner(session.execute, id)
     if not owner or (user_id is not None and owner[0] != user_id):
-        return False
+        return None
     installation.records.lock_users(session.execute, owner)
     adoption.settle(installation, session.execute, owner)
     revocation = Revocation(installation, app, owner, reason)
     if not revocation.end(session.execute, only=id, already=_endings_of(session)).count:
-        return False
+        return None
     revocation.follow_commit_of(session)
-    return True
+    return revocation
 
 
 def follow_current(installation: Installation, user_ids: Sequence[t.Any]) -> None:

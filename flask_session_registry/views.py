@@ -38,7 +38,7 @@ from .facts import facts_of
 from .installation import Installation, get_installation, unwrap
 from .log import log
 from .records import UNAVAILABLE, LastShown, as_id
-from .state import Current
+from .revocation import Revocation, revoke_one, revoke_users
 from .texts import day, exactly, language
 
 #: How many sessions are shown at a time, and how many that have ended.
@@ -47,6 +47,9 @@ RECENT = 10
 
 #: What a request that wants JSON is told where the password has to be given once more.
 REAUTHENTICATE = "reauthentication_required"
+
+#: Why a session has ended that was ended here.
+_REASON = "revoked"
 
 _CURSOR = re.compile(r"(\d{1,17})-([0-9a-f]{32})")
 _View = Callable[..., ResponseReturnValue]
@@ -273,43 +276,64 @@ def revoke(installation: Installation, current: t.Any, id: str) -> ResponseRetur
     facts = None if row is None else facts_of(installation, row, current=current)
     if request.method != "POST" and facts is not None:
         return _page("confirm", question=_text("confirm_end", device=facts.name), device=facts)
-    if row is None or facts is None or not _registry().revoke(row.id, user=_user(installation)):
-        if _wants_json():
-            raise NotFound("There is no such session of yours that is signed in.")
-        return _go_back(_text("not_there"))
-    installation.db_session.commit()
-    return _tell(1, _text("ended", device=facts.name))
+    if row is not None and facts is not None:
+        revocation = revoke_one(
+            installation,
+            unwrap(current_app),
+            row.id,
+            user_id=current.user_id,
+            reason=_REASON,
+            session=installation.db_session,
+        )
+        if _ended_by(installation, revocation):
+            return _tell(1, _text("ended", device=facts.name))
+    if _wants_json():
+        raise NotFound("There is no such session of yours that is signed in.")
+    return _go_back(_text("not_there"))
 
 
 @blueprint.route("/revoke-others", methods=["GET", "POST"])
 @_of_the_recently_authenticated
-def revoke_others(installation: Installation, _: t.Any) -> ResponseReturnValue:
+def revoke_others(installation: Installation, current: t.Any) -> ResponseReturnValue:
     """End all but this one."""
     if request.method != "POST":
         return _page("confirm", question=_text("confirm_others"))
-    count = _registry().revoke_all(_user(installation), except_current=True)
-    installation.db_session.commit()
+    count = _end_all(installation, current, spare=current.id)
     return _tell(count, _text("ended_others", num=count))
 
 
 @blueprint.route("/revoke-all", methods=["GET", "POST"])
 @_of_the_recently_authenticated
-def revoke_all(installation: Installation, _: t.Any) -> ResponseReturnValue:
+def revoke_all(installation: Installation, current: t.Any) -> ResponseReturnValue:
     """End all, this one too."""
     if request.method != "POST":
         return _page("confirm", question=_text("confirm_all"))
-    count = _registry().revoke_all(_user(installation))
-    installation.db_session.commit()
+    count = _end_all(installation, current)
     return _tell(count, _text("ended_all"))
 
 
-def _registry() -> t.Any:
-    return current_app.extensions["session_registry"]
+def _end_all(installation: Installation, current: t.Any, *, spare: uuid.UUID | None = None) -> int:
+    """End the sessions of the user of this one; how many."""
+    revocation = revoke_users(
+        installation,
+        unwrap(current_app),
+        [current.user_id],
+        reason=_REASON,
+        session=installation.db_session,
+        spare=spare,
+    )
+    return _ended_by(installation, revocation)
 
 
-def _user(installation: Installation) -> t.Any:
-    """The mapped user of this request, whatever the app's user loader makes of it."""
-    return t.cast(Current, installation.state.current).user
+def _ended_by(installation: Installation, revocation: Revocation | None) -> int:
+    """Commit; how many sessions that has ended.
+
+    Counted after the commit: if the records are in no table, another request may have been first.
+    """
+    if revocation is None:
+        return 0
+    installation.db_session.commit()
+    return revocation.ended
 
 
 def _one_of(installation: Installation, current: t.Any, id: str) -> t.Any:

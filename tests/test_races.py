@@ -20,7 +20,7 @@ from site_under_test import STORES, Browser, Site, days_ago
 from test_many import add_sessions
 from test_users import make_class
 
-from flask_session_registry import tracking
+from flask_session_registry import session_revoked, tracking
 from flask_session_registry.elsewhere import Elsewhere
 
 
@@ -336,6 +336,49 @@ def test_ending_one_after_another(make_site: SiteFactory, database_kind: str, he
         assert site.sessions.revoke_all(site.user("ann")) == 0
         site.db.session.commit()
     assert other.result(30) == 0
+
+
+@pytest.mark.parametrize("ends", ["one", "all"])
+def test_two_end_the_same(make_site: SiteFactory, database: str, held: Held, ends: str) -> None:
+    """12: of two that end the same sessions at the same moment, one is told that it did.
+
+    Elsewhere than in a table nobody can tell before the commit; but each is signalled once.
+    """
+    site = make_site("files", database)
+    told: list[t.Any] = []
+
+    def receiver(app: t.Any, *, ids: t.Any, **_: t.Any) -> None:
+        told.extend(ids)
+
+    for _ in range(3):
+        site.browser().login()
+    id = site.rows()[0].id
+
+    def end(waits: bool) -> int:
+        with site.context():
+            user = site.user("ann")
+            if ends == "one":
+                count = int(site.sessions.revoke(id, user=user))
+            else:
+                count = site.sessions.revoke_all(user)
+            if waits:
+                held.wait()
+            site.db.session.commit()
+            return count
+
+    with session_revoked.connected_to(receiver, site.app), ThreadPoolExecutor(1) as pool:
+        first = held.start(lambda: end(True))
+        second = pool.submit(end, False)
+        if site.home == "table":
+            # Time to reach the lock.
+            threading.Event().wait(0.5)
+        else:
+            second.result(30)
+        counts = [held.finish(first), second.result(30)]
+    number = 1 if ends == "one" else 3
+    if site.home == "table":
+        assert sorted(counts) == [0, number]
+    assert len(told) == len(set(told)) == number
 
 
 @pytest.mark.table
