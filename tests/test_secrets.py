@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import gc
 import importlib
 import logging
 import pkgutil
 import re
 import sys
 import traceback
+import types
 import typing as t
 import uuid
 
@@ -87,6 +90,55 @@ def test_objects_show_no_secret(cls: type[t.Any]) -> None:
     for name in names:
         if name in SECRET_FIELDS and (cls.__name__, name) not in NO_SECRETS:
             assert f"<{name}>" not in shown
+
+
+def _shown_by_our_objects() -> str:
+    """What all objects of the package show that there are now, and calls that are put off."""
+    ours = flask_session_registry.__name__
+    shown = []
+    for one in gc.get_objects():
+        # A bound method or a 'partial' shows what it belongs to, or is called with.
+        called = {types.MethodType: "__func__", functools.partial: "func"}.get(type(one))
+        subject = getattr(one, called) if called else type(one)
+        if str(getattr(subject, "__module__", "")).startswith(ours):
+            shown.append(repr(one))
+    return "\n".join(shown)
+
+
+def test_objects_in_use_show_no_secret(site: Site) -> None:
+    """79: nor does any that there is before, at, or after a commit that ends sessions."""
+    firefox, chrome = site.browser(), site.browser()
+    shown: list[str] = []
+
+    def look(*_: t.Any, **__: t.Any) -> None:
+        shown.append(_shown_by_our_objects())
+
+    @site.app.post("/rotate")
+    def rotate() -> str:
+        site.sessions.rotate()
+        look()
+        return "rotated"
+
+    for browser in (firefox, chrome):
+        browser.login(remember="1")
+    firefox.post("/rotate")
+    cookies = [*firefox.cookies.values(), *chrome.cookies.values()]
+    before = site.rows()
+    with session_revoked.connected_to(look, site.app):
+        sa.event.listen(site.db.session, "before_commit", look)
+        firefox.post("/password", password="new")
+        sa.event.remove(site.db.session, "before_commit", look)
+    assert len(shown) >= 3
+    secrets = {
+        secret
+        for row in (*before, *site.rows())
+        for secret in (row.store_id, row.previous_store_id, row.fingerprint)
+        if secret is not None
+    }
+    assert len(secrets) >= 6
+    assert any("Revocation" in text for text in shown)
+    for secret in (*secrets, *cookies):
+        assert not any(secret in text for text in shown)
 
 
 def _show_all(one: t.Any) -> str:
