@@ -358,6 +358,24 @@ class Elsewhere:
             for one in self.kept(self.users.database.session, user_id)
         )
 
+    def never_back(
+        self, user_id: t.Any, *, ip_address: str | None, user_agent: str | None, but: int
+    ) -> list[Stored]:
+        """The sessions of a user that stand, but were never seen after they began; the last first.
+
+        :param ip_address: only those from there, with this user agent.
+        :param but: how many of the last ones to leave out.
+        """
+        found = [
+            one
+            for batch in self._of_users([user_id])
+            for one in batch
+            if one.last_seen_at == one.created_at
+            and (one.ip_address, one.user_agent) == (ip_address, user_agent)
+        ]
+        found.sort(key=lambda one: one.created_at, reverse=True)
+        return [_stored(one) for one in found[but : but + records.BATCH]]
+
     def standing_with_key(self, store_id: str, user_id: t.Any) -> list[Stored]:
         """The sessions of a user that stand, and have or had this key in the store."""
         with _asking():

@@ -342,6 +342,18 @@ def _has_expired(
     )
 
 
+def _tell_developer(installation: Installation) -> None:
+    if installation.is_first("written by hand"):
+        log.warning(
+            "A session was refused because no 'login_user()' has recorded that its user signed in."
+            " In tests, let 'app.test_client_class' be 'SessionRegistryClient' of"
+            " 'flask_session_registry.testing': it signs in whom you pass as 'user', and whom"
+            " 'session_transaction()' writes into '_user_id'; Flask-Login's 'FlaskLoginClient' does"
+            " not. Sessions from before the registry go on if 'SESSION_REGISTRY_UNREGISTERED' is"
+            " 'adopt'."
+        )
+
+
 def _refuse(
     app: Flask,
     installation: Installation,
@@ -350,6 +362,8 @@ def _refuse(
     id: uuid.UUID | None,
 ) -> None:
     state.rejected, state.rejected_id = reason, id
+    if reason in ("unregistered", "id_changed") and (app.testing or app.debug):
+        _tell_developer(installation)
     state.forgets_remember = not state.is_late and remember.is_ours(app)
     browser = unwrap(session)
     written: dict[str, t.Any] = {}

@@ -11,7 +11,7 @@ import time
 import typing as t
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
@@ -47,6 +47,9 @@ Records = Table | Elsewhere
 
 _EXTENSION = "session_registry"
 _INSTALLATION = "session_registry.installation"
+
+#: How many clients that sign in without cookies a process remembers.
+_MOST_CLIENTS = 10_000
 
 #: The first requests may come at once, and a table can be defined only once.
 _defining = threading.RLock()
@@ -88,6 +91,8 @@ class Installation:
         self._began_key = f"{self._state_key}_began"
         self._was_seen_well = self._is_ready = False
         self._prunes_at: float | None = None
+        self._happened: set[str] = set()
+        self._clients: dict[Hashable, int] = {}
         if app.config.get("SESSION_TYPE") and not isinstance(
             app.session_interface, ServerSideSessionInterface
         ):
@@ -395,6 +400,25 @@ class Installation:
         As long as sessions are adopted, a row that has ended is what tells that one must not be.
         """
         return None if self.settings.adopts else self.settings.retention
+
+    def is_first(self, event: str) -> bool:
+        """Whether this has not happened before in this process, so that the log is told once."""
+        is_first = event not in self._happened
+        self._happened.add(event)
+        return is_first
+
+    def counts_to(self, number: int, client: Hashable) -> bool:
+        """Whether a client has signed in so often, each time without a cookie, since the last time.
+
+        As far as this process has seen, and remembers.
+        """
+        if len(self._clients) >= _MOST_CLIENTS and client not in self._clients:
+            self._clients.clear()
+        count = self._clients[client] = self._clients.get(client, 0) + 1
+        if count < number:
+            return False
+        self._clients.pop(client, None)
+        return True
 
     def is_prune_due(self) -> bool:
         """Whether it is time for this process to prune; if so, the next time is later."""

@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import typing as t
 import uuid
+from collections.abc import Collection
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
@@ -139,12 +140,20 @@ def find_user_model(database: Database) -> type[t.Any] | None:
     """
     found = {topmost_user_class(cls) for cls in database.mapped_classes() if is_user_class(cls)}
     if len(found) > 1:
-        names = ", ".join(sorted(f"'{cls.__name__}'" for cls in found))
+        names = ", ".join(sorted(_names_of(found)))
         raise ConfigurationError(
             f"Several mapped classes are Flask-Login users: {names}. Say which one signs in:"
             " 'SessionRegistry(user_model=…)'."
         )
     return found.pop() if found else None
+
+
+def _names_of(classes: Collection[type]) -> list[str]:
+    """The names of classes, with their modules if some have the same."""
+    names = {f"'{cls.__name__}'" for cls in classes}
+    if len(names) < len(classes):
+        names = {f"'{cls.__module__}.{cls.__qualname__}'" for cls in classes}
+    return list(names)
 
 
 def key_of(user_model: type[t.Any]) -> sa_orm.QueryableAttribute[t.Any]:

@@ -181,6 +181,8 @@ class RequestState:
         self.rehashes: list[tuple[t.Any, str | None, str | None]] = []
         #: User sessions that this request has ended: their ids and keys.
         self.ended: list[tuple[uuid.UUID, tuple[str, ...]]] = []
+        #: The same of those of which nothing is to be kept.
+        self.forgotten: list[tuple[uuid.UUID, tuple[str, ...]]] = []
 
     def is_known(self, carried: object) -> bool:
         """Whether this very session was accepted, or opened, earlier in this request."""

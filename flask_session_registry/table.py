@@ -519,6 +519,28 @@ class Table:
             )
             return [Stored(*row) for row in session.execute(statement)]
 
+    def never_back(
+        self, user_id: t.Any, *, ip_address: str | None, user_agent: str | None, but: int
+    ) -> list[Stored]:
+        """The sessions of a user that stand, but were never seen after they began; the last first.
+
+        :param ip_address: only those from there, with this user agent.
+        :param but: how many of the last ones to leave out.
+        """
+        model = self.model
+        statement = self._stored.where(
+            model.user_id == user_id,
+            model.revoked_at.is_(None),
+            model.last_seen_at == model.created_at,
+            model.ip_address.is_not_distinct_from(sa.literal(ip_address, model.ip_address.type)),
+            model.user_agent.is_not_distinct_from(sa.literal(user_agent, model.user_agent.type)),
+        )
+        statement = statement.order_by(model.created_at.desc(), model.id)
+        with self.users.reading() as session:
+            return [
+                Stored(*row) for row in session.execute(statement.offset(but).limit(records.BATCH))
+            ]
+
     def was_seen(self, user_id: t.Any, *, ip_address: str | None, user_agent: str | None) -> bool:
         """Whether a session of this user is kept that was seen at this address, with this agent.
 

@@ -25,7 +25,7 @@ from .errors import UserError
 from .housekeeping import Purge, prune
 from .installation import Installation, get_installation, installation_on, unwrap
 from .log import log
-from .records import BATCH, UNAVAILABLE, LimitReachedError, Replaced, SupersededError
+from .records import BATCH, UNAVAILABLE, LimitReachedError, Replaced, Stored, SupersededError
 from .revocation import follow_current
 from .sight import sight
 from .state import MARKER, OTHER, Adoption, Current, Login, RequestState
@@ -36,6 +36,10 @@ if t.TYPE_CHECKING:
 #: A request that took longer than this looks once more before its session is written, in seconds.
 #: From its beginning, not from the check, which may see the database as it was at the beginning.
 LATE = 0.1
+
+#: How many sessions of a user that have never come back are left: begun by requests without any
+#: cookie, from one address with one user agent. Each process looks as often.
+_NEVER_BACK = 50
 
 _LATER = "_session_registry_later"
 
@@ -50,8 +54,12 @@ class Later:
     ended: list[tuple[uuid.UUID, tuple[str, ...]]] = dataclasses.field(repr=False)
     left_behind: list[str] = dataclasses.field(repr=False)
     to_end: tuple[uuid.UUID, tuple[str, ...], str] | None = dataclasses.field(repr=False)
-    touched: tuple[uuid.UUID, dict[str, t.Any]] | None
-    prunes: bool
+    touched: tuple[uuid.UUID, dict[str, t.Any]] | None = None
+    #: Ended sessions of which nothing is to be kept.
+    forgotten: list[tuple[uuid.UUID, tuple[str, ...]]] = dataclasses.field(
+        default_factory=list, repr=False
+    )
+    prunes: bool = False
 
     def run(self, app: Flask) -> None:
         records = self.installation.records
@@ -61,6 +69,8 @@ class Later:
             if records.end(id, reason):
                 self.ended.append((id, keys))
         purge.purge(self.ended)
+        if self.forgotten and purge.delete_of(self.forgotten):
+            records.forget([id for id, _ in self.forgotten])
         purge.delete(self.left_behind)
         if self.touched:
             records.touch(*self.touched)
@@ -101,7 +111,7 @@ def give_user_back(request: Request) -> None:
 def _logged_in(app: Flask, user: t.Any) -> None:
     """A login: its session goes on under a new id, and its row follows at the end."""
     try:
-        _begin_login(app, get_installation(), unwrap(user))
+        begin_login(app, get_installation(), unwrap(user))
     except BaseException as error:
         # Flask-Login has signed the user in already.
         _sign_out(app)
@@ -111,7 +121,11 @@ def _logged_in(app: Flask, user: t.Any) -> None:
         raise
 
 
-def _begin_login(app: Flask, installation: Installation, user: t.Any) -> None:
+def begin_login(app: Flask, installation: Installation, user: t.Any) -> None:
+    """Let the session of this request be that of a login, whose row follows at the end.
+
+    :raises UserError: the user is not one who can be recorded.
+    """
     before = gate.current_before(installation, app)
     if isinstance(user, LocalProxy) and before is not None:
         # Of 'login_user(current_user)' Flask-Login makes a proxy that stands for itself.
@@ -228,6 +242,9 @@ def _returned(app: Flask, **_: t.Any) -> None:
 def _confirmed(app: Flask, **_: t.Any) -> None:
     """The password was given once more: that is a login, as to the session id."""
     current = rotate(app, get_installation())
+    if "_user_id" in session:
+        # A "remember me" cookie, which nobody had asked for yet, has made it stale again.
+        session["_fresh"] = True
     if current is not None:
         current.is_confirmed = True
 
@@ -407,6 +424,10 @@ def _register(
             lost = installation.records.standing_with_key(login.lost_store_id, user_id)
             replaced += [Replaced(row.id, None, vouches=False) for row in lost]
             ended += [(row.id, row.keys) for row in lost]
+        if not request.cookies:
+            never_back = _never_back(installation, values)
+            replaced += [Replaced(row.id, None, vouches=False) for row in never_back]
+            state.forgotten += [(row.id, row.keys) for row in never_back]
         is_new_device = is_told and _is_new_device(app, installation, values)
         surplus = installation.records.add(
             values,
@@ -449,6 +470,31 @@ def _register(
             user_id=user_id,
             reason="max_sessions",
         )
+
+
+def _never_back(installation: Installation, login: dict[str, t.Any]) -> list[Stored]:
+    """The sessions that have to end because a client keeps no cookies, and signs in each time.
+
+    By a header that a proxy sets, say: each of its requests would leave a row for a month.
+    """
+    client = (login["user_id"], login["ip_address"], login["user_agent"])
+    if not installation.counts_to(_NEVER_BACK, client):
+        return []
+    found = installation.records.never_back(
+        login["user_id"],
+        ip_address=login["ip_address"],
+        user_agent=login["user_agent"],
+        but=_NEVER_BACK - 1,
+    )
+    if found and installation.is_first("never back"):
+        log.warning(
+            "A user has signed in %d times from one address with one user agent, without any"
+            " cookie, and never come back: the oldest of these sessions end. If 'login_user()' is"
+            " called for each request, by what a proxy says of it, use Flask-Login's"
+            " 'request_loader' instead.",
+            _NEVER_BACK,
+        )
+    return found
 
 
 def _adopt(app: Flask, installation: Installation, state: RequestState, adopted: Adoption) -> None:
@@ -599,14 +645,22 @@ def _put_off(installation: Installation, state: RequestState, offer: remember.Of
             values["remember_until"] = offer.until
         touched = (current.id, values)
     prunes = installation.is_prune_due()
-    if touched or state.ended or state.left_behind or state.to_end or prunes:
-        later = Later(installation, state.ended, state.left_behind, state.to_end, touched, prunes)
+    if touched or state.ended or state.left_behind or state.to_end or state.forgotten or prunes:
+        later = Later(
+            installation,
+            state.ended,
+            state.left_behind,
+            state.to_end,
+            touched,
+            forgotten=state.forgotten,
+            prunes=prunes,
+        )
         g.setdefault(_LATER, []).append(later)
 
 
 def delete_later(store_id: str, *, installation: Installation) -> None:
     """Delete an entry once the app's database session is gone."""
-    later = Later(installation, [], [store_id], None, None, prunes=False)
+    later = Later(installation, [], [store_id], None)
     g.setdefault(_LATER, []).append(later)
 
 

@@ -10,11 +10,18 @@ import pytest
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from conftest import SiteFactory
-from flask import session
-from flask_login import current_user
+from flask import request, session
+from flask_login import current_user, login_user
 from site_under_test import STORES, Browser, Site, days_ago, user_class
 
-from flask_session_registry import ConfigurationError, clock, entries, session_revoked
+from flask_session_registry import (
+    ConfigurationError,
+    clock,
+    entries,
+    installation,
+    session_revoked,
+    tracking,
+)
 
 HOUR = 3600
 
@@ -586,3 +593,59 @@ def test_rotation_while_the_clock_was_ahead(
     firefox.post("/password", password="new")
     monkeypatch.setattr(clock, "now", right)
     assert old.get("/form").headers.getlist("Set-Cookie")
+
+
+def test_login_at_each_request(
+    store_site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client that keeps no cookies, and is signed in by what a proxy says, fills no table."""
+    monkeypatch.setattr(tracking, "_NEVER_BACK", 3)
+
+    @store_site.app.before_request
+    def sign_in() -> None:
+        name = request.headers.get("X-User")
+        if name is not None and not current_user.is_authenticated:
+            login_user(store_site.user(name))
+
+    firefox = store_site.browser("Firefox")
+    firefox.login()
+    for _ in range(8):
+        robot = store_site.browser("Robot")
+        assert robot.get("/me", headers={"X-User": "ann"}).json["name"] == "ann"
+    rows = [row for row in store_site.rows() if row.user_agent == "Robot"]
+    # Each process looks at every third one.
+    assert len(rows) == 5
+    assert all(row.revoked_at is None for row in rows)
+    assert firefox.is_signed_in
+    assert robot.is_signed_in
+    assert len(store_site.signed_in_entries()) in (0, 6)
+    told = [record.getMessage() for record in caplog.records]
+    assert len([one for one in told if "'request_loader'" in one]) == 1
+
+
+def test_login_at_each_request_while_the_store_is_down(
+    make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What can't be purged is kept, and left to a prune."""
+    monkeypatch.setattr(tracking, "_NEVER_BACK", 1)
+    site = make_site()
+    site.browser("Robot").login()
+    with monkeypatch.context() as broken:
+        broken.setattr(site.cache, "delete_many", lambda *_: 1 / 0)
+        site.browser("Robot").login()
+    assert [row.revoked_reason for row in site.rows()] == ["replaced", None]
+    with site.context():
+        assert site.sessions.prune().purged == 1
+    assert len(site.signed_in_entries()) == 1
+
+
+def test_logins_of_many_without_cookies(
+    make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a process remembers of them does not grow for ever."""
+    monkeypatch.setattr(tracking, "_NEVER_BACK", 2)
+    monkeypatch.setattr(installation, "_MOST_CLIENTS", 1)
+    site = make_site()
+    for name in ("ann", "bob") * 2:
+        site.browser("Robot").login(name)
+    assert all(row.revoked_at is None for row in site.rows())

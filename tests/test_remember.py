@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import SiteFactory
 from flask import request
-from flask_login import current_user, encode_cookie
+from flask_login import confirm_login, current_user, encode_cookie, login_fresh
 from itsdangerous import URLSafeSerializer
 from site_under_test import Browser, Site, days_ago
 from werkzeug.http import parse_cookie
@@ -341,3 +341,22 @@ def test_return_over_an_anonymous_session_leaves_nothing_under_its_id(site: Site
     assert thief.get("/cart").json == {"cart": None}
     assert firefox.get("/cart").json == {"cart": "book"}
     assert len(site.entries()) == 1
+
+
+def test_password_given_again_before_anybody_has_asked(site: Site, firefox: Browser) -> None:
+    """What comes back by cookie is not fresh; but 'confirm_login()' is, whoever asks first."""
+
+    @site.app.post("/confirm")
+    def confirm() -> str:
+        confirm_login()
+        return "confirmed"
+
+    @site.app.get("/fresh")
+    def fresh() -> dict[str, bool]:
+        return {"fresh": current_user.is_authenticated and login_fresh()}
+
+    firefox.login(remember="1")
+    firefox.lose("session")
+    assert firefox.copy().get("/fresh").json == {"fresh": False}
+    assert firefox.post("/confirm").text == "confirmed"
+    assert firefox.get("/fresh").json == {"fresh": True}

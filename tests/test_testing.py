@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import typing as t
+
 import pytest
 from flask import Flask
-from flask_login import FlaskLoginClient
+from flask_login import FlaskLoginClient, current_user, login_user
 from site_under_test import Site
 
 from flask_session_registry.testing import SessionRegistryClient
@@ -69,11 +72,88 @@ def test_client_with_a_user_who_is_not_committed(site: Site) -> None:
             site.app.test_client(user=user)
 
 
-def test_client_of_flask_login(site: Site) -> None:
-    """Flask-Login's own client signs in nobody, as its session never had a row."""
+@pytest.mark.parametrize("mode", ["testing", "debug", "neither"])
+def test_client_of_flask_login(site: Site, caplog: pytest.LogCaptureFixture, mode: str) -> None:
+    """Flask-Login's own client signs in nobody, as its session never had a row; and is told why."""
     app: Flask = site.app
+    app.testing, app.debug = mode == "testing", mode == "debug"
     app.test_client_class = FlaskLoginClient
     with site.context():
         client = app.test_client(user=site.user("ann"))
-    answer = client.get("/me").json
-    assert answer == {"name": None, "rejected": "unregistered"}
+    for _ in range(2):
+        answer = client.get("/me").json
+        assert answer == {"name": None, "rejected": "unregistered"}
+    told = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(told) == (0 if mode == "neither" else 1)
+    assert all("'SessionRegistryClient'" in record.getMessage() for record in told)
+
+
+def forge(client: t.Any, user_id: t.Any, **more: t.Any) -> None:
+    """Sign a user in as tests do that know how Flask-Login does it."""
+    with client.session_transaction() as session:
+        session["_user_id"] = user_id
+        session["_fresh"] = True
+        session.update(more)
+
+
+@pytest.mark.parametrize("convert", [str, int])
+def test_session_that_is_written_by_hand(store_site: Site, convert: t.Any) -> None:
+    """It is one of a login then, with all else that was put into it."""
+    app = store_site.app
+    app.test_client_class = SessionRegistryClient
+    client = app.test_client()
+    forge(client, convert(1), cart="tea")
+    with client.session_transaction() as session:
+        assert session["_fresh"]
+    for _ in range(2):
+        assert client.get("/me").json["name"] == "ann"
+    assert client.get("/cart").json == {"cart": "tea"}
+    (row,) = store_site.rows()
+    with client.session_transaction() as session:
+        session["cart"] = "coffee"
+    assert client.get("/cart").json == {"cart": "coffee"}
+    assert [one.id for one in store_site.rows()] == [row.id]
+    forge(client, convert(2))
+    assert client.get("/me").json["name"] == "bob"
+    with store_site.context():
+        assert store_site.sessions.revoke_all(store_site.user("bob")) == 1
+        store_site.db.session.commit()
+    assert client.get("/me").json["name"] is None
+
+
+def test_session_of_nobody_that_is_written_by_hand(site: Site) -> None:
+    """Nobody has this key, and nobody is signed in."""
+    site.app.test_client_class = SessionRegistryClient
+    client = site.app.test_client()
+    forge(client, "4711")
+    assert client.get("/me").json["name"] is None
+    with client.session_transaction() as session:
+        session.clear()
+    assert client.get("/me").json["name"] is None
+
+
+def test_session_that_is_written_by_hand_in_an_app_context(site: Site) -> None:
+    """As fixtures hold one: each client is who it is, and so is the test itself."""
+    site.app.test_client_class = SessionRegistryClient
+    with site.app.test_request_context():
+        login_user(site.user("bob"))
+        ann, bob, nobody = (site.app.test_client() for _ in range(3))
+        forge(ann, "1")
+        forge(bob, "2")
+        for _ in range(2):
+            assert ann.get("/me").json["name"] == "ann"
+            assert bob.get("/me").json["name"] == "bob"
+            assert nobody.get("/me").json["name"] is None
+        carol = site.app.test_client(user=site.user("ann"))
+        assert carol.get("/me").json["name"] == "ann"
+        assert current_user.name == "bob"
+
+
+def test_login_that_fails_in_an_app_context(site: Site) -> None:
+    """The user of the test is there still."""
+    site.app.test_client_class = SessionRegistryClient
+    with site.app.test_request_context():
+        login_user(site.user("bob"))
+        with pytest.raises(AttributeError):
+            site.app.test_client(user=object())
+        assert current_user.name == "bob"
