@@ -26,17 +26,22 @@ _CODE = re.compile("[0-9A-Z_]{1,40}")
 def _hide_texts(record: logging.LogRecord) -> bool:
     """Describe the error of a record, in the place of what a formatter would make of it."""
     if record.exc_info and record.exc_info[1] is not None:
-        try:
-            record.exc_text = "".join(_description_of(record.exc_info[1])).rstrip()
-        except Exception:
-            # One of its attributes raises. A log line is not worth a failed request.
-            record.exc_text = type(record.exc_info[1]).__name__
+        record.exc_text = description_of(record.exc_info[1])
         # A formatter, or a service that collects errors, would go through it by itself.
         record.exc_info = None
     return True
 
 
-def _description_of(error: BaseException) -> Iterator[str]:
+def description_of(error: BaseException) -> str:
+    """The traceback of an error, and of all that led to it, without texts that are not ours."""
+    try:
+        return "".join(_describe(error)).rstrip()
+    except Exception:
+        # One of its attributes raises. A log line is not worth a failed request.
+        return type(error).__name__
+
+
+def _describe(error: BaseException) -> Iterator[str]:
     waiting, seen = [error], set[int]()
     while waiting and len(seen) < _MOST:
         one = waiting.pop(0)
@@ -60,15 +65,15 @@ def _name_of(error: BaseException) -> str:
         name = f"{cls.__module__}.{name}"
     if isinstance(error, SessionRegistryError):
         return f"{name}: {error}"
-    code = _code_of(error)
+    code = code_of(error)
     return name if code is None else f"{name} ({code})"
 
 
-def _code_of(error: BaseException) -> str | None:
+def code_of(error: BaseException) -> str | None:
     """The number or the name that a driver has for such errors; ``None``: there is none."""
-    # Drivers of MariaDB have it as their first argument.
+    # Drivers of MariaDB have it as their first argument, and may have a vaguer one besides.
     first = error.args[0] if error.args and isinstance(error.args[0], int) else None
-    for code in (*(getattr(error, name, None) for name in _CODES), first):
+    for code in (first, *(getattr(error, name, None) for name in _CODES)):
         if isinstance(code, (int, str)) and _CODE.fullmatch(str(code)):
             return str(code)
     return None

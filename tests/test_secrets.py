@@ -271,6 +271,16 @@ def test_log_has_the_codes_of_drivers(
     assert SECRET not in caplog.text
 
 
+def test_log_has_the_more_exact_of_two_codes(
+    log: logging.Logger, caplog: pytest.LogCaptureFixture
+) -> None:
+    """MariaDB's number says more than an SQLSTATE that stands for many errors."""
+    error = Exception(1205, TEXT)
+    vars(error)["sqlstate"] = "HY000"
+    log.error("Failed.", exc_info=error)
+    assert "Exception (1205)" in caplog.text
+
+
 def test_log_has_the_texts_of_our_errors(
     log: logging.Logger, caplog: pytest.LogCaptureFixture
 ) -> None:
