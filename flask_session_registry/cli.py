@@ -14,12 +14,12 @@ import click
 from flask import current_app
 from flask.cli import with_appcontext
 
-from . import filters, shown
+from . import clock, filters, shown
 from .bulk import Tally, revoke_many
 from .doctor import examine
 from .errors import RecordsError
 from .filters import Filter
-from .housekeeping import LONG_PATIENCE, prune
+from .housekeeping import LONG_PATIENCE, Purge, prune
 from .installation import Installation, Records, get_installation, unwrap
 from .plain_text import plain
 from .revocation import check_reason
@@ -257,15 +257,33 @@ def prune_sessions(limit: int | None, as_json: bool) -> None:
 
     For a cron job, where 'SESSION_REGISTRY_AUTO_PRUNE' is off. It may be run twice, or while the
     app prunes by itself.
+
+    \b
+    Exit codes:
+      0  Done, or as much of it as '--limit' allows.
+      1  An error; or entries could not be deleted from the session store, and it says how many.
+      2  Wrong usage.
     """
-    result = prune(get_installation(), unwrap(current_app), limit=limit, patience=LONG_PATIENCE)
+    installation, app = get_installation(), unwrap(current_app)
+    purge = Purge(installation, app, patience=LONG_PATIENCE)
+    result = prune(installation, app, limit=limit, purge=purge)
+    unpurged = 0
+    if purge.error is not None or limit is not None:
+        unpurged = installation.records.count_unpurged(ended_by=clock.now())
     if as_json:
-        click.echo(json.dumps(result._asdict()))
-        return
-    click.echo(
-        f"{_sessions(result.ended)} had expired and ended; {result.purged} purged from the session"
-        f" store; {result.forgotten} forgotten."
-    )
+        click.echo(json.dumps({**result._asdict(), "unpurged": unpurged}))
+    else:
+        click.echo(
+            f"{_sessions(result.ended)} had expired and ended; {result.purged} purged from the"
+            f" session store; {result.forgotten} forgotten."
+        )
+    whose = f"The entries of {_sessions(unpurged)}" if unpurged else "What sessions left behind"
+    if purge.error is not None:
+        raise click.ClickException(
+            f"{purge.error} {whose} must still be purged. Run it again when the store is back."
+        )
+    if unpurged and not as_json:
+        click.echo(f"{whose} must still be purged. Run it again for the rest.")
 
 
 @sessions.command("doctor")

@@ -19,7 +19,7 @@ from ._compat.flask import answer_to, answer_wherever_raised
 from .cli import commands
 from .errors import ConfigurationError, SessionRegistryError, StaleRequestError
 from .home import UserSession
-from .housekeeping import PruneResult
+from .housekeeping import LONG_PATIENCE, PruneResult, Purge
 from .installation import Installation, get_installation, install, unwrap
 from .models import UserSessionMixin
 from .records import as_id
@@ -340,12 +340,9 @@ class SessionRegistry:
                 "'prune()' works in transactions of its own, and 'db.session' has one open. Commit"
                 " or roll back first."
             )
-        return housekeeping.prune(
-            installation,
-            unwrap(current_app),
-            limit=limit,
-            patience=housekeeping.LONG_PATIENCE,
-        )
+        app = unwrap(current_app)
+        purge = Purge(installation, app, patience=LONG_PATIENCE)
+        return housekeeping.prune(installation, app, limit=limit, purge=purge)
 
 
 def _follow_requests(app: Flask, installation: Installation) -> None:

@@ -111,17 +111,19 @@ def prune(
     *,
     limit: int | None = None,
     looks_at: int | None = None,
-    patience: float | None = None,
+    purge: Purge | None = None,
 ) -> PruneResult:
     """End what has expired, purge what is pending, forget what is old.
 
+    :param purge: deletes the entries, and knows afterwards whether that has failed. By default it
+        may take as long as an answer may be held up.
     :param limit: how many user sessions at most, of each kind.
     :param looks_at: how many of them it looks at, where that takes longer the more there are; each
         time at others, until all have had their turn. By default at all.
     """
     records, retention = installation.records, installation.retention
     part: t.Any = None if looks_at is None else records.next_part(looks_at)
-    purge = Purge(installation, app, patience=patience)
+    purge = purge or Purge(installation, app)
     ended = purged = forgotten = 0
     expiry = installation.expiry(app)
     # For so long a request under way may still come with an old key.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import itertools
+import json
 import operator
 import time
 import typing as t
@@ -277,6 +278,56 @@ def test_command(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.output == (
         "1 session had expired and ended; 1 purged from the session store; 0 forgotten.\n"
     )
+
+
+def command(site: Site, *arguments: str) -> t.Any:
+    return site.app.test_cli_runner().invoke(args=["sessions", "prune", *arguments])
+
+
+FAILED = "Error: Store entries could not be deleted (OSError). "
+AGAIN = " must still be purged. Run it again when the store is back.\n"
+
+
+def test_command_while_the_store_is_down(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """34: it fails, and says what has failed and how much remains; then it goes on."""
+    for _ in range(3):
+        site.browser().login()
+    age(site, last_seen_at=days_ago(40))
+    broken = down(monkeypatch)
+    result = command(site)
+    assert result.exit_code == 1
+    assert result.stdout.startswith("3 sessions had expired and ended; 0 purged from")
+    assert result.stderr == f"{FAILED}The entries of 3 sessions{AGAIN}"
+    for limit in ((), ("--limit", "1")):
+        result = command(site, *limit, "--format", "json")
+        assert result.exit_code == 1
+        found = json.loads(result.stdout)
+        assert found == {"ended": 0, "purged": 0, "forgotten": 0, "unpurged": 3}
+        assert result.stderr == f"{FAILED}The entries of 3 sessions{AGAIN}"
+    broken.__exit__(None, None, None)
+    result = command(site, "--limit", "1")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[1:] == [
+        "The entries of 2 sessions must still be purged. Run it again for the rest."
+    ]
+    for left in (1, 0):
+        result = command(site, "--limit", "1", "--format", "json")
+        assert json.loads(result.stdout)["unpurged"] == left
+    assert len(command(site).stdout.splitlines()) == 1
+
+
+def test_command_that_leaves_what_was_left_behind(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """34: the same where all that remains is deleted once more before it is forgotten."""
+    site.browser().login()
+    age(site, last_seen_at=days_ago(40))
+    command(site)
+    age(site, revoked_at=days_ago(40))
+    broken = down(monkeypatch)
+    result = command(site)
+    broken.__exit__(None, None, None)
+    assert (result.exit_code, result.stderr) == (1, f"{FAILED}What sessions left behind{AGAIN}")
 
 
 def test_rows_that_can_not_be_marked(
