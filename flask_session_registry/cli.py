@@ -16,6 +16,7 @@ from flask.cli import with_appcontext
 
 from . import clock, filters, shown
 from .bulk import Tally, revoke_many
+from .config import PASSWORD_ATTRIBUTES
 from .doctor import examine
 from .errors import RecordsError
 from .filters import Filter
@@ -150,7 +151,9 @@ def revoke_sessions(
 
     They are signed out at their next request, on every device. With several of '--older-than',
     '--idle-for', '--ip' and '--user-agent', only sessions end that all of them mean. Interrupted,
-    it says how many have ended; started again, it goes on with the rest.
+    it says how many have ended; started again, it goes on with the rest. Where there is no
+    terminal to confirm it on, in a cron job say, '--all' needs '--yes'; without it, that is an
+    error.
 
     \b
     Exit codes:
@@ -158,7 +161,9 @@ def revoke_sessions(
       1  An error, and nothing was changed; or stopped half-way, and it says how far it came.
       2  Wrong usage.
     """
-    if bool(users) == everybody:
+    if users and everybody:
+        raise click.UsageError("Name one or more users, or say '--all', not both.")
+    if not users and not everybody:
         raise click.UsageError("Name one or more users, or say '--all'.")
     if everybody and by is not None:
         raise click.UsageError("'--by' goes with the users that you name.")
@@ -170,7 +175,7 @@ def revoke_sessions(
             " last seen. Use '--older-than'."
         )
     records = installation.records
-    user_ids = None if everybody else _find(installation, users, by)
+    user_ids = None if everybody else _find(installation, users, by, changes=not dry_run)
     if dry_run:
         _show(records, user_ids, filter, as_json=as_json)
         return
@@ -178,7 +183,7 @@ def revoke_sessions(
     if everybody and not yes:
         count = records.count(user_ids, filter)
         whose = "everybody" if filter.is_met_by_all() else "everybody who is meant"
-        click.confirm(f"End {_sessions(count)}, of {whose}?", abort=True, err=True)
+        _confirm(f"End {_sessions(count)}, of {whose}?")
     tally = Tally()
     try:
         with _progress(
@@ -208,7 +213,8 @@ def revoke_sessions(
     )
     if tally.unpurged:
         click.echo(
-            f"{_entries(tally.unpurged)} could not be deleted. The sessions are over all the same.",
+            f"{_entries(tally.unpurged)} could not be deleted. The sessions are revoked regardless:"
+            " run 'flask sessions prune' when the session store is back.",
             err=True,
         )
 
@@ -230,7 +236,7 @@ def list_sessions(user: str, by: str | None, ended: bool, as_json: bool) -> None
     records, expiry = installation.records, installation.expiry(unwrap(current_app))
     session = installation.db_session
     found: list[tuple[t.Any, bool]] = []
-    for user_id in _find(installation, (user,), by):
+    for user_id in _find(installation, (user,), by, changes=False):
         active = records.active(session, user_id, expiry=expiry)
         found += [(row, True) for row in active]
         if ended:
@@ -296,6 +302,7 @@ def examine_installation(as_json: bool) -> None:
     Exit codes:
       0  Nothing is wrong, or there are only warnings.
       1  There are errors.
+      2  Wrong usage.
     """
     findings = list(examine(unwrap(current_app)))
     errors = sum(finding.level == "error" for finding in findings)
@@ -316,14 +323,37 @@ def examine_installation(as_json: bool) -> None:
 commands: list[click.Command] = [revoke_sessions, sessions]
 
 
-def _find(installation: Installation, named: tuple[str, ...], by: str | None) -> list[t.Any]:
+def _confirm(question: str) -> None:
+    """Go on if somebody says yes.
+
+    :raises ClickException: nobody is there to say so.
+    :raises Abort: they say no, or interrupt it.
+    """
+    try:
+        click.confirm(question, abort=True, err=True)
+    except click.Abort as abort:
+        if sys.stdin.isatty() or not isinstance(abort.__context__, EOFError):
+            raise
+        # It ends the line of the question.
+        click.echo(err=True)
+        raise click.ClickException(
+            "There is no terminal to confirm this on. Nothing was changed. Add '--yes'."
+        ) from None
+
+
+def _find(
+    installation: Installation, named: tuple[str, ...], by: str | None, *, changes: bool
+) -> list[t.Any]:
     """The keys of the users named.
 
+    :param changes: whether the command would have changed something.
     :raises ClickException: a user is unknown, or the column is.
     """
     users = installation.users
     if by is not None and by not in users.columns:
-        raise click.ClickException(f"'{users.model.__name__}' has no column '{by}'.")
+        raise click.ClickException(
+            f"'{users.model.__name__}' has no column '{by}'. {_columns(installation)}"
+        )
     found: list[t.Any] = []
     unknown = []
     for user in named:
@@ -332,7 +362,7 @@ def _find(installation: Installation, named: tuple[str, ...], by: str | None) ->
         except TypeError:
             raise click.ClickException(
                 f"Users can't be named by '{by}', which holds neither text nor whole numbers nor"
-                " UUIDs."
+                f" UUIDs. {_columns(installation)}"
             ) from None
         found += matches
         if not matches:
@@ -341,10 +371,18 @@ def _find(installation: Installation, named: tuple[str, ...], by: str | None) ->
     users.release()
     if unknown:
         names = ", ".join(f"'{name}'" for name in unknown)
-        raise click.ClickException(
-            f"There is no user whose '{by or users.key.key}' is {names}. Nothing was changed."
-        )
+        problem = f"There is no user whose '{by or users.key.key}' is {names}."
+        raise click.ClickException(f"{problem} Nothing was changed." if changes else problem)
     return list(dict.fromkeys(found))
+
+
+def _columns(installation: Installation) -> str:
+    """A sentence on what '--by' takes: none of what holds a password."""
+    users = installation.users
+    hidden = {*installation.credentials.names, *PASSWORD_ATTRIBUTES}
+    names = [name for name, _ in users.columns.items() if name not in hidden]
+    named = [f"'{name}'" for name in names if users.can_be_named_by(name)]
+    return f"Name users by one of {', '.join(named)}."
 
 
 def _show(records: Records, user_ids: list[t.Any] | None, filter: Filter, *, as_json: bool) -> None:

@@ -80,7 +80,7 @@ class Users:
         """
         column = getattr(self.model, attribute)
         kind = kind_of(column)
-        if kind not in (str, int, uuid.UUID):
+        if not self.can_be_named_by(attribute):
             raise TypeError(attribute)
         statement = sa.select(self.key).where(column == sa.bindparam("value", type_=column.type))
         if kind is int and not re.fullmatch("-?[0-9]+", value):
@@ -93,6 +93,10 @@ class Users:
         except sa.exc.DataError:
             self.database.session.rollback()
             return []
+
+    def can_be_named_by(self, attribute: str) -> bool:
+        """Whether :meth:`find` takes this attribute."""
+        return kind_of(getattr(self.model, attribute)) in (str, int, uuid.UUID)
 
     def transaction(self) -> contextlib.AbstractContextManager[sa_orm.Session]:
         """A short transaction on another connection than the app's session."""

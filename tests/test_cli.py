@@ -15,6 +15,7 @@ import tracemalloc
 import typing as t
 import uuid
 
+import click
 import pytest
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
@@ -100,8 +101,60 @@ def test_unknown_user(busy: Site, arguments: list[str]) -> None:
 def test_unknown_column(busy: Site) -> None:
     """16: a column that the users don't have."""
     result = run(busy, "--by", "shoe_size", "45")
-    assert result.exit_code == 1
-    assert "'User' has no column 'shoe_size'" in result.stderr
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "Error: 'User' has no column 'shoe_size'. Name users by one of 'id', 'name', 'note'.\n"
+    )
+
+
+def test_columns_that_hold_no_password(make_site: SiteFactory) -> None:
+    """16: what is offered can be searched for, and holds no password, watched or not."""
+    site = make_site(
+        model=lambda db: make_class(
+            db,
+            id=sa_orm.mapped_column(sa.Integer, primary_key=True),
+            totp_secret=sa_orm.mapped_column(sa.String(50), nullable=True),
+            is_admin=sa_orm.mapped_column(sa.Boolean, default=False),
+        ),
+        SESSION_REGISTRY_PASSWORD_ATTRIBUTE="totp_secret",
+    )
+    for command in (["revoke-sessions"], ["sessions", "list"]):
+        for column in ("shoe_size", "is_admin"):
+            result = site.app.test_cli_runner().invoke(args=[*command, "--by", column, "1"])
+            assert result.exit_code == 1
+            assert result.stderr.endswith(" Name users by one of 'name', 'note', 'id'.\n")
+
+
+def test_both_users_and_everybody(busy_site: Site) -> None:
+    """16: that is another mistake than to name nobody."""
+    assert "or say '--all', not both." in run(busy_site, "--all", "1").stderr
+    assert "or say '--all'." in run(busy_site).stderr
+
+
+def test_nobody_to_confirm(busy_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16: as in a cron job: it says which option is missing."""
+    result = run(busy_site, "--all", "--format", "json")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.splitlines() == [
+        "End 2 sessions, of everybody? [y/N]: ",
+        "Error: There is no terminal to confirm this on. Nothing was changed. Add '--yes'.",
+    ]
+    assert "Aborted!" in run(busy_site, "--all", input="n\n").stderr
+
+    def interrupt(*_: t.Any, **__: t.Any) -> t.Any:
+        raise click.Abort
+
+    monkeypatch.setattr(click, "confirm", interrupt)
+    assert run(busy_site, "--all").stderr == "Aborted!\n"
+    assert busy_site.active() == 2
+
+
+def test_nothing_could_have_been_changed(busy_site: Site) -> None:
+    """16: a command that only reads does not say that it has changed nothing."""
+    problem = "There is no user whose 'id' is '99'."
+    assert run(busy_site, "99").stderr == f"Error: {problem} Nothing was changed.\n"
+    assert run(busy_site, "99", "--dry-run").stderr == f"Error: {problem}\n"
+    assert sessions(busy_site, "list", "99").stderr == f"Error: {problem}\n"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +177,10 @@ def test_store_that_is_down(site: Site, monkeypatch: pytest.MonkeyPatch) -> None
     result = run(site, "1")
     assert result.exit_code == 0
     assert "1 session ended; 0 entries purged" in result.stdout
-    assert "1 entry could not be deleted" in result.stderr
+    assert result.stderr == (
+        "1 entry could not be deleted. The sessions are revoked regardless: run 'flask sessions"
+        " prune' when the session store is back.\n"
+    )
 
 
 def test_uuid_keys(make_site: SiteFactory, database: str) -> None:
