@@ -17,12 +17,15 @@ from flask.cli import with_appcontext
 from . import clock, filters, shown
 from .bulk import Tally, revoke_many
 from .config import PASSWORD_ATTRIBUTES
+from .diagnosis import diagnose, shows_tracebacks
 from .doctor import examine
-from .errors import RecordsError
+from .errors import SessionRegistryError
 from .filters import Filter
 from .housekeeping import LONG_PATIENCE, Purge, prune
 from .installation import Installation, Records, get_installation, unwrap
+from .log import description_of
 from .plain_text import plain
+from .records import UNAVAILABLE
 from .revocation import check_reason
 
 #: How many sessions a dry run shows.
@@ -66,18 +69,28 @@ _as_json = click.option(
 
 @contextlib.contextmanager
 def _in_plain_text() -> Iterator[None]:
-    """Within it, no error repeats the control characters of what was typed."""
+    """Within it, no error repeats the control characters of what was typed, nor is a traceback."""
     try:
         yield
     except click.ClickException as error:
         vars(error)["message"] = plain(error.message)
         raise
-    except RecordsError as error:
-        raise click.ClickException(str(error)) from None
+    except (*UNAVAILABLE, SessionRegistryError) as error:
+        raise _failure(error) from None
+
+
+def _failure(error: BaseException, more: str = "") -> click.ClickException:
+    """What a command ends with where it can't go on: the diagnosis, on one line.
+
+    :param more: a sentence on how far it came.
+    """
+    if shows_tracebacks():
+        click.echo(description_of(error), err=True)
+    return click.ClickException(plain(f"{diagnose(error)} {more}".strip()))
 
 
 class _Command(click.Command):
-    """One whose errors break no terminal, and that says in a sentence what can't be reached."""
+    """One whose errors break no terminal, and that says in a sentence what is wrong."""
 
     def make_context(self, *args: t.Any, **kwargs: t.Any) -> click.Context:
         with _in_plain_text():
@@ -198,12 +211,11 @@ def revoke_sessions(
                 tally=tally,
             ):
                 advance(ended)
+    except UNAVAILABLE as error:
+        is_about_table = diagnose(error).is_about_table
+        raise _failure(error, "" if is_about_table else _stopped(tally)) from None
     except BaseException:
-        click.echo(
-            f"Stopped: {_sessions(tally.ended)} ended so far. Started again, it goes on with the"
-            " rest.",
-            err=True,
-        )
+        click.echo(_stopped(tally), err=True)
         raise
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(tally)))
@@ -339,6 +351,12 @@ def _confirm(question: str) -> None:
         raise click.ClickException(
             "There is no terminal to confirm this on. Nothing was changed. Add '--yes'."
         ) from None
+
+
+def _stopped(tally: Tally) -> str:
+    return (
+        f"Stopped: {_sessions(tally.ended)} ended so far. Started again, it goes on with the rest."
+    )
 
 
 def _find(

@@ -18,7 +18,8 @@ import sqlalchemy as sa
 from flask import Flask
 from flask_login import COOKIE_HTTPONLY, COOKIE_SECURE
 
-from . import clock, own_transaction, session_ids
+from . import clock, diagnosis, own_transaction, session_ids
+from .diagnosis import Diagnosis
 from .errors import ConfigurationError
 from .installation import Installation, get_installation
 from .redis_home import RedisHome
@@ -75,6 +76,10 @@ class Finding(t.NamedTuple):
 
 def _error(problem: str, remedy: str) -> Finding:
     return Finding("error", problem, remedy)
+
+
+def _error_of(found: Diagnosis) -> Finding:
+    return _error(found.problem, found.remedy)
 
 
 def _warning(problem: str, remedy: str) -> Finding:
@@ -245,11 +250,7 @@ def _database(app: Flask, installation: Installation) -> Iterator[Finding]:
         if not any(finding.level == "error" for finding in findings):
             findings += [*_what_is_due(app, installation), *_adopts(app, installation)]
     except Exception as error:
-        yield _error(
-            f"The database can't be asked ({type(error).__name__}).",
-            "See that it runs, that 'SQLALCHEMY_DATABASE_URI' (or the bind of the users) is right,"
-            " and that this user may read the tables.",
-        )
+        yield _error_of(diagnosis.database_unreachable(error))
     else:
         yield from findings
 
@@ -292,10 +293,7 @@ def _isolates_snapshots(connection: sa.Connection) -> bool:
 def _table(records: Table, connection: sa.Connection) -> Iterator[Finding]:
     name, schema = records.table.name, records.table.schema
     if not sa.inspect(connection).has_table(name, schema=schema):
-        yield _error(
-            f"The table '{name}' is missing.",
-            "Run 'flask db upgrade', after 'flask db migrate' if no migration makes it yet.",
-        )
+        yield _error_of(diagnosis.table_missing(name))
         return
     for kind, what in _differences(records, connection):
         if kind == "remove_index":
@@ -305,10 +303,7 @@ def _table(records: Table, connection: sa.Connection) -> Iterator[Finding]:
                 " writes it costs time, and deadlocks on MariaDB.",
             )
         else:
-            yield _error(
-                f"The table '{name}' is not as its model says: {what}.",
-                "Run 'flask db upgrade', after 'flask db migrate' if no migration says so yet.",
-            )
+            yield _error_of(diagnosis.table_differs(name, what))
 
 
 def _differences(records: Table, connection: sa.Connection) -> Iterator[tuple[str, str]]:
@@ -408,10 +403,7 @@ def _elsewhere(app: Flask, installation: Installation) -> Iterator[Finding]:
         records.get(uuid.uuid4())
         findings = [*_redis(home)] if isinstance(home, RedisHome) else []
     except Exception as error:
-        yield _error(
-            f"The user sessions can't be asked ({type(error.__context__ or error).__name__}).",
-            "See that it runs where they are kept, and that 'SESSION_REGISTRY_REDIS' is right.",
-        )
+        yield _error_of(diagnosis.home_unreachable(error.__context__ or error))
         return
     yield from findings
     try:

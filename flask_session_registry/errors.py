@@ -25,9 +25,11 @@ class UserError(SessionRegistryError, ValueError):
 
 
 class RecordsError(SessionRegistryError):
-    """The user sessions can't be asked: their home, Redis say, is down.
+    """The user sessions can't be asked: their home, Redis say, is down; or their table is missing,
+    or not as its model says.
 
-    From a revocation it means that nothing was revoked, or not everything: call it again.
+    From a revocation it means that nothing was revoked, or not everything: call it again. Where the
+    table is to blame, nothing of the transaction is stored.
     """
 
 

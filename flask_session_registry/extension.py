@@ -17,10 +17,12 @@ from . import gate, housekeeping, revocation, session_ids, tracking, witness
 from ._compat.databases import check_app
 from ._compat.flask import answer_to, answer_wherever_raised
 from .cli import commands
+from .diagnosis import explaining_table, look
 from .errors import ConfigurationError, SessionRegistryError, StaleRequestError
 from .home import UserSession
 from .housekeeping import LONG_PATIENCE, PruneResult, Purge
 from .installation import Installation, get_installation, install, unwrap
+from .log import log
 from .models import UserSessionMixin
 from .records import as_id
 
@@ -137,6 +139,7 @@ class SessionRegistry:
         installation = get_installation()
         return gate.reason_of_refusal(installation)
 
+    @explaining_table()
     def active(self, user: t.Any) -> list[t.Any]:
         """The user's active sessions, most recently seen first.
 
@@ -314,6 +317,7 @@ class SessionRegistry:
 
     # -- housekeeping --------------------------------------------------------------------------
 
+    @explaining_table()
     def prune(self, limit: int | None = None) -> PruneResult:
         """End what has expired, purge what is pending, forget what is old.
 
@@ -355,6 +359,8 @@ def _follow_requests(app: Flask, installation: Installation) -> None:
     def begin(_: str | None, __: dict[str, t.Any] | None) -> None:
         current = unwrap(request)
         installation.begin_request(app, current)
+        if app.debug and not installation.was_looked_at:
+            _look(installation)
         tracking.set_user_aside(current)
 
     def finish(response: Response) -> Response:
@@ -378,6 +384,19 @@ def _follow_requests(app: Flask, installation: Installation) -> None:
     app.after_request_funcs.setdefault(None, []).insert(0, finish)
     app.teardown_request_funcs.setdefault(None, []).insert(0, end)
     app.teardown_appcontext_funcs.insert(0, run_later)
+
+
+def _look(installation: Installation) -> None:
+    """Tell a developer at once if the table is missing, and not when somebody signs in.
+
+    Once in the life of a process, and in debug mode only: elsewhere a request that does not ask for
+    the user has nothing to do with the database, nor waits for one that is down.
+    """
+    if not installation.users.is_in_transaction:
+        installation.was_looked_at = True
+        diagnosis = look(installation)
+        if diagnosis is not None:
+            log.error("%s", diagnosis)
 
 
 def _answer_stale_changes(app: Flask, installation: Installation) -> None:

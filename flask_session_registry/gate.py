@@ -10,12 +10,13 @@ import datetime as dt
 import typing as t
 import uuid
 
-from flask import Flask, request, session
+from flask import Flask, current_app, request, session
 from flask_login import current_user
 from werkzeug.exceptions import ServiceUnavailable
 
 from . import adoption, clock, remember, session_ids, signals
 from ._compat.flask import request_context, within_request
+from .diagnosis import diagnose, report
 from .expiry import Expiry
 from .installation import Installation, Records, checked_installation_on, unwrap
 from .log import log
@@ -73,17 +74,14 @@ def check(app: Flask) -> None:
             reason, id = _check_session(app, installation, state, carried, claimed)
         else:
             reason, id = _check_remembered(app, installation, state)
-    except UNAVAILABLE:
-        log.exception(
-            "The user sessions could not be read. Is the database up, and Redis, if they are there?"
-            " If they are in a table, has 'flask db upgrade' been run?"
-        )
+    except UNAVAILABLE as error:
+        report("The user sessions could not be read.", error)
         installation.users.roll_back()
         state.is_unavailable = True
         make_anonymous(app, state)
         if _ANSWERED in vars(context.request):
             return
-        raise unavailable("Your session could not be checked.") from None
+        raise unavailable("Your session could not be checked.", error) from None
     if reason is not None:
         _refuse(app, installation, state, reason, id)
     elif claimed is not None and remember.is_of_another(app, str(claimed)):
@@ -91,9 +89,17 @@ def check(app: Flask) -> None:
         remember.block(app)
 
 
-def unavailable(problem: str) -> Unavailable:
-    """The answer where neither yes nor no can be said: what holds a row has then let it go."""
-    return Unavailable(f"{problem} Please try again in a moment.", retry_after=LOCK_TIMEOUT)
+def unavailable(problem: str, error: BaseException) -> Unavailable:
+    """The answer where neither yes nor no can be said: what holds a row has then let it go.
+
+    A developer, in debug mode or in a test, is told instead of what to do about a missing table.
+    """
+    advice = "Please try again in a moment."
+    if current_app.debug or current_app.testing:
+        diagnosis = diagnose(error)
+        if diagnosis.is_about_table:
+            advice = str(diagnosis)
+    return Unavailable(f"{problem} {advice}", retry_after=LOCK_TIMEOUT)
 
 
 def note_answer(request: Request) -> None:
@@ -124,8 +130,8 @@ def reason_of_refusal(installation: Installation) -> str | None:
     state = installation.state
     try:
         return complete_reason(installation, state)
-    except UNAVAILABLE:
-        log.exception("It could not be asked why a session is gone.")
+    except UNAVAILABLE as error:
+        report("It could not be asked why a session is gone.", error)
         installation.users.roll_back()
         return state.rejected
 

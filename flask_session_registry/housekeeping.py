@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from flask import Flask
 
 from . import clock, signals
+from .diagnosis import report
 from .entries import PATIENCE
 from .errors import PurgeError
 from .installation import Installation
@@ -100,9 +101,9 @@ class Purge:
         try:
             # Of a key from before a rotation the request knows nothing.
             self._installation.records.purged(ids, but_previous=True)
-        except Exception:
+        except Exception as error:
             # They will be deleted once more.
-            log.exception("It could not be taken down that store entries were deleted.")
+            report("It could not be taken down that store entries were deleted.", error)
 
 
 def prune(

@@ -69,6 +69,8 @@ class Installation:
     credentials: Credentials
     #: The mapped class of user sessions; ``None``: they are in no table.
     session_model: type[t.Any] | None = None
+    #: Whether somebody has looked, at the first request, if the table is there.
+    was_looked_at = False
 
     def __init__(
         self,

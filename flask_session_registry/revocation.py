@@ -17,6 +17,7 @@ from flask import session as flask_session
 from . import adoption, gate, remember, session_ids, signals
 from ._compat.flask import within_request
 from .credentials import is_rehash, rehash
+from .diagnosis import explaining_table, report
 from .errors import RecordsError, StaleRequestError
 from .housekeeping import Purge
 from .installation import Installation, find_installation, get_installation, unwrap
@@ -104,6 +105,12 @@ class Revocation:
             self.installation.state.pending.append(pending)
 
     def _committed(self) -> None:
+        try:
+            self._follow_commit()
+        except sa.exc.SQLAlchemyError as error:
+            report("What had to follow a committed revocation failed.", error)
+
+    def _follow_commit(self) -> None:
         ending = self.ending
         if ending is None or not (ending.count or ending.is_renewed):
             return
@@ -154,8 +161,8 @@ class Revocation:
         """Take down that entries are gone; if that fails, they are deleted once more."""
         try:
             take_down()
-        except UNAVAILABLE:
-            log.exception("It could not be taken down that store entries were deleted.")
+        except UNAVAILABLE as error:
+            report("It could not be taken down that store entries were deleted.", error)
 
     def _by_owner(self, batch: Sequence[Stored]) -> dict[t.Any, list[uuid.UUID]]:
         """Whose sessions these were: the row of a deleted user may not know any more."""
@@ -176,6 +183,7 @@ def check_reason(reason: str) -> str:
     return reason
 
 
+@explaining_table()
 def revoke_users(
     installation: Installation,
     app: Flask,
@@ -207,6 +215,7 @@ def _endings_of(session: sa_orm.Session) -> list[Ending]:
     return [ending for ending in endings if ending is not None]
 
 
+@explaining_table()
 def revoke_one(
     installation: Installation,
     app: Flask,
@@ -345,6 +354,7 @@ def listen(installation: Installation) -> None:
         credentials.listen()
 
 
+@explaining_table()
 def _on_update(_: object, connection: sa.Connection, user: t.Any) -> None:
     """Within a flush that has just written a user, whose row is locked thereby."""
     installation = find_installation()
@@ -443,6 +453,7 @@ def _follow_rehash(app: Flask, follow: Callable[[], None]) -> None:
             )
 
 
+@explaining_table()
 def _on_delete(_: object, connection: sa.Connection, user: t.Any) -> None:
     """Within a flush that is about to delete a user."""
     installation = find_installation()

@@ -21,6 +21,7 @@ from werkzeug.local import LocalProxy
 from . import adoption, clock, devices, gate, remember, session_ids, signals, witness
 from ._compat.flask import answer_to
 from .credentials import Evidence, Values, is_unusable
+from .diagnosis import report
 from .errors import UserError
 from .housekeeping import Purge, prune
 from .installation import Installation, get_installation, installation_on, unwrap
@@ -116,8 +117,8 @@ def _logged_in(app: Flask, user: t.Any) -> None:
         # Flask-Login has signed the user in already.
         _sign_out(app)
         if isinstance(error, UNAVAILABLE):
-            log.exception("A login could not be prepared.")
-            raise _unrecorded() from None
+            report("A login could not be prepared.", error)
+            raise _unrecorded(error) from None
         raise
 
 
@@ -204,10 +205,10 @@ def _logged_out(app: Flask, **_: t.Any) -> None:
     installation = get_installation()
     try:
         gate.current_before(installation, app)
-    except UNAVAILABLE:
-        log.exception("A logout could not be prepared.")
+    except UNAVAILABLE as error:
+        report("A logout could not be prepared.", error)
         installation.state.is_unavailable = True
-        raise _unrecorded() from None
+        raise _unrecorded(error) from None
 
 
 def _evidence(
@@ -276,9 +277,9 @@ def finish(response: Response, app: Flask, installation: Installation) -> Respon
             _take_back(app, installation, state)
         elif not state.is_unavailable:
             _write_down(app, installation, state, response)
-    except (*UNAVAILABLE, UserError):
-        log.exception("What became of a session could not be written down.")
-        response = _refused(app, state, _unrecorded())
+    except (*UNAVAILABLE, UserError) as error:
+        report("What became of a session could not be written down.", error)
+        response = _refused(app, state, _unrecorded(error))
     except LimitReachedError:
         response = _refused(app, state, _too_many())
     except SupersededError:
@@ -316,8 +317,8 @@ def _must_not_be_written(installation: Installation, state: RequestState) -> boo
         # A late request with the id from before a rotation: this browser is signed in by now. After
         # that, it is one that has nothing but the old id, and must be able to sign in.
         return installation.records.was_rotated_within(state.rejected_id, gate.OVERLAP)
-    except UNAVAILABLE:
-        log.exception("It could not be asked whether a request is late.")
+    except UNAVAILABLE as error:
+        report("It could not be asked whether a request is late.", error)
         installation.users.roll_back()
         # A visitor who was not refused has nothing to do with the table.
         return state.rejected is not None
@@ -617,8 +618,8 @@ def _sign_out(app: Flask) -> None:
     gate.make_anonymous(app, installation.known_state if installation else None)
 
 
-def _unrecorded() -> ServiceUnavailable:
-    return gate.unavailable("Your session could not be recorded.")
+def _unrecorded(error: BaseException) -> ServiceUnavailable:
+    return gate.unavailable("Your session could not be recorded.", error)
 
 
 def _too_many() -> Forbidden:
@@ -669,5 +670,5 @@ def run_later(app: Flask) -> None:
     for later in g.pop(_LATER, ()):
         try:
             later.run(app)
-        except Exception:
-            log.exception("Housekeeping after a request failed.")
+        except Exception as error:
+            report("Housekeeping after a request failed.", error)

@@ -34,9 +34,9 @@ from werkzeug.exceptions import (
 from wtforms import ValidationError
 
 from . import clock, gate
+from .diagnosis import report
 from .facts import facts_of
 from .installation import Installation, get_installation, unwrap
-from .log import log
 from .records import UNAVAILABLE, LastShown, as_id
 from .revocation import Revocation, revoke_one, revoke_users
 from .texts import day, exactly, language
@@ -91,10 +91,10 @@ def _of_the_signed_in(view: _View) -> _View:
                 if current is None or current.revoked_at is not None:
                     return _signs_in(installation)
                 return view(installation, current, **arguments)
-            except UNAVAILABLE:
-                log.exception("The page of a user's sessions could not be answered.")
+            except UNAVAILABLE as error:
+                report("The page of a user's sessions could not be answered.", error)
                 installation.users.release()
-                raise gate.unavailable("Your sessions could not be read.") from None
+                raise gate.unavailable("Your sessions could not be read.", error) from None
         except HTTPException as error:
             if not _wants_json():
                 raise

@@ -10,6 +10,7 @@ import typing as t
 import warnings
 from collections.abc import Callable, Iterator
 
+import click
 import pymemcache
 import pytest
 import redis
@@ -17,6 +18,7 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from cachelib import FileSystemCache, RedisCache, SimpleCache
 from conftest import SiteFactory
+from flask_migrate import Migrate
 from flask_session import Session
 from flask_sqlalchemy import SQLAlchemy
 from pymemcache.client.retrying import RetryingClient
@@ -54,7 +56,9 @@ def make_healthy(make_site: SiteFactory) -> SiteFactory:
     """Make sites with which nothing is wrong but what is passed."""
 
     def make(store: str = "files", database: str = "sqlite", **options: t.Any) -> Site:
-        return make_site(store, database, **HEALTHY | options)
+        site = make_site(store, database, **HEALTHY | options)
+        Migrate(site.app, site.db)
+        return site
 
     return make
 
@@ -161,11 +165,38 @@ def test_bind(make_healthy: SiteFactory, tmp_path: t.Any) -> None:
 
 
 def test_without_flask_migrate(make_healthy: SiteFactory) -> None:
-    """No site of these tests has it set up; the table is compared all the same."""
+    """The table is compared all the same, and no command is named that the app does not have."""
     site = make_healthy()
-    assert "migrate" not in site.app.extensions
+    del site.app.extensions["migrate"]
     sql(site, "ALTER TABLE user_sessions ADD COLUMN more int")
-    the_only(site, "error", "it has the column 'more'")
+    the_only(site, "error", "it has the column 'more'", "Alter it by hand")
+    assert "flask db" not in examine(site).remedies[0]
+    sql(site, "DROP TABLE user_sessions")
+    the_only(site, "error", "The table 'user_sessions' is missing", "Call 'db.create_all()'")
+    assert "flask db" not in examine(site).remedies[0]
+
+
+@pytest.mark.parametrize("command", ["db", "schema"])
+def test_with_flask_alembic(make_healthy: SiteFactory, command: str) -> None:
+    """Its commands are named, as the app calls them."""
+    site = make_healthy()
+    del site.app.extensions["migrate"]
+    site.app.cli.commands.pop("db")
+    site.app.extensions["alembic"] = object()
+    group = click.Group(callback=lambda: None)
+    group.callback.__module__ = "flask_alembic.cli"
+    site.app.cli.add_command(group, command)
+    sql(site, "DROP TABLE user_sessions")
+    revise = f"'flask {command} revision \"user sessions\"'"
+    the_only(site, "error", f"Run 'flask {command} upgrade', after {revise} if no migration makes")
+
+
+def test_flask_migrate_under_another_name(make_healthy: SiteFactory) -> None:
+    """The command is named as the app calls it."""
+    site = make_healthy()
+    site.app.cli.commands["schema"] = site.app.cli.commands.pop("db")
+    sql(site, "DROP TABLE user_sessions")
+    the_only(site, "error", "Run 'flask schema upgrade', after 'flask schema migrate'")
 
 
 # -- the app -------------------------------------------------------------------------------------

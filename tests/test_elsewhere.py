@@ -580,7 +580,7 @@ def test_commands_while_it_is_down(away: Site) -> None:
         ):
             result = runner.invoke(args=arguments)
             assert result.exit_code == 1
-            assert "Error: The user sessions could not be asked" in result.stderr
+            assert "Error: The user sessions can't be asked (ConnectionError)." in result.stderr
 
 
 def test_what_has_no_entry_is_looked_at_once(make_site: SiteFactory) -> None:

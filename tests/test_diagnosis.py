@@ -1,0 +1,548 @@
+"""What is said where user sessions can't be read or written (SCENARIOS 16, 37, 38, 54)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import typing as t
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis
+import servers
+import sqlalchemy as sa
+from conftest import SiteFactory
+from flask_migrate import Migrate
+from site_under_test import HOMES, Site
+from test_faults import Broken
+
+from flask_session_registry import RecordsError
+from flask_session_registry.diagnosis import diagnose
+
+pytestmark = pytest.mark.table
+
+LOGGER = "flask_session_registry"
+MISSING = (
+    "The table 'user_sessions' is missing. Run 'flask db upgrade', after 'flask db migrate' if no"
+    " migration makes it yet."
+)
+DOWN = (
+    "The database can't be asked (OperationalError). See that it runs, that"
+    " 'SQLALCHEMY_DATABASE_URI' (or the bind of the users) is right, and that this user may read"
+    " the tables."
+)
+REDIS_DOWN = (
+    "The user sessions can't be asked (ConnectionError). See that Redis runs, and that"
+    " 'SESSION_REGISTRY_REDIS' is right."
+)
+
+
+def sql(site: Site, *statements: str) -> None:
+    with site.context():
+        for statement in statements:
+            site.db.session.execute(sa.text(statement))
+        site.db.session.commit()
+
+
+def drop_table(site: Site) -> None:
+    sql(site, "DROP TABLE user_sessions")
+
+
+def stop_database(site: Site) -> None:
+    """What SQLite can't open is like a server that can't be reached."""
+    with site.context():
+        site.db.engine.dispose()
+    (site.folder / "site.db").unlink()
+    (site.folder / "site.db").mkdir()
+
+
+@pytest.fixture
+def migrated(make_site: SiteFactory) -> SiteFactory:
+    """Make sites that are set up as apps are: with Flask-Migrate."""
+
+    def make(*arguments: t.Any, **options: t.Any) -> Site:
+        site = make_site(*arguments, **options)
+        Migrate(site.app, site.db)
+        return site
+
+    return make
+
+
+@pytest.fixture
+def stop_redis(migrated: SiteFactory, monkeypatch: pytest.MonkeyPatch) -> Callable[[Site], None]:
+    """Let a site ask where nothing listens."""
+
+    def stop(site: Site) -> None:
+        client = redis.Redis(port=servers.free_port(), retry=None)
+        monkeypatch.setattr(site.installation.home, "client", client)
+
+    return stop
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """What the log says, each record as it would be written."""
+
+    def read() -> list[str]:
+        formatter = logging.Formatter("%(levelname)s %(message)s")
+        lines = [formatter.format(one) for one in caplog.records if one.name == LOGGER]
+        caplog.clear()
+        return lines
+
+    return read
+
+
+# -- in a request ----------------------------------------------------------------------------------
+
+
+def test_missing_table(migrated: SiteFactory, database: str, told: t.Any) -> None:
+    """37: the log has one line, which says what to do; the visitor is asked to try again."""
+    site = migrated("files", database)
+    firefox = site.browser()
+    firefox.login()
+    drop_table(site)
+    answer = firefox.get("/me")
+    assert answer.status_code == 503
+    assert "Your session could not be checked. Please try again in a moment." in answer.text
+    assert told() == [f"ERROR The user sessions could not be read. {MISSING}"]
+    with site.context():
+        assert site.browser().login().status_code == 503
+    (line,) = told()
+    assert line.startswith("ERROR What became of a session could not be written down. The table")
+
+
+@pytest.mark.parametrize("way", ["debug mode", "level"])
+def test_traceback(
+    migrated: SiteFactory, told: t.Any, caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    """54: where it is asked for it follows the line, without the texts of foreign errors."""
+    site = migrated()
+    firefox = site.browser()
+    firefox.login()
+    drop_table(site)
+    site.installation.was_looked_at = True
+    site.app.debug = way == "debug mode"
+    level = logging.DEBUG if way == "level" else logging.INFO
+    with caplog.at_level(level, LOGGER):
+        firefox.get("/me")
+    (record,) = told()
+    line, *trace = record.splitlines()
+    assert line == f"ERROR The user sessions could not be read. {MISSING}"
+    assert trace[0] == "Traceback (most recent call last):"
+    assert "SELECT" not in record
+    assert "no such table" not in record
+
+
+@pytest.mark.parametrize("mode", ["DEBUG", "TESTING"])
+def test_developer_reads_it_in_the_browser(migrated: SiteFactory, mode: str) -> None:
+    """Instead of a hint to try again, which would not help; of a database that is down it would."""
+    site = migrated()
+    firefox = site.browser()
+    firefox.login()
+    site.app.config[mode] = True
+    with Broken(site, "user_sessions"):
+        assert "Please try again in a moment." in firefox.get("/me").text
+    drop_table(site)
+    for answer in (firefox.get("/me"), site.browser().login()):
+        assert answer.status_code == 503
+        assert answer.headers["Retry-After"]
+        assert "&#39;flask db upgrade&#39;" in answer.text
+        assert "try again" not in answer.text
+
+
+@pytest.mark.parametrize("column", ["generation", "ip_address"])
+def test_missing_column(migrated: SiteFactory, database: str, told: t.Any, column: str) -> None:
+    """After an update of the registry that brings a column, say. One is read, one is written."""
+    site = migrated("files", database)
+    firefox = site.browser()
+    firefox.login()
+    sql(site, f"ALTER TABLE user_sessions DROP COLUMN {column}")
+    assert (firefox.get("/me") if column == "generation" else firefox.login()).status_code == 503
+    assert told()[0].endswith(
+        f"The table 'user_sessions' is not as its model says: it lacks the column '{column}'."
+        " Run 'flask db upgrade', after 'flask db migrate' if no migration says so yet."
+    )
+
+
+def test_table_of_the_app_is_missing(migrated: SiteFactory, database: str, told: t.Any) -> None:
+    """The registry's is not blamed for it, nor is a name said that may be a secret."""
+    site = migrated("files", database)
+    firefox = site.browser()
+    firefox.login()
+    sql(site, "ALTER TABLE account DROP COLUMN note")
+    firefox.get("/me")
+    assert "A table of the app lacks a column (" in told()[0]
+    sql(site, "ALTER TABLE account RENAME TO people")
+    firefox.get("/me")
+    (line,) = told()
+    assert "A table of the app is missing (" in line
+    assert "Run 'flask db upgrade'" in line
+    sql(site, "ALTER TABLE people RENAME TO account")
+
+
+def test_database_is_down(migrated: SiteFactory, told: t.Any) -> None:
+    site = migrated()
+    firefox = site.browser()
+    firefox.login()
+    stop_database(site)
+    for _ in range(2):
+        assert firefox.get("/me").status_code == 503
+        assert told() == [f"ERROR The user sessions could not be read. {DOWN}"]
+
+
+def test_connection_that_was_cut(migrated: SiteFactory, database: str, told: t.Any) -> None:
+    """Another one than those that can't be opened: the statement has been sent."""
+    if database == "sqlite":
+        pytest.skip("There is no server.")
+    site = migrated("files", database)
+    firefox = site.browser()
+    firefox.login()
+    own = {
+        "postgresql": "SELECT pg_backend_pid()",
+        "mariadb": "SELECT CONNECTION_ID()",
+    }[database]
+    kill = {"postgresql": "SELECT pg_terminate_backend({})", "mariadb": "KILL {}"}[database]
+    with site.context():
+        engine = site.db.engine
+        with engine.connect() as one, engine.connect() as other:
+            ids = [each.scalar(sa.text(own)) for each in (one, other)]
+    killer = sa.create_engine(engine.url, poolclass=sa.NullPool)
+    with killer.connect() as connection:
+        for id in ids:
+            connection.execute(sa.text(kill.format(id)))
+    assert firefox.get("/me").status_code == 503
+    assert told() == [f"ERROR The user sessions could not be read. {DOWN}"]
+
+
+def test_redis_is_down(migrated: SiteFactory, stop_redis: t.Any, told: t.Any) -> None:
+    site = migrated(home="redis")
+    firefox = site.browser()
+    firefox.login()
+    stop_redis(site)
+    assert firefox.get("/me").status_code == 503
+    assert told() == [f"ERROR The user sessions could not be read. {REDIS_DOWN}"]
+
+
+def test_home_of_another_kind_is_down(migrated: SiteFactory, told: t.Any) -> None:
+    site = migrated(home="memory")
+    firefox = site.browser()
+    firefox.login()
+    with Broken(site, ""):
+        firefox.get("/me")
+    (line,) = told()
+    assert line.endswith(
+        "The user sessions can't be asked (ConnectionError). See that the server runs on which they"
+        " are kept."
+    )
+
+
+# -- other errors ----------------------------------------------------------------------------------
+
+
+def error_of(act: Callable[[], t.Any]) -> BaseException:
+    with pytest.raises(sa.exc.SQLAlchemyError) as error:
+        act()
+    return error.value
+
+
+@pytest.mark.parametrize("driver", ["postgresql+psycopg", "mysql+pymysql"])
+def test_server_that_is_not_there(driver: str) -> None:
+    """Its address, in which there is a password, is not shown."""
+    engine = sa.create_engine(f"{driver}://ann:secret@127.0.0.1:{servers.free_port()}/x")
+    assert str(diagnose(error_of(engine.connect))) == DOWN
+
+
+@contextlib.contextmanager
+def holding(site: Site, database: str) -> Iterator[sa.Engine]:
+    """Hold all that there is of Ann, in a transaction that does not end."""
+    with site.context():
+        url = site.db.engine.url
+    options = {"connect_args": {"timeout": 0}} if database == "sqlite" else {}
+    engine = sa.create_engine(url, poolclass=sa.NullPool, **options)
+    with engine.connect() as connection:
+        connection.execute(sa.text("UPDATE account SET note = 'x'"))
+        yield engine
+
+
+def test_row_that_is_held(migrated: SiteFactory, database: str) -> None:
+    limit = {
+        "sqlite": "SELECT 1",
+        "postgresql": "SET lock_timeout = '10ms'",
+        "mariadb": "SET innodb_lock_wait_timeout = 0",
+    }[database]
+    site = migrated("files", database)
+    with holding(site, database) as engine, engine.connect() as other:
+        other.execute(sa.text(limit))
+        error = error_of(lambda: other.execute(sa.text("UPDATE account SET note = 'y'")))
+    assert diagnose(error).problem.startswith(
+        "Another transaction holds rows, or the table, for too long (OperationalError"
+    )
+
+
+def test_all_connections_are_in_use(tmp_path: t.Any) -> None:
+    engine = sa.create_engine(
+        f"sqlite:///{tmp_path}/x.db",
+        poolclass=sa.QueuePool,
+        pool_size=1,
+        max_overflow=0,
+        pool_timeout=0,
+    )
+    with engine.connect():
+        error = error_of(engine.connect)
+    assert diagnose(error).problem == "All connections to the database are in use."
+
+
+class _RefusedError(Exception):
+    sqlstate = "40001"
+
+
+def test_commit_that_is_refused() -> None:
+    """It has no statement either, but the database runs."""
+    error = sa.exc.OperationalError(None, None, _RefusedError("secret"))
+    found = diagnose(error)
+    assert found.problem == "A statement on the user sessions has failed (OperationalError, 40001)."
+    assert "flask sessions doctor" in found.remedy
+
+
+def test_error_without_a_code(site: Site) -> None:
+    """Of SQLAlchemy itself: its class is said, and no text."""
+    with site.context():
+        found = diagnose(sa.exc.InvalidRequestError("secret"))
+    assert found.problem == "A statement on the user sessions has failed (InvalidRequestError)."
+
+
+class _OddError(Exception):
+    def __str__(self) -> str:
+        raise ValueError("secret")
+
+
+def test_error_that_can_not_be_looked_at() -> None:
+    """It is named, and fails no request."""
+    found = diagnose(sa.exc.OperationalError("SELECT 1", {}, _OddError(), False))
+    assert found.problem == "A statement on the user sessions has failed (OperationalError)."
+
+
+def test_error_of_ours() -> None:
+    """It says itself what to do."""
+    assert str(diagnose(RecordsError("It was changed. Try again."))) == "It was changed. Try again."
+
+
+def test_no_app() -> None:
+    """Without an app nobody knows the name of the table, nor in which home the sessions are."""
+    missing = sa.exc.OperationalError("SELECT 1", {}, Exception("no such table: user_sessions"))
+    assert diagnose(missing).problem == "A table of the app is missing (OperationalError)."
+    assert "'flask db upgrade'" in diagnose(missing).remedy
+    lacking = sa.exc.OperationalError("SELECT 1", {}, Exception("no such column: generation"))
+    assert diagnose(lacking).problem == "A table of the app lacks a column (OperationalError)."
+
+
+# -- outside of a request --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("statement", ["DROP TABLE", "ALTER TABLE"])
+@pytest.mark.parametrize("action", ["password", "deactivate", "delete"])
+def test_password_change_in_a_shell(
+    migrated: SiteFactory, database: str, statement: str, action: str
+) -> None:
+    """It fails with a sentence, and nothing is stored, as without one."""
+    site = migrated("files", database)
+    site.User.is_active = property(lambda self: self.note != "inactive")
+    what = "" if statement == "DROP TABLE" else "DROP COLUMN revoked_reason"
+    sql(site, f"{statement} user_sessions {what}")
+    with site.context():
+        user = site.user("ann")
+        if action == "password":
+            user.password_hash = "new"
+        elif action == "deactivate":
+            user.note = "inactive"
+        else:
+            site.db.session.delete(user)
+        with pytest.raises(RecordsError) as error:
+            site.db.session.commit()
+        site.db.session.rollback()
+        assert (site.user("ann").password_hash, site.user("ann").note) == ("hash of ann", None)
+    assert isinstance(error.value.__cause__, sa.exc.DBAPIError)
+    if statement == "DROP TABLE":
+        assert str(error.value) == MISSING
+    else:
+        assert "it lacks the column 'revoked_reason'. Run 'flask db upgrade'" in str(error.value)
+
+
+@pytest.mark.parametrize("verb", ["revoke_all", "revoke", "active", "prune"])
+def test_verbs_without_the_table(migrated: SiteFactory, verb: str) -> None:
+    """The same of what a shell or a job calls."""
+    site = migrated()
+    drop_table(site)
+    id = "4c1f3b52-93f5-4d2e-8a53-7b7a1d1a6f0e"
+    with site.context():
+        user = site.user("ann")
+        arguments: tuple[t.Any, ...] = {"revoke": (id,), "prune": ()}.get(verb, (user,))
+        site.db.session.commit()
+        with pytest.raises(RecordsError, match=r"'user_sessions' is missing\. Run 'flask"):
+            getattr(site.sessions, verb)(*arguments)
+
+
+def test_other_errors_of_a_password_change_stay(site: Site) -> None:
+    """What handles SQLAlchemy's errors, to try again say, gets them as before."""
+    with site.context():
+        site.user("ann").password_hash = "new"
+        with Broken(site, "UPDATE user_sessions"), pytest.raises(sa.exc.OperationalError):
+            site.db.session.commit()
+
+
+def test_refusal_that_is_logged_later(migrated: SiteFactory, told: t.Any) -> None:
+    """In the request of somebody who resets a password, the view decides what becomes of it."""
+    site = migrated()
+
+    @site.app.post("/reset")
+    def reset() -> str:
+        site.user("ann").password_hash = "new"
+        site.db.session.commit()
+        return "stored"
+
+    drop_table(site)
+    site.app.config["PROPAGATE_EXCEPTIONS"] = True
+    with pytest.raises(RecordsError) as error:
+        site.browser().post("/reset")
+    assert str(error.value) == str(diagnose(error.value)) == MISSING
+
+
+# -- at the first request --------------------------------------------------------------------------
+
+
+def test_first_request_in_debug_mode(migrated: SiteFactory, database: str, told: t.Any) -> None:
+    """A request that does not ask for the user is answered, and the log says it once."""
+    site = migrated("cookie", database)
+    drop_table(site)
+    site.app.debug = True
+    assert site.browser().get("/cart").status_code == 200
+    assert told() == [f"ERROR {MISSING}"]
+    with site.count_statements() as statements:
+        assert site.browser().get("/cart").status_code == 200
+    assert (told(), statements.texts) == ([], [])
+
+
+def test_first_request_is_told_of_a_server_that_is_down(
+    migrated: SiteFactory, stop_redis: t.Any, told: t.Any
+) -> None:
+    for home, stop, line in (("table", stop_database, DOWN), ("redis", stop_redis, REDIS_DOWN)):
+        site = migrated("cookie", home=home)
+        stop(site)
+        site.app.debug = True
+        assert site.browser().get("/cart").status_code == 200
+        assert told() == [f"ERROR {line}"]
+
+
+def test_first_request_of_a_healthy_app(migrated: SiteFactory, told: t.Any) -> None:
+    for home in HOMES:
+        site = migrated("cookie", home=home)
+        site.app.debug = True
+        assert site.browser().get("/cart").status_code == 200
+        assert told() == []
+
+
+def test_first_request_in_production(migrated: SiteFactory, told: t.Any) -> None:
+    """Nobody looks: a request that does not ask for the user costs nothing."""
+    site = migrated("cookie")
+    drop_table(site)
+    with site.count_statements() as statements:
+        assert site.browser().get("/cart").status_code == 200
+    assert (told(), statements.texts) == ([], [])
+
+
+def test_first_request_within_a_transaction(migrated: SiteFactory, told: t.Any) -> None:
+    """It is left alone: where there is one connection for everybody, looking would end it."""
+    site = migrated(SQLALCHEMY_DATABASE_URI="sqlite://")
+    site.app.debug = True
+    with site.context():
+        site.user("ann").note = "kept"
+        site.db.session.flush()
+        assert site.browser().get("/cart").status_code == 200
+        site.db.session.commit()
+        assert site.user("ann").note == "kept"
+    assert not site.installation.was_looked_at
+
+
+# -- on the command line ---------------------------------------------------------------------------
+
+COMMANDS = (
+    ["revoke-sessions", "1"],
+    ["revoke-sessions", "--all", "--yes"],
+    ["revoke-sessions", "--all", "--dry-run"],
+    ["sessions", "list", "1"],
+    ["sessions", "prune"],
+)
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_commands_without_the_table(
+    migrated: SiteFactory, arguments: list[str], format: str
+) -> None:
+    """16: one line on stderr, exit code 1."""
+    site = migrated()
+    drop_table(site)
+    result = site.app.test_cli_runner().invoke(args=[*arguments, "--format", format])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"Error: {MISSING}\n"
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_commands_while_a_server_is_down(
+    migrated: SiteFactory, stop_redis: t.Any, arguments: list[str]
+) -> None:
+    """16: the same; where something may have been done before, the line says so, too."""
+    for home, stop, line in (("table", stop_database, DOWN), ("redis", stop_redis, REDIS_DOWN)):
+        site = migrated(home=home)
+        site.browser().login()
+        stop(site)
+        result = site.app.test_cli_runner().invoke(args=arguments)
+        assert (result.exit_code, result.stdout) == (1, "")
+        stopped = " Stopped: 0 sessions ended so far. Started again, it goes on with the rest."
+        assert result.stderr.replace(stopped, "") == f"Error: {line}\n"
+        assert (stopped in result.stderr) <= (arguments[0] == "revoke-sessions")
+
+
+@pytest.mark.parametrize("arguments", [*COMMANDS, ["sessions", "doctor"]], ids=" ".join)
+def test_commands_of_an_app_that_is_put_together_wrongly(
+    migrated: SiteFactory, arguments: list[str]
+) -> None:
+    """16: the same; the doctor gives it as a finding."""
+    site = migrated()
+    del site.app.login_manager  # type: ignore[attr-defined]
+    line = "Error: Flask-Login is not set up on this app. Call 'login_manager.init_app(app)'.\n"
+    result = site.app.test_cli_runner().invoke(args=arguments)
+    assert result.exit_code == 1
+    assert (result.stdout if "doctor" in arguments else result.stderr).count(line) == 1
+    assert not result.stderr if "doctor" in arguments else result.stderr == line
+    result = site.app.test_cli_runner().invoke(args=[*arguments, "--format", "json"])
+    assert "findings" in json.loads(result.stdout) if "doctor" in arguments else not result.stdout
+
+
+@pytest.mark.parametrize("way", ["debug mode", "level"])
+def test_traceback_of_a_command(
+    migrated: SiteFactory, caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    """16, 54: before the line, with 'flask --debug' or at the level DEBUG, and without texts."""
+    site = migrated()
+    drop_table(site)
+    with caplog.at_level(logging.DEBUG if way == "level" else logging.INFO, LOGGER):
+        result = site.app.test_cli_runner().invoke(
+            args=["sessions", "list", "1"],
+            env={"FLASK_DEBUG": "1" if way == "debug mode" else "0"},
+        )
+    assert (result.exit_code, result.stdout) == (1, "")
+    first, *_, last = result.stderr.splitlines()
+    assert (first, last) == ("Traceback (most recent call last):", f"Error: {MISSING}")
+    assert "sqlalchemy.exc.OperationalError" in result.stderr
+    assert "no such table" not in result.stderr
+
+
+def test_doctor_says_the_same(migrated: SiteFactory, database: str) -> None:
+    """Its own output is on stdout."""
+    site = migrated("files", database)
+    drop_table(site)
+    result = site.app.test_cli_runner().invoke(args=["sessions", "doctor"])
+    assert (result.exit_code, result.stderr) == (1, "")
+    assert f"Error: {MISSING}\n" in result.stdout
