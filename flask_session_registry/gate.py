@@ -375,8 +375,10 @@ def _refuse(
     written: dict[str, t.Any] = {}
     if browser.modified:
         # The token of a form, say: without it nobody could sign in over a dead session.
-        opened = session_at_the_beginning(installation, app)
-        written = session_ids.written_since(opened, browser)
+        opened = session_at_the_beginning(installation, app) or {}
+        # If the entry is gone, nothing says what was there before: a web socket keeps its session.
+        if "_user_id" in opened or "_user_id" not in browser:
+            written = session_ids.written_since(opened, browser)
     make_anonymous(app, state)
     if written:
         browser.update(written)
