@@ -294,8 +294,10 @@ def _check_row(
         return "rotated"
     keys = () if store_id is None else (store_id,)
     if claimed is not None and remember.id_of(app, user) != str(claimed):
-        if is_remembered:
+        if is_remembered or adoption.load(app, claimed) is not None:
+            _tell_developer(app, installation)
             return "unknown"
+        # Nobody is called so any more.
         state.to_end = (id, keys, "id_changed")
         return "id_changed"
     if not user.is_active:
@@ -348,8 +350,9 @@ def _has_expired(
     )
 
 
-def _tell_developer(installation: Installation) -> None:
-    if installation.is_first("written by hand"):
+def _tell_developer(app: Flask, installation: Installation) -> None:
+    """Log once why nobody is signed in by a session that a test, say, has written by hand."""
+    if (app.testing or app.debug) and installation.is_first("written by hand"):
         log.warning(
             "A session was refused because no 'login_user()' has recorded that its user signed in."
             " In tests, let 'app.test_client_class' be 'SessionRegistryClient' of"
@@ -368,8 +371,8 @@ def _refuse(
     id: uuid.UUID | None,
 ) -> None:
     state.rejected, state.rejected_id = reason, id
-    if reason in ("unregistered", "id_changed") and (app.testing or app.debug):
-        _tell_developer(installation)
+    if reason == "unregistered":
+        _tell_developer(app, installation)
     state.forgets_remember = not state.is_late and remember.is_ours(app)
     browser = unwrap(session)
     written: dict[str, t.Any] = {}

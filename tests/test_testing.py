@@ -88,6 +88,16 @@ def test_client_of_flask_login(site: Site, caplog: pytest.LogCaptureFixture, mod
     assert all("'SessionRegistryClient'" in record.getMessage() for record in told)
 
 
+def test_other_user_in_a_session(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """Nor does it sign in somebody else whom a test writes over the one who is; and says so."""
+    site.app.testing = True
+    firefox = site.browser("Firefox")
+    firefox.login("ann")
+    forge(firefox.client, "2")
+    assert firefox.rejected == "unknown"
+    assert "'SessionRegistryClient'" in caplog.text
+
+
 def forge(client: t.Any, user_id: t.Any, **more: t.Any) -> None:
     """Sign a user in as tests do that know how Flask-Login does it."""
     with client.session_transaction() as session:
