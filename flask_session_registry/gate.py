@@ -79,7 +79,7 @@ def check(app: Flask) -> None:
         installation.users.roll_back()
         state.is_unavailable = True
         make_anonymous(app, state)
-        if _ANSWERED in vars(context.request):
+        if is_answered():
             return
         raise unavailable("Your session could not be checked.", error) from None
     if reason is not None:
@@ -105,6 +105,12 @@ def unavailable(problem: str, error: BaseException) -> Unavailable:
 def note_answer(request: Request) -> None:
     """Note that the answer to this request is complete."""
     vars(request)[_ANSWERED] = True
+
+
+def is_answered() -> bool:
+    """Whether the answer to the current request, if there is one, is complete."""
+    context = request_context()
+    return context is not None and _ANSWERED in vars(context.request)
 
 
 def current(installation: Installation) -> Current | None:

@@ -277,6 +277,9 @@ def _follow_current(installation: Installation, user_ids: Sequence[t.Any]) -> No
     elif standing[0] == current.generation:
         # A session may be bound to a connection whose transaction goes on.
         current.awaits_commit = current.held[-1][0] != current.generation
+    elif standing in current.held and gate.is_answered():
+        state.current = None
+        _end_unreachable(installation, app, current)
     elif standing in current.held:
         current.settle(*standing)
         current.is_recredited = True
@@ -289,6 +292,25 @@ def _follow_current(installation: Installation, user_ids: Sequence[t.Any]) -> No
             # Its browser is, or will be, signed in by the answer to another request.
             state.rejected, state.rejected_id, state.is_late = "rotated", current.id, True
             gate.make_anonymous(app, state)
+
+
+def _end_unreachable(installation: Installation, app: Flask, current: Current) -> None:
+    """End a session whose browser can't be told its new id, because it has its answer already.
+
+    A teardown function has committed the change of a password, or the session store has, which
+    saves the session by the same commit.
+    """
+    # If this fails, the row expires. What the browser has is of an earlier generation.
+    with contextlib.suppress(*UNAVAILABLE):
+        if installation.records.end(current.id, PASSWORD_CHANGED):
+            Purge(installation, app).purge([(current.id, current.keys)])
+            signals.send(
+                signals.session_revoked,
+                app,
+                ids=(current.id,),
+                user_id=current.user_id,
+                reason=PASSWORD_CHANGED,
+            )
 
 
 def _standing(installation: Installation, id: uuid.UUID) -> tuple[int, str | None] | None:

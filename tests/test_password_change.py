@@ -12,10 +12,10 @@ import sqlalchemy.orm as sa_orm
 from conftest import SiteFactory
 from flask import copy_current_request_context, flash, get_flashed_messages, request, session
 from flask_login import current_user, login_required, login_user
-from site_under_test import DATABASES, Browser, Site
+from site_under_test import DATABASES, Browser, Site, user_class
 from test_users import changing_ids
 
-from flask_session_registry import records, session_revoked
+from flask_session_registry import RecordsError, records, session_revoked
 
 
 def sign_in_three(site: Site) -> tuple[Browser, Browser, Browser]:
@@ -1085,3 +1085,143 @@ def test_rehash_that_is_left_uncommitted(store_site: Site) -> None:
     with site.context():
         assert site.user("ann").password_hash == "hash of ann"
     assert chrome.is_signed_in
+
+
+# -- 76: handlers of the app's own, and late commits -----------------------------------------------
+
+
+def add_handler(model: type[t.Any], event: str, session: t.Any) -> None:
+    """Let the app hash the password of which a plain attribute was set, as late as it can."""
+
+    def hash_password(user: t.Any) -> None:
+        plain = vars(user).get("new_password")
+        if plain is not None:
+            user.password_hash = f"hash of {plain}"
+
+    if event == "before_update":
+        sa.event.listen(model, event, lambda _, __, user: hash_password(user))
+    else:
+
+        @sa.event.listens_for(session, event)
+        def flush(session: t.Any, *_: t.Any) -> None:
+            for user in session.dirty:
+                hash_password(user)
+
+
+@pytest.mark.parametrize("event", ["before_update", "before_flush"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_password_hashed_by_a_handler(make_site: SiteFactory, event: str, when: str) -> None:
+    """76: set before or after 'init_app', it ends the others, and this browser goes on."""
+
+    def model(db: t.Any) -> type[t.Any]:
+        users = user_class(db)
+        if when == "before":
+            add_handler(users, event, db.session)
+        return users
+
+    site = make_site("files", model=model)
+    if when == "after":
+        add_handler(site.User, event, site.db.session)
+    told: list[t.Any] = []
+
+    @site.app.post("/profile")
+    @login_required
+    def profile() -> str:
+        current_user.new_password, current_user.note = "new", "changed"
+        site.db.session.commit()
+        return "changed"
+
+    def receiver(app: t.Any, *, ids: t.Any, **_: t.Any) -> None:
+        told.extend(ids)
+
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    firefox.login()
+    chrome.login()
+    with session_revoked.connected_to(receiver, site.app):
+        chrome.post("/profile")
+    (ended,) = (row for row in site.rows() if row.revoked_at)
+    assert told == [ended.id]
+    assert ended.revoked_reason == "password_changed"
+    assert len(site.entries()) == 1
+    assert (firefox.is_signed_in, chrome.is_signed_in) == (False, True)
+
+
+@pytest.mark.parametrize("by", ["teardown", "store"])
+@pytest.mark.parametrize("has_handler", [False, True])
+def test_change_that_is_committed_after_the_answer(
+    make_site: SiteFactory, by: str, has_handler: bool
+) -> None:
+    """76: the browser can't follow any more: its session ends with the others, and its entry goes.
+
+    A view that does not commit has the change committed by a teardown function, or by a session
+    store in SQL, which saves the session by the same commit.
+    """
+    site = make_site("sqlalchemy" if by == "store" else "files")
+    if has_handler:
+        add_handler(site.User, "before_update", site.db.session)
+    told: list[t.Any] = []
+
+    @site.app.teardown_request
+    def teardown(_: object) -> None:
+        if by == "teardown" and request.path == "/profile":
+            site.db.session.commit()
+
+    @site.app.post("/profile")
+    @login_required
+    def profile() -> str:
+        current_user.new_password, current_user.note = "new", "changed"
+        if not has_handler:
+            current_user.password_hash = "hash of new"
+        session["cart"] = "book"
+        return "changed"
+
+    def receiver(app: t.Any, *, ids: t.Any, reason: str, **_: t.Any) -> None:
+        told.extend((id, reason) for id in ids)
+
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    firefox.login()
+    chrome.login()
+    with session_revoked.connected_to(receiver, site.app):
+        assert chrome.post("/profile").status_code == 200
+    assert sorted(told) == sorted((row.id, "password_changed") for row in site.rows())
+    assert site.signed_in_entries() == []
+    assert site.active() == 0
+    assert (firefox.is_signed_in, chrome.is_signed_in) == (False, False)
+    assert chrome.login(password="hash of new").status_code == 200
+    assert chrome.is_signed_in
+
+
+@pytest.mark.parametrize("is_down", [False, True])
+def test_late_commit_whose_session_can_not_be_ended(
+    site: Site, monkeypatch: pytest.MonkeyPatch, is_down: bool
+) -> None:
+    """76: if it has just ended, or nobody can be asked, it is dead by its generation."""
+    told: list[t.Any] = []
+
+    @site.app.teardown_request
+    def teardown(_: object) -> None:
+        if request.path == "/profile":
+            site.db.session.commit()
+
+    @site.app.post("/profile")
+    @login_required
+    def profile() -> str:
+        current_user.password_hash = "hash of new"
+        return "changed"
+
+    def end(*_: t.Any) -> bool:
+        if is_down:
+            raise RecordsError("Try again.")
+        return False
+
+    def receiver(app: t.Any, *, ids: t.Any, **_: t.Any) -> None:
+        told.extend(ids)
+
+    chrome = site.browser("Chrome")
+    chrome.login()
+    with site.context():
+        monkeypatch.setattr(site.installation.records, "end", end)
+    with session_revoked.connected_to(receiver, site.app):
+        assert chrome.post("/profile").status_code == 200
+    assert told == []
+    assert not chrome.is_signed_in
