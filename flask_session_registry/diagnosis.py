@@ -179,22 +179,22 @@ def _remedy_of_no_table() -> str:
     commands = _migration_commands()
     if commands is None:
         return (
-            "Call 'db.create_all()' in the context of the app, or make it by a migration. Neither"
-            " Flask-Migrate nor Flask-Alembic is set up on this app."
+            "Call 'db.create_all()' in the context of the app, or set up Flask-Migrate and run"
+            " 'flask db upgrade', after 'flask db migrate'."
         )
     upgrade, revise = commands
-    return f"Run '{upgrade}', after '{revise}' if no migration makes it yet."
+    return f"Run {upgrade}, after {revise} if no migration makes it yet."
 
 
 def _remedy_of_other_table() -> str:
     commands = _migration_commands()
     if commands is None:
         return (
-            "Alter it by hand: 'db.create_all()' makes only tables that are missing. Neither"
-            " Flask-Migrate nor Flask-Alembic is set up on this app."
+            "Alter it by hand, as 'db.create_all()' makes only tables that are missing, or set up"
+            " Flask-Migrate and run 'flask db upgrade', after 'flask db migrate'."
         )
     upgrade, revise = commands
-    return f"Run '{upgrade}', after '{revise}' if no migration says so yet."
+    return f"Run {upgrade}, after {revise} if no migration says so yet."
 
 
 def _migration_commands() -> tuple[str, str] | None:
@@ -202,10 +202,10 @@ def _migration_commands() -> tuple[str, str] | None:
     app = unwrap(current_app) if has_app_context() else None
     if app is None or "migrate" in app.extensions:
         group = _group_of("flask_migrate", app)
-        return f"flask {group} upgrade", f"flask {group} migrate"
+        return f"'flask {group} upgrade'", f"'flask {group} migrate'"
     if "alembic" in app.extensions:
         group = _group_of("flask_alembic", app)
-        return f"flask {group} upgrade", f'flask {group} revision "user sessions"'
+        return f"'upgrade' of Flask-Alembic's commands, 'flask {group} …'", "its 'revision'"
     return None
 
 

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 
 import sqlalchemy as sa
 from flask.sessions import SessionInterface
+from sqlalchemy.dialects import postgresql
 
 from .own_transaction import own_transaction
 
@@ -226,6 +227,17 @@ def _sqlalchemy(interface: t.Any, keys: Sequence[str]) -> None:
         # The keys are nobody's business; with HASH_SESSION_IDS off they are session ids.
         error.hide_parameters = True
         raise
+
+
+@_deletes("PostgreSqlSessionInterface")
+def _postgresql(interface: t.Any, keys: Sequence[str]) -> None:
+    dialect: t.Any = postgresql.dialect
+    name = dialect().identifier_preparer.format_table(
+        sa.table(interface._table, schema=interface._schema)
+    )
+    deletion = f"DELETE FROM {name} WHERE session_id = ANY(%s)"  # noqa: S608 -- it is quoted
+    with interface._get_cursor() as cursor:
+        cursor.execute(deletion, (list(keys),))
 
 
 @_deletes("MongoDBSessionInterface")

@@ -57,6 +57,22 @@ def choose_store_ids(interface: SessionInterface, *, hashed: bool) -> None:
         return prefix + session_id
 
     interface._get_store_id = store_id_of
+    if any(cls.__name__ == "PostgreSqlSessionInterface" for cls in type(interface).__mro__):
+        _accept_keys(interface)
+
+
+def _accept_keys(interface: t.Any) -> None:
+    """Save under the keys that are chosen here, where Flask-Session insists on the session id."""
+    upsert = interface._upsert_session
+
+    def upsert_session(lifetime: t.Any, session: t.Any, store_id: str) -> None:
+        sid, session.sid = session.sid, None
+        try:
+            upsert(lifetime, session, store_id)
+        finally:
+            session.sid = sid
+
+    interface._upsert_session = upsert_session
 
 
 def hold_back_refreshes(

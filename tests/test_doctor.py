@@ -170,10 +170,8 @@ def test_without_flask_migrate(make_healthy: SiteFactory) -> None:
     del site.app.extensions["migrate"]
     sql(site, "ALTER TABLE user_sessions ADD COLUMN more int")
     the_only(site, "error", "it has the column 'more'", "Alter it by hand")
-    assert "flask db" not in examine(site).remedies[0]
     sql(site, "DROP TABLE user_sessions")
     the_only(site, "error", "The table 'user_sessions' is missing", "Call 'db.create_all()'")
-    assert "flask db" not in examine(site).remedies[0]
 
 
 @pytest.mark.parametrize("command", ["db", "schema"])
@@ -187,8 +185,9 @@ def test_with_flask_alembic(make_healthy: SiteFactory, command: str) -> None:
     group.callback.__module__ = "flask_alembic.cli"
     site.app.cli.add_command(group, command)
     sql(site, "DROP TABLE user_sessions")
-    revise = f"'flask {command} revision \"user sessions\"'"
-    the_only(site, "error", f"Run 'flask {command} upgrade', after {revise} if no migration makes")
+    the_only(
+        site, "error", f"Run 'upgrade' of Flask-Alembic's commands, 'flask {command} …', after"
+    )
 
 
 def test_flask_migrate_under_another_name(make_healthy: SiteFactory) -> None:
