@@ -4,22 +4,36 @@ Needs nothing but a Python of at least 3.10. Makes virtual environments in ``.te
 
 1. the checks (ruff, mypy) and the suite on the newest Python here with the newest SQLAlchemy,
    from the checkout, with branch coverage, which must be complete;
-2. the suite on the oldest Python here with SQLAlchemy 2.0, against the built wheel, but for the
-   tests that are marked "once".
+2. the suite on the oldest Python here with SQLAlchemy 2.0 and Flask 3.0, against the built wheel,
+   but for the tests that are marked "once";
+3. the lane "upstream": what depends most on the extensions below us, on the newest pre-releases of
+   them, where there are any.
 
-Whatever follows the command is passed on to pytest; the coverage is not checked then, and no test
-is left out.
+Whatever follows the command is passed on to pytest; the coverage is not checked then, no test is
+left out, and there is no third lane.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+#: What the lane "upstream" is about.
+UPSTREAM = ("Flask", "Flask-Login", "Flask-Session", "Flask-SQLAlchemy", "Flask-SQLAlchemy-Lite")
+UPSTREAM_TESTS = [
+    f"tests/test_{name}.py"
+    for name in (
+        *("installation", "next_flask", "password_change", "postgresql_store", "remember"),
+        *("shared_context", "start_up", "testing", "with_flask_socketio"),
+        "with_flask_sqlalchemy_lite",
+    )
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / ".tests"
@@ -90,12 +104,41 @@ def wheel(programs: Path) -> str:
     return str(next(folder.glob("*.whl")))
 
 
+def pre_releases(programs: Path) -> list[str]:
+    """The newest releases of what is below us, as requirements, if they are pre-releases."""
+    command = [str(programs / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    command += ["install", "--dry-run", "--upgrade", "--pre", "--no-deps", "--report", "-"]
+    answer = subprocess.run([*command, *UPSTREAM], capture_output=True, text=True, check=False)
+    try:
+        found = [one["metadata"] for one in json.loads(answer.stdout)["install"]]
+    except (KeyError, ValueError):
+        # Of a pip that can't say it.
+        found = []
+    is_pre = re.compile(r"(a|b|c|rc|dev)\d*(\+.*)?$").search
+    return [f"{one['name']}=={one['version']}" for one in found if is_pre(one["version"])]
+
+
+def upstream(programs: Path, newest: str, suite: list[str]) -> None:
+    """Run the lane of that name, or say why not."""
+    found = pre_releases(programs)
+    if not found:
+        print("Skipped the lane 'upstream': no pre-releases of", ", ".join(UPSTREAM), "can be had.")
+        return
+    print("The lane 'upstream':", ", ".join(found))
+    programs = environment("upstream", newest, "-e", f"{ROOT}[tests]", "psycopg2-binary")
+    pip(programs, "install", "--no-deps", *found)
+    # What is deprecated there is no fault yet.
+    tests = ["-W", "ignore::DeprecationWarning", *UPSTREAM_TESTS]
+    run([str(programs / "pytest"), *suite, *tests])
+
+
 def main(arguments: list[str]) -> None:
     oldest, newest = pythons()
     # One more than there are cores: a third of the time is spent waiting, for servers and locks.
     suite = ["-n", str((os.cpu_count() or 1) + 1), "-q", *arguments]
 
-    programs = environment("newest", newest, "-e", f"{ROOT}[tests,checks]", "SQLAlchemy>=2.1")
+    checkout = environment("newest", newest, "-e", f"{ROOT}[tests,checks]", "SQLAlchemy>=2.1")
+    programs = checkout
     run([str(programs / "ruff"), "check"])
     run([str(programs / "ruff"), "format", "--check"])
     run([str(programs / "mypy")])
@@ -104,9 +147,12 @@ def main(arguments: list[str]) -> None:
 
     built = wheel(programs)
     programs = environment("oldest", oldest, f"{built}[tests]", "SQLAlchemy<2.1")
-    pip(programs, "install", "--force-reinstall", "--no-deps", built)
+    # Some of what the tests need asks for a newer Flask than we do.
+    pip(programs, "install", "--force-reinstall", "--no-deps", built, "Flask<3.1")
     left_out = ["-m", "not once"]
     run([str(programs / "pytest"), *suite, *([] if arguments else left_out)], TEST_WHEEL="1")
+    if not arguments:
+        upstream(checkout, newest, suite)
     print("All tests have passed, on the checkout and on the wheel.")
 
 
