@@ -300,7 +300,9 @@ def _check_row(
         return "rotated"
     keys = () if store_id is None else (store_id,)
     if claimed is not None and remember.id_of(app, user) != str(claimed):
-        if is_remembered or adoption.load(app, claimed) is not None:
+        if is_remembered:
+            return "unknown"
+        if adoption.load(app, claimed) is not None:
             _tell_developer(app, installation)
             return "unknown"
         # Nobody is called so any more.

@@ -142,6 +142,12 @@ def accompany(app: Flask, response: Response, offer: Offer, current: Current | N
     response.headers.add("Set-Cookie", f"{companion_name(app)}={value};{offer.attributes}")
 
 
+def leave_alone(app: Flask, response: Response, offer: Offer) -> None:
+    """Let this answer give the first cookie only, and take the second one away, if there is one."""
+    if companion_name(app) in request.cookies:
+        accompany(app, response, offer, None)
+
+
 def renew(
     app: Flask, response: Response, current: Current, *, until: dt.datetime | None = None
 ) -> None:

@@ -358,7 +358,8 @@ def _write_down(
         browser.pop(MARKER)
     current = state.current
     if carried == OTHER and offer is not None:
-        # The cookie of somebody whom the registry leaves alone.
+        # The cookie of somebody whom the registry leaves alone; none of ours belongs to it.
+        remember.leave_alone(app, response, offer)
         state.forgets_remember, offer = False, None
     elif offer is not None and offer.value and current is None:
         # What the browser has is as good as this, or better.
@@ -415,6 +416,7 @@ def _register(
     is_new_device = False
     replaced: list[Replaced] = []
     ended: list[tuple[uuid.UUID, tuple[str, ...]]] = []
+    never_back: list[Stored] = []
     if before is not None:
         vouches = _is_same_user(before.user, login.user)
         replaced.append(Replaced(before.id, before.generation, vouches))
@@ -428,7 +430,6 @@ def _register(
         if not request.cookies:
             never_back = _never_back(installation, values)
             replaced += [Replaced(row.id, None, vouches=False) for row in never_back]
-            state.forgotten += [(row.id, row.keys) for row in never_back]
         is_new_device = is_told and _is_new_device(app, installation, values)
         surplus = installation.records.add(
             values,
@@ -442,6 +443,7 @@ def _register(
             "The user who signed in is not in the database. Commit before the request ends."
         )
     state.ended += [*ended, *((row.id, row.keys) for row in surplus)]
+    state.forgotten += [(row.id, row.keys) for row in never_back]
     state.leave_behind(session_ids.store_id(interface, login.session_id), but=key)
     state.login = None
     state.registered = login.id

@@ -41,7 +41,7 @@ from hypothesis.stateful import (
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from site_under_test import HOMES, Browser, Site
+from site_under_test import HAS_FALLBACKS, HOMES, Browser, Site
 from stores import KINDS, STORES
 
 from flask_session_registry import session_registered, tracking
@@ -938,7 +938,8 @@ class Story(RuleBasedStateMachine):
     @rule(is_rescued=mostly)
     def change_secret_key(self, is_rescued: bool) -> None:
         model = self.model
-        model.secrets = [self.fresh("secret"), *(model.secrets[:2] if is_rescued else ())]
+        kept = model.secrets[:2] if is_rescued and HAS_FALLBACKS else ()
+        model.secrets = [self.fresh("secret"), *kept]
         self.site.app.config["SECRET_KEY"] = model.secrets[0]
         self.site.app.config["SECRET_KEY_FALLBACKS"] = model.secrets[1:]
 

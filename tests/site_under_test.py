@@ -33,9 +33,12 @@ from flask_session_registry.elsewhere import Elsewhere
 from flask_session_registry.home import UserSession
 
 COOKIES = ("session", "remember_token", "remember_token_session")
-__all__ = ["DATABASES", "HOMES", "STORES", "Browser", "Site"]
+__all__ = ["DATABASES", "HAS_FALLBACKS", "HOMES", "STORES", "Browser", "Site"]
 
 DATABASES = ("sqlite", "postgresql", "mariadb")
+
+#: Whether Flask reads what was signed with an earlier key: from 3.1 on.
+HAS_FALLBACKS = "SECRET_KEY_FALLBACKS" in Flask.default_config
 
 #: Where the user sessions are kept.
 HOMES = ("table", "redis")

@@ -213,6 +213,21 @@ def test_other_kind_over_a_session(two_kinds: Site) -> None:
     assert before.name_shown is None
 
 
+def test_other_kind_is_remembered_after_one_of_ours(two_kinds: Site) -> None:
+    """What came with the "remember me" cookie of the one before does not stand in its way."""
+    firefox = two_kinds.browser("Firefox")
+    firefox.login("ann", remember="1")
+    firefox.post("/other", remember="1")
+    firefox.lose("session")
+    assert firefox.name_shown == "robot"
+    firefox.login("ann", remember="1")
+    firefox.lose("session")
+    assert firefox.name_shown == "ann"
+    firefox.post("/other")
+    firefox.lose("session")
+    assert firefox.name_shown is None
+
+
 def test_session_id_is_another_one(make_site: SiteFactory) -> None:
     """What a stranger has set before is worth nothing."""
     site = site_with_two_kinds(make_site, "mapped")

@@ -5,7 +5,8 @@
 ``REDIS_URL``             where sessions are kept; otherwise in files, in the instance folder
 ``SECRET_KEY``            otherwise made once, and kept in the instance folder
 ``HTTPS``                 ``1`` where the app is served over HTTPS: cookies are for HTTPS only
-``TRUSTED_HOSTS``         the app's names, with commas between them; otherwise this machine's own
+``TRUSTED_HOSTS``         the app's names, with commas between them; otherwise this machine's
+                          own. Flask 3.0 asks for none
 ``ACCOUNTS_INSTANCE``     another instance folder
 ``MAIL_SERVER``           the server that sends mail; otherwise mail is shown on the terminal
 ``MAIL_PORT``             its port; otherwise 25, and 587 with TLS
