@@ -20,7 +20,7 @@ from test_faults import Broken
 from flask_session_registry import RecordsError
 from flask_session_registry.diagnosis import diagnose
 
-pytestmark = pytest.mark.table
+pytestmark = [pytest.mark.table, pytest.mark.once]
 
 LOGGER = "flask_session_registry"
 MISSING = (

@@ -15,6 +15,9 @@ from site_under_test import Browser, Site, days_ago
 from flask_session_registry import clock
 from flask_session_registry._compat.sqlalchemy import reaches_beyond
 
+# What is kept elsewhere is in no transaction.
+pytestmark = pytest.mark.table
+
 MODES = ("conditional_savepoint", "rollback_only", "control_fully", "create_savepoint")
 
 
@@ -78,8 +81,7 @@ def test_outer_transaction_stays(
     with site.context():
         assert site.user("eve") is None
         assert site.user("ann") is not None
-    if site.home == "table":
-        assert site.rows() == []
+    assert site.rows() == []
 
 
 @pytest.mark.parametrize("mode", ["conditional_savepoint", "rollback_only", "create_savepoint"])
@@ -146,7 +148,6 @@ def test_view_that_raises(site: Site, mode: str) -> None:
         assert site.user("eve") is not None
 
 
-@pytest.mark.table
 def test_touch(site: Site, firefox: Browser) -> None:
     """When somebody was last seen is written there, too."""
     with joined(site, "conditional_savepoint") as connection:
@@ -159,7 +160,6 @@ def test_touch(site: Site, firefox: Browser) -> None:
         assert clock.as_utc(seen) > days_ago(-0.5)
 
 
-@pytest.mark.table
 def test_touch_where_there_is_one_connection(
     site: Site, firefox: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,9 +188,8 @@ def test_sqlite_that_has_begun_nothing(site: Site, firefox: Browser) -> None:
         site.db.session.remove()
         site.db.engines[None] = engine
         connection.get_transaction().rollback()  # type: ignore[union-attr]
-    if site.home == "table":
-        assert site.rows() == []
-        assert not firefox.is_signed_in
+    assert site.rows() == []
+    assert not firefox.is_signed_in
 
 
 def test_connection_without_a_transaction(site: Site, firefox: Browser) -> None:

@@ -31,6 +31,8 @@ from site_under_test import Browser, Site
 from flask_session_registry.credentials import fingerprint
 from flask_session_registry.state import read_marker
 
+pytestmark = pytest.mark.once
+
 #: How many kills at random moments on each database.
 RANDOM = 30
 REMEMBERED = ("remember_token", "remember_token_session")

@@ -18,7 +18,7 @@ from flask_login import (
     logout_user,
 )
 from flask_sqlalchemy import SQLAlchemy
-from site_under_test import Browser, Site, user_class
+from site_under_test import DATABASES, Browser, Site, user_class
 
 from flask_session_registry import ConfigurationError, SessionRegistry, UserError
 
@@ -35,8 +35,10 @@ def add_login_by_hand(site: Site, **values: t.Any) -> None:
         return "signed in"
 
 
-def test_login_of_a_transient_user(store_site: Site) -> None:
+@pytest.mark.parametrize("database", DATABASES)
+def test_login_of_a_transient_user(make_site: SiteFactory, database: str) -> None:
     """Flask-Login needs nothing but 'get_id()': the user is found by the key."""
+    store_site = make_site("files", database)
     add_login_by_hand(store_site)
     firefox = store_site.browser("Firefox")
     assert firefox.post("/by-hand").text == "signed in"
@@ -319,6 +321,7 @@ def family(db: SQLAlchemy, *, is_joined: bool) -> tuple[type[t.Any], type[t.Any]
     return Person, type("User", (Person,), attributes)
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("is_joined", [False, True])
 def test_password_on_a_subclass(make_site: SiteFactory, database: str, is_joined: bool) -> None:
     """The class that was named is the one that counts."""
@@ -366,6 +369,7 @@ def test_password_on_the_base_of_what_is_named(make_site: SiteFactory) -> None:
     assert site.installation.credentials.user_model is site.User
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("names", [None, "secret", ("secret", "secret_again")])
 def test_synonym(make_site: SiteFactory, names: t.Any) -> None:
     """A password under another name is the column behind it."""

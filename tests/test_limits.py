@@ -595,10 +595,15 @@ def test_rotation_while_the_clock_was_ahead(
     assert old.get("/form").headers.getlist("Set-Cookie")
 
 
+@pytest.mark.parametrize("store", ["cookie", "files"])
 def test_login_at_each_request(
-    store_site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make_site: SiteFactory,
+    store: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A client that keeps no cookies, and is signed in by what a proxy says, fills no table."""
+    store_site = make_site(store)
     monkeypatch.setattr(tracking, "_NEVER_BACK", 3)
 
     @store_site.app.before_request

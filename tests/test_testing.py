@@ -6,6 +6,7 @@ import logging
 import typing as t
 
 import pytest
+from conftest import SiteFactory
 from flask import Flask
 from flask_login import FlaskLoginClient, current_user, login_user
 from site_under_test import Site
@@ -106,9 +107,12 @@ def forge(client: t.Any, user_id: t.Any, **more: t.Any) -> None:
         session.update(more)
 
 
-@pytest.mark.parametrize("convert", [str, int])
-def test_session_that_is_written_by_hand(store_site: Site, convert: t.Any) -> None:
+@pytest.mark.parametrize(("store", "convert"), [("cookie", int), ("files", str), ("redis", str)])
+def test_session_that_is_written_by_hand(
+    make_site: SiteFactory, store: str, convert: t.Any
+) -> None:
     """It is one of a login then, with all else that was put into it."""
+    store_site = make_site(store)
     app = store_site.app
     app.test_client_class = SessionRegistryClient
     client = app.test_client()

@@ -12,6 +12,7 @@ from flask_socketio import SocketIO, SocketIOTestClient
 from site_under_test import Browser, Site
 
 SiteFactory = Callable[..., Site]
+pytestmark = pytest.mark.table
 
 
 class Chat:

@@ -22,6 +22,8 @@ from service import PASSWORD, HttpBrowser, Service, running, sign_up
 
 from flask_session_registry.redis_home import RedisHome
 
+pytestmark = pytest.mark.once
+
 NEW = "a new password, quite long"
 REMEMBERED = ("remember_token", "remember_token_session")
 ENDS = re.compile('/account/sessions/([0-9a-f-]{36})/revoke"')
