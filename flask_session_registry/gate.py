@@ -11,7 +11,7 @@ import typing as t
 import uuid
 
 from flask import Flask, current_app, request, session
-from flask_login import current_user
+from flask_login import UserMixin, current_user
 from werkzeug.exceptions import ServiceUnavailable
 
 from . import adoption, clock, remember, session_ids, signals
@@ -206,7 +206,7 @@ def _check_session(
     if carried is None:
         return _check_unregistered(app, installation, state, t.cast(str, claimed))
     if carried == OTHER:
-        is_others = claimed is None or not _is_ours(app, installation, claimed)
+        is_others = claimed is None or _is_left_alone(app, installation, claimed)
         return (None if is_others else "unregistered"), None
     marker = read_marker(carried)
     if marker is None:
@@ -220,17 +220,17 @@ def _check_unregistered(
     """A session without a marker may go on, or has gone on already, if such are adopted."""
     if not installation.settings.adopts:
         return "unregistered", None
-    if not _is_ours(app, installation, claimed):
+    if _is_left_alone(app, installation, claimed):
         session[MARKER] = OTHER
         return None, None
     id = adoption.id_of_cookie(app)
     return _check_adopted(app, installation, state, claimed, id=id)
 
 
-def _is_ours(app: Flask, installation: Installation, claimed: str) -> bool:
-    """Whether this is a user of the kind that the registry is set up for, or nobody."""
+def _is_left_alone(app: Flask, installation: Installation, claimed: str) -> bool:
+    """Whether this is a user of a kind that the registry is not set up for."""
     user = adoption.load(app, claimed)
-    return user is None or isinstance(unwrap(user), installation.credentials.user_model)
+    return user is not None and installation.leaves_alone(unwrap(user))
 
 
 def _check_adopted(
@@ -260,7 +260,7 @@ def _check_remembered(app: Flask, installation: Installation, state: RequestStat
         state.lacks_companion = True
         return _check_adopted(app, installation, state, claimed, id=id, is_remembered=True)
     companion = remember.companion(app)
-    if companion is None and claimed is not None and not _is_ours(app, installation, claimed):
+    if companion is None and claimed is not None and _is_left_alone(app, installation, claimed):
         return None, None
     if companion is None or claimed is None:
         return "unknown", None
@@ -302,10 +302,10 @@ def _check_row(
     if claimed is not None and remember.id_of(app, user) != str(claimed):
         if is_remembered:
             return "unknown"
-        if adoption.load(app, claimed) is not None:
+        if is_usual and type(user).get_id is UserMixin.get_id:
+            # Of a key that nobody changes: the session was written by hand.
             _tell_developer(app, installation)
             return "unknown"
-        # Nobody is called so any more.
         state.to_end = (id, keys, "id_changed")
         return "id_changed"
     if not user.is_active:

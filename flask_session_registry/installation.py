@@ -168,10 +168,15 @@ class Installation:
             )
         return RedisHome(client, self.settings.redis_prefix)
 
-    @property
-    def knows_kinds(self) -> bool:
-        """Whether it was told which users it is for, so that there may be others."""
-        return self._user_model is not None
+    def leaves_alone(self, user: object) -> bool:
+        """Whether this is a user of a kind that the registry is not set up for.
+
+        Not if it was told of no kind, and this is in no table: it may be one of its users, in
+        another class.
+        """
+        is_known = isinstance(user, self.credentials.user_model)
+        is_mapped = sa.inspect(user, raiseerr=False) is not None
+        return not is_known and (self._user_model is not None or is_mapped)
 
     @property
     def is_complete(self) -> bool:

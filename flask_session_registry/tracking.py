@@ -186,7 +186,7 @@ def _leave_alone(app: Flask, installation: Installation, user: t.Any) -> None:
         the clothes of another class.
     """
     kind, known = type(user).__name__, installation.credentials.user_model.__name__
-    if not installation.knows_kinds and sa.inspect(user, raiseerr=False) is None:
+    if not installation.leaves_alone(user):
         raise UserError(
             f"'login_user' was given a '{kind}'. The registry was set up for '{known}'. If that is"
             " another kind of user, which it is to leave alone, say for which one it is:"
