@@ -64,6 +64,10 @@ def begin(
     user = load(app, claimed)
     if not isinstance(user, installation.credentials.user_model) or not user.is_active:
         return False
+    if installation.users.is_made_by_hand(user):
+        user = installation.users.with_key_of(user)
+        if user is None:
+            return False
     user_id = installation.user_id_of(user)
     if installation.table.is_barred(user_id):
         return False

@@ -145,6 +145,8 @@ class Evidence(t.NamedTuple):
     #: Whether the fingerprint is one that was seen before the instance was loaded, by the session
     #: check or by an earlier step of the login; ``None``: neither has seen one.
     is_known: Callable[[str | None], bool] | None = None
+    #: What the instance shows that signs in, if it was made by hand; ``None``: no password.
+    by_hand: Values | None = None
 
     def covers(self, current: StoredCredential) -> bool:
         """Whether the login was checked against the credential that is stored now.
@@ -154,6 +156,8 @@ class Evidence(t.NamedTuple):
         if current.shown in self.stored:
             return True
         if self.is_known is not None and not self.is_known(current.fingerprint):
+            return False
+        if self.by_hand is not None and self.by_hand != current.shown:
             return False
         return self.seen is None or self.seen == current.shown
 
@@ -282,6 +286,12 @@ class Credentials:
             return tuple([state.dict[name] for name in self.names])
         except KeyError:
             return None
+
+    def shown_by_hand(self, user: object) -> Values | None:
+        """The password in an instance that was made by hand; ``None``: there is none in it."""
+        state = sa.inspect(user, raiseerr=True)
+        values = self.shown(state) if state.transient else None
+        return None if values is None or all(map(is_unusable, values)) else values
 
     def evidence(
         self, user: object, *, is_known: Callable[[str | None], bool] | None = None

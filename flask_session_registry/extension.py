@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
-from flask import Blueprint, Flask, Response, current_app, request, session
+from flask import Blueprint, Flask, Response, current_app, request
 from flask_login import user_accessed
 from werkzeug.exceptions import Conflict
 
 from . import gate, housekeeping, revocation, session_ids, tracking, witness
 from ._compat.databases import check_app
-from ._compat.flask import answer_to, answer_wherever_raised
+from ._compat.flask import answer_to, answer_wherever_raised, request_context
 from .cli import commands
 from .diagnosis import explaining_table, look
 from .errors import ConfigurationError, SessionRegistryError, StaleRequestError
@@ -297,9 +297,8 @@ class SessionRegistry:
             raise RuntimeError("'credentials_checked()' is for a login, and there is no request.")
         is_instance = sa.inspect(unwrap(user), raiseerr=False) is not None
         user_id = installation.user_id_of(user) if is_instance else user
-        return witness.credentials_checked(
-            unwrap(current_app), installation, unwrap(session), user_id
-        )
+        session = t.cast(t.Any, request_context()).session
+        return witness.credentials_checked(unwrap(current_app), installation, session, user_id)
 
     def rotate(self) -> None:
         """Give this request's session a new id; the old one is dead when the request has ended.

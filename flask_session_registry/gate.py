@@ -179,7 +179,8 @@ def session_at_the_beginning(installation: Installation, app: Flask) -> dict[str
     # A store in SQL asks the app's session, which may hold what is not finished.
     with installation.db_session.no_autoflush:
         opened = app.session_interface.open_session(app, unwrap(request))
-    return None if opened is None else dict(opened)
+    # One that somebody else manages, for a web socket, has gone through other requests since.
+    return dict(opened) if opened is not None and type(opened) is type(unwrap(session)) else None
 
 
 def make_anonymous(app: Flask, state: RequestState | None) -> None:
@@ -253,15 +254,14 @@ def _check_adopted(
 
 
 def _check_remembered(app: Flask, installation: Installation, state: RequestState) -> _Verdict:
-    claimed = remember.claimed_user(app)
+    claimed, companion = remember.claimed_user(app), remember.companion(app)
+    if companion is None and claimed is not None and _is_left_alone(app, installation, claimed):
+        return None, None
     if claimed is not None and installation.settings.adopts and remember.is_alone(app):
         # The same each time, or one account could fill the table.
         id = adoption.id_of_remember_cookie(app)
         state.lacks_companion = True
         return _check_adopted(app, installation, state, claimed, id=id, is_remembered=True)
-    companion = remember.companion(app)
-    if companion is None and claimed is not None and _is_left_alone(app, installation, claimed):
-        return None, None
     if companion is None or claimed is None:
         return "unknown", None
     marker = (companion.id, companion.generation)

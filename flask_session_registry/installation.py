@@ -497,10 +497,10 @@ class Installation:
         identity = sa.inspect(user, raiseerr=True).identity
         if identity is not None:
             return identity[0]
-        key = self.users.key_of_transient(user)
-        if key is None or self.users.load(key) is None:
+        saved = self.users.with_key_of(user) if self.users.is_made_by_hand(user) else None
+        if saved is None:
             raise UserError(f"This '{model.__name__}' is not in the database yet. Flush it first.")
-        return key
+        return sa.inspect(saved, raiseerr=True).identity[0]
 
     def session_of(self, user: object) -> sa_orm.Session:
         """The database session that an instance belongs to, else the app's."""

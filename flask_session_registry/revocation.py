@@ -392,14 +392,13 @@ def _on_update(_: object, connection: sa.Connection, user: t.Any) -> None:
         return
     if change is None:
         if _has_another_id(user):
-            # Flask-Login finds nobody for the sessions that carry the old one.
-            _end_all(installation, connection, user, "id_changed")
+            # Flask-Login finds nobody for the sessions that carry the old one. This one gets the
+            # new one, if this request changes the password as well.
+            _end_all(installation, connection, user, "id_changed", spare=_current_of(user))
         return
     user_id = installation.user_id_of(user)
     state = installation.known_state
-    current: Current | None = state.current if state else None
-    if current is not None and current.user_id != user_id:
-        current = None
+    current = _current_of(user)
     if current is not None and not current.knows(change.before):
         # Since the check, whatever the view may have loaded later.
         credentials.forget(sa.inspect(user))
@@ -443,24 +442,43 @@ def _on_update(_: object, connection: sa.Connection, user: t.Any) -> None:
     revocation.follow_commit_of(session)
 
 
+def _current_of(user: t.Any) -> Current | None:
+    """The user session of this request, if it is this user's."""
+    installation = get_installation()
+    state = installation.known_state
+    current = state.current if state else None
+    is_theirs = current is not None and current.user_id == installation.user_id_of(user)
+    return current if is_theirs else None
+
+
 def _has_another_id(user: t.Any) -> bool:
-    """Whether a flush has changed what ``get_id()`` says of a user, but for the primary key."""
+    """Whether a flush has changed what ``get_id()`` says of a user, but for the primary key.
+
+    Asked of two instances that hold what is loaded, and what was known of it before: what the
+    method reads besides is missing in both.
+    """
     state, app = sa.inspect(user), unwrap(current_app)
-    before = {name: value for name, value in state.committed_state.items() if name in state.dict}
     keys = {state.mapper.get_property_by_column(column).key for column in state.mapper.primary_key}
-    if not before or not keys.isdisjoint(before):
-        return False
-    earlier = state.manager.new_instance()
-    shown = {
-        attribute.key: state.dict[attribute.key]
-        for attribute in state.mapper.column_attrs
-        if attribute.key in state.dict
-    }
-    sa.inspect(earlier).dict.update(shown | before)
-    # A method of the app's own, on an instance that was never loaded.
+    before: dict[str, t.Any] = {}
+    after: dict[str, t.Any] = {}
+    for name in state.mapper.column_attrs.keys() & state.dict.keys():
+        after[name] = state.dict[name]
+        history = state.attrs[name].history
+        if name in keys and history.has_changes():
+            return False
+        # Empty, if nobody had loaded it.
+        for value in history.deleted:
+            before[name] = value
+    # A method of the app's own, on instances that were never loaded.
     with contextlib.suppress(Exception):
-        return remember.id_of(app, earlier) != remember.id_of(app, user)
+        return bool(before) and _id_of(app, user, after | before) != _id_of(app, user, after)
     return False
+
+
+def _id_of(app: Flask, user: t.Any, values: dict[str, t.Any]) -> str:
+    instance = sa.inspect(user).manager.new_instance()
+    sa.inspect(instance).dict.update(values)
+    return remember.id_of(app, instance)
 
 
 def _follow_rehash(app: Flask, follow: Callable[[], None]) -> None:
@@ -516,13 +534,17 @@ def _end_all(
     user: t.Any,
     reason: str,
     *,
+    spare: Current | None = None,
     are_deleted: bool = False,
 ) -> None:
-    """End all sessions of a user whose row is locked, within a flush."""
+    """End all sessions of a user whose row is locked, within a flush.
+
+    :param spare: the one that goes on.
+    """
     user_id = installation.user_id_of(user)
     app = unwrap(current_app)
     revocation = Revocation(installation, app, [user_id], reason, are_deleted=are_deleted)
-    revocation.end(connection.execute, already=None)
+    revocation.end(connection.execute, spare=spare.id if spare else None, already=None)
     if revocation.has_written:
         revocation.follow_commit_of(t.cast(sa_orm.Session, sa_orm.object_session(user)))
 

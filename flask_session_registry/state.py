@@ -130,6 +130,8 @@ class Login:
     lost_store_id: str | None = dataclasses.field(repr=False)
     #: What is known of the credential that was checked.
     evidence: Evidence = dataclasses.field(repr=False)
+    #: Whether a client that keeps no cookies is likely to sign in so at each request.
+    is_of_each_request: bool = False
     id: uuid.UUID = dataclasses.field(default_factory=new_id)
 
     @property

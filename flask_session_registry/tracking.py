@@ -19,8 +19,8 @@ from werkzeug.exceptions import Forbidden, HTTPException, ServiceUnavailable
 from werkzeug.local import LocalProxy
 
 from . import adoption, clock, devices, gate, remember, session_ids, signals, witness
-from ._compat.flask import answer_to
-from .credentials import Evidence, Values, is_unusable
+from ._compat.flask import answer_to, is_before_request, within_request
+from .credentials import Evidence
 from .diagnosis import report
 from .errors import UserError
 from .housekeeping import Purge, prune
@@ -38,8 +38,9 @@ if t.TYPE_CHECKING:
 #: From its beginning, not from the check, which may see the database as it was at the beginning.
 LATE = 0.1
 
-#: How many sessions of a user that have never come back are left: begun by requests without any
-#: cookie, from one address with one user agent. Each process looks as often.
+#: How many sessions of a user that have never come back are left, of those that began before a view
+#: was called, by requests without any cookie, from one address with one user agent. Each process
+#: looks as often.
 _NEVER_BACK = 50
 
 _LATER = "_session_registry_later"
@@ -137,10 +138,9 @@ def begin_login(app: Flask, installation: Installation, user: t.Any) -> None:
     if not isinstance(user, installation.credentials.user_model):
         _leave_alone(app, installation, user)
         return
-    user, checked = _persistent(installation, user)
-    evidence = _evidence(app, installation, user, before)
-    if checked is not None:
-        evidence = evidence._replace(seen=checked)
+    by_hand = installation.credentials.shown_by_hand(user)
+    user = _saved(installation, user)
+    evidence = _evidence(app, installation, user, before)._replace(by_hand=by_hand)
     if had_marker and not _is_same_user(earlier.user if earlier else before and before.user, user):
         opened = gate.session_at_the_beginning(installation, app) or {}
         # What was put there after an earlier login is that user's; and if the entry is gone by now,
@@ -152,31 +152,32 @@ def begin_login(app: Flask, installation: Installation, user: t.Any) -> None:
     # Not as the check knows it: nobody may have asked for the user before.
     lost = earlier.lost_store_id if earlier else session_ids.lost_store_id(app, session)
     state.login = Login(
-        user=user, replaces=before, session_id=left, lost_store_id=lost, evidence=evidence
+        user=user,
+        replaces=before,
+        session_id=left,
+        lost_store_id=lost,
+        evidence=evidence,
+        is_of_each_request=not request.cookies and is_before_request(),
     )
     session_ids.change(app.session_interface, session)
     session[MARKER] = state.login.marker
 
 
-def _persistent(installation: Installation, user: t.Any) -> tuple[t.Any, Values | None]:
-    """A user whose row is known, and with what credential an instance without one was made.
+def _saved(installation: Installation, user: t.Any) -> t.Any:
+    """The user, or the one in the database whose key an instance was given by hand.
 
-    Flask-Login needs nothing but ``get_id()``: an app may build its users by hand.
+    Flask-Login needs nothing but ``get_id()``: an app may build its users.
     """
-    users, credentials = installation.users, installation.credentials
-    key = users.key_of_transient(user)
-    if key is None:
-        return user, None
-    shown = credentials.shown(sa.inspect(user))
-    seen = credentials.known(key, {})
-    row = users.load(key)
-    if row is None:
+    users = installation.users
+    if not users.is_made_by_hand(user):
+        return user
+    saved = users.with_key_of(user)
+    if saved is None:
         raise UserError(
             f"The '{type(user).__name__}' that 'login_user' was given was made by hand, and its key"
             " is in no row of the database."
         )
-    is_checked = not seen and shown is not None and not all(map(is_unusable, shown))
-    return row[0], shown if is_checked else None
+    return saved
 
 
 def _leave_alone(app: Flask, installation: Installation, user: t.Any) -> None:
@@ -192,10 +193,20 @@ def _leave_alone(app: Flask, installation: Installation, user: t.Any) -> None:
             " another kind of user, which it is to leave alone, say for which one it is:"
             f" 'SessionRegistry(user_model={known})'."
         )
+    if sa.inspect(user, raiseerr=False) is None and installation.is_first(f"left alone: {kind}"):
+        log.warning(
+            "A '%s' has signed in, which is not mapped and no '%s', for which the registry was set"
+            " up: it is left alone, and no change of a password signs it out. If it stands for one"
+            " of them, pass that one to 'login_user' instead.",
+            kind,
+            known,
+        )
     if MARKER in session:
         opened = gate.session_at_the_beginning(installation, app) or {}
         written = session_ids.written_since(opened, session) if MARKER in opened else {}
-        session_ids.keep_login_only(session, written)
+        is_again = opened.get(MARKER) == OTHER and opened["_user_id"] == session["_user_id"]
+        if not is_again:
+            session_ids.keep_login_only(session, written)
     session_ids.change(app.session_interface, session)
     session[MARKER] = OTHER
 
@@ -255,7 +266,8 @@ def rotate(app: Flask, installation: Installation) -> Current | None:
     current = gate.current(installation)
     if current is not None and not current.is_rotating:
         current.is_rotating = True
-        session_ids.change(app.session_interface, session)
+        with within_request():
+            session_ids.change(app.session_interface, unwrap(session))
     return current
 
 
@@ -427,7 +439,7 @@ def _register(
             lost = installation.records.standing_with_key(login.lost_store_id, user_id)
             replaced += [Replaced(row.id, None, vouches=False) for row in lost]
             ended += [(row.id, row.keys) for row in lost]
-        if not request.cookies:
+        if login.is_of_each_request:
             never_back = _never_back(installation, values)
             replaced += [Replaced(row.id, None, vouches=False) for row in never_back]
         is_new_device = is_told and _is_new_device(app, installation, values)

@@ -68,10 +68,30 @@ class Users:
         known = self.credentials.known(user_id, {})
         return SUPERSEDED if known and current.shown not in known else current.fingerprint
 
-    def key_of_transient(self, user: object) -> t.Any:
-        """The key that was filled in by hand into an instance without a row; else ``None``."""
+    def is_made_by_hand(self, user: object) -> bool:
+        """Whether this is an instance that belongs to no row yet, and has a key."""
         state = sa.inspect(user, raiseerr=True)
-        return state.mapper.primary_key_from_instance(user)[0] if state.transient else None
+        return state.transient and state.mapper.primary_key_from_instance(user)[0] is not None
+
+    def with_key_of(self, user: object) -> t.Any:
+        """The user whose key an instance has been given by hand; ``None``: there is none.
+
+        The key may be text where the column holds something else: Flask-Login's ids are.
+        """
+        (key,) = sa.inspect(user, raiseerr=True).mapper.primary_key_from_instance(user)
+        kind = kind_of(self.key)
+        try:
+            if kind in (int, str, uuid.UUID) and not isinstance(key, kind):
+                key = kind(key)
+            row = self.load(key)
+        except (ArithmeticError, TypeError, ValueError):
+            return None
+        except (sa.exc.DataError, sa.exc.StatementError) as error:
+            if isinstance(error, sa.exc.DBAPIError) and not isinstance(error, sa.exc.DataError):
+                raise
+            self.roll_back()
+            return None
+        return None if row is None else row[0]
 
     def find(self, attribute: str, value: str) -> list[t.Any]:
         """The keys of the users with this value; empty if it can't be a value of the column.

@@ -14,11 +14,13 @@ from flask_login import (
     UserMixin,
     confirm_login,
     current_user,
+    encode_cookie,
     login_user,
     logout_user,
 )
 from flask_sqlalchemy import SQLAlchemy
 from site_under_test import DATABASES, Browser, Site, user_class
+from test_faults import Broken
 
 from flask_session_registry import ConfigurationError, SessionRegistry, UserError
 
@@ -119,6 +121,73 @@ def test_user_loader_that_builds_users_by_hand(site: Site, firefox: Browser) -> 
     assert firefox.post("/end").text == "1"
     assert firefox.is_signed_in
     assert not chrome.is_signed_in
+
+
+@pytest.mark.parametrize("kind", ["text", "float", "nonsense", "huge"])
+def test_transient_user_with_a_key_of_another_type(
+    make_site: SiteFactory, database: str, kind: str
+) -> None:
+    """Flask-Login's ids are text: it is the same user; and what can't be a key is nobody's."""
+    key: t.Any = {"text": "1", "float": 1.0, "nonsense": "abc", "huge": 2**80}[kind]
+    site = make_site("cookie", database)
+    add_login_by_hand(site, id=key)
+    firefox = site.browser("Firefox")
+    if kind in ("nonsense", "huge"):
+        assert firefox.post("/by-hand").status_code == 500
+        assert not firefox.is_signed_in
+        with site.context(), pytest.raises(UserError, match="not in the database"):
+            site.sessions.active(site.User(id=key))
+        return
+    assert firefox.post("/by-hand").text == "signed in"
+    with site.context():
+        (row,) = site.sessions.active(site.User(id=key))
+        assert site.sessions.revoke(row.id, user=site.User(id=key))
+        site.db.session.commit()
+    assert not firefox.is_signed_in
+
+
+@pytest.mark.table
+def test_transient_user_while_the_database_is_down(site: Site, firefox: Browser) -> None:
+    """That is not taken for nobody."""
+    add_login_by_hand(site)
+    with Broken(site, " account"):
+        assert firefox.post("/by-hand").status_code == 503
+    assert firefox.post("/by-hand").status_code == 200
+
+
+def test_transient_user_with_an_old_hash_though_a_new_one_was_seen(
+    site: Site, firefox: Browser
+) -> None:
+    """Both must be the one that is stored: a cache may know an older one."""
+
+    @site.app.post("/cached")
+    def cached() -> str:
+        ann = site.user("ann")
+        login_user(site.User(id=ann.id, password_hash=request.form["hash"]))
+        return "signed in"
+
+    firefox.post("/cached", hash="hash of before")
+    assert firefox.rejected == "password_changed"
+    firefox.post("/cached", hash="hash of ann")
+    assert firefox.is_signed_in
+
+
+@pytest.mark.table
+@pytest.mark.parametrize("is_there", [True, False])
+def test_adopted_user_who_was_built_by_hand(make_site: SiteFactory, is_there: bool) -> None:
+    """A session from before goes on, and may change its password at once."""
+    site = make_site(SESSION_REGISTRY_UNREGISTERED="adopt")
+    site.login_manager.user_loader(lambda key: site.User(id=int(key)))
+
+    @site.app.post("/change")
+    def change() -> str:
+        site.sessions.rotate()
+        return "rotated" if current_user.is_authenticated else "nobody"
+
+    firefox = site.browser("Firefox")
+    with firefox.client.session_transaction() as opened:
+        opened["_user_id"] = "1" if is_there else "4711"
+    assert firefox.post("/change").text == ("rotated" if is_there else "nobody")
 
 
 # -- another kind ------------------------------------------------------------------------------
@@ -271,6 +340,40 @@ def test_other_kind_from_before_the_installation(make_site: SiteFactory) -> None
     assert firefox.name_shown == "robot"
     assert firefox.name_shown == "robot"
     assert site.rows() == []
+
+
+@pytest.mark.table
+def test_other_kind_is_remembered_from_before_the_installation(make_site: SiteFactory) -> None:
+    """Its cookie never had a second one, and needs none."""
+    site = site_with_two_kinds(make_site, "mapped", SESSION_REGISTRY_UNREGISTERED="adopt")
+    with site.context():
+        cookie = encode_cookie("customer 1")
+    firefox = site.browser("Firefox", remember_token=cookie)
+    assert firefox.name_shown == "robot"
+    assert "remember_token" in firefox.cookies
+    assert site.rows() == []
+
+
+def test_other_kind_signs_in_again(two_kinds: Site) -> None:
+    """What its session holds stays."""
+    firefox = two_kinds.browser("Firefox")
+    firefox.post("/other")
+    firefox.post("/cart", item="tea")
+    firefox.post("/other")
+    assert firefox.get("/cart").json == {"cart": "tea"}
+
+
+@pytest.mark.parametrize("kind", ["mapped", "unmapped"])
+def test_unmapped_kind_is_told_of(
+    make_site: SiteFactory, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, because it may stand for one of the users."""
+    site = site_with_two_kinds(make_site, kind)
+    for _ in range(2):
+        site.browser("Firefox").post("/other")
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == (1 if kind == "unmapped" else 0)
+    assert all("A 'Robot' has signed in" in one for one in told)
 
 
 def test_late_login_of_the_other_kind(two_kinds: Site) -> None:
@@ -467,6 +570,82 @@ def test_token_that_can_not_be_asked(by_token: Site, caplog: pytest.LogCaptureFi
         assert by_token.browser("Stranger").post("/token").text == "changed"
     assert caplog.records == []
     assert not firefox.is_signed_in
+
+
+def test_what_get_id_reads_besides(make_site: SiteFactory) -> None:
+    """What is not loaded, or hangs on something else, looks like no change."""
+
+    def model(db: SQLAlchemy) -> type[t.Any]:
+        user = user_with_token(db)
+        user.tenant_id = sa_orm.mapped_column(sa.ForeignKey("tenant.id"), nullable=True)
+        tenant = {"__tablename__": "tenant", "id": sa_orm.mapped_column(primary_key=True)}
+        tenant["__annotations__"] = {"id": sa_orm.Mapped[int]}
+        user.tenant = sa_orm.relationship(type("Tenant", (db.Model,), tenant))
+        user.get_id = lambda self: f"{self.tenant.id if self.tenant else '-'}:{self.token}"
+        return user
+
+    site = make_site(model=model, users=("ann",))
+    site.login_manager.user_loader(
+        lambda name: site.db.session.scalar(
+            sa.select(site.User).filter_by(token=name.partition(":")[2])
+        )
+    )
+    firefox = site.browser("Firefox")
+    firefox.login()
+    with site.context():
+        ann = site.db.session.scalar(sa.select(site.User).options(sa_orm.load_only(site.User.name)))
+        ann.note = "a note"
+        site.db.session.commit()
+        ann.token = "first"
+        site.db.session.commit()
+    assert firefox.is_signed_in
+
+
+@pytest.mark.parametrize("between", ["flush", "commit"])
+@pytest.mark.parametrize("first", ["token", "password"])
+def test_token_and_password_are_changed_one_by_one(
+    by_token: Site, first: str, between: str
+) -> None:
+    """The browser that does it stays, and is remembered; the others are out."""
+
+    @by_token.app.post("/both")
+    def both() -> str:
+        user = current_user._get_current_object()
+        for what in sorted(["token", "password"], reverse=first == "token"):
+            if what == "token":
+                user.token = "second"
+            else:
+                user.password_hash = "new"
+            getattr(by_token.db.session, between)()
+        by_token.db.session.commit()
+        return "changed"
+
+    firefox, chrome = by_token.browser("Firefox"), by_token.browser("Chrome")
+    for browser in (firefox, chrome):
+        browser.login(remember="1")
+    assert firefox.post("/both").text == "changed"
+    assert firefox.is_signed_in
+    assert not chrome.is_signed_in
+    firefox.lose("session")
+    assert firefox.is_signed_in
+
+
+def test_token_that_its_own_browser_changes_alone(by_token: Site) -> None:
+    """The others end at once, and it at its next request."""
+
+    @by_token.app.post("/mine")
+    def mine() -> str:
+        current_user.token = "second"
+        by_token.db.session.commit()
+        return "changed"
+
+    firefox, chrome = by_token.browser("Firefox"), by_token.browser("Chrome")
+    for browser in (firefox, chrome):
+        browser.login()
+    assert firefox.post("/mine").text == "changed"
+    assert by_token.active() == 1
+    assert firefox.rejected == "id_changed"
+    assert by_token.active() == 0
 
 
 def test_logout_of_nobody(two_kinds: Site) -> None:

@@ -595,6 +595,20 @@ def test_rotation_while_the_clock_was_ahead(
     assert old.get("/form").headers.getlist("Set-Cookie")
 
 
+def sign_in_at_each_request(site: Site) -> None:
+    """As an app does that believes what a proxy says in a header."""
+
+    @site.app.before_request
+    def sign_in() -> None:
+        name = request.headers.get("X-User")
+        if name is not None and not current_user.is_authenticated:
+            login_user(site.user(name))
+
+
+def visit(browser: Browser, name: str = "ann") -> None:
+    assert browser.get("/me", headers={"X-User": name}).json["name"] == name
+
+
 @pytest.mark.parametrize("store", ["cookie", "files"])
 def test_login_at_each_request(
     make_site: SiteFactory,
@@ -603,29 +617,33 @@ def test_login_at_each_request(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A client that keeps no cookies, and is signed in by what a proxy says, fills no table."""
-    store_site = make_site(store)
     monkeypatch.setattr(tracking, "_NEVER_BACK", 3)
-
-    @store_site.app.before_request
-    def sign_in() -> None:
-        name = request.headers.get("X-User")
-        if name is not None and not current_user.is_authenticated:
-            login_user(store_site.user(name))
-
-    firefox = store_site.browser("Firefox")
+    site = make_site(store)
+    sign_in_at_each_request(site)
+    firefox = site.browser("Firefox")
     firefox.login()
     for _ in range(8):
-        robot = store_site.browser("Robot")
-        assert robot.get("/me", headers={"X-User": "ann"}).json["name"] == "ann"
-    rows = [row for row in store_site.rows() if row.user_agent == "Robot"]
+        robot = site.browser("Robot")
+        visit(robot)
+    rows = [row for row in site.rows() if row.user_agent == "Robot"]
     # Each process looks at every third one.
     assert len(rows) == 5
     assert all(row.revoked_at is None for row in rows)
     assert firefox.is_signed_in
     assert robot.is_signed_in
-    assert len(store_site.signed_in_entries()) in (0, 6)
+    assert len(site.signed_in_entries()) in (0, 6)
     told = [record.getMessage() for record in caplog.records]
     assert len([one for one in told if "'request_loader'" in one]) == 1
+
+
+def test_logins_of_many_browsers(make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those who sign in at a page, none has to go: a class room with one account, say."""
+    monkeypatch.setattr(tracking, "_NEVER_BACK", 3)
+    site = make_site("cookie")
+    browsers = [site.browser("Firefox") for _ in range(7)]
+    for browser in browsers:
+        browser.login()
+    assert all(browser.is_signed_in for browser in browsers)
 
 
 def test_login_at_each_request_while_the_store_is_down(
@@ -634,10 +652,11 @@ def test_login_at_each_request_while_the_store_is_down(
     """What can't be purged is kept, and left to a prune."""
     monkeypatch.setattr(tracking, "_NEVER_BACK", 1)
     site = make_site()
-    site.browser("Robot").login()
+    sign_in_at_each_request(site)
+    visit(site.browser("Robot"))
     with monkeypatch.context() as broken:
         broken.setattr(site.cache, "delete_many", lambda *_: 1 / 0)
-        site.browser("Robot").login()
+        visit(site.browser("Robot"))
     assert [row.revoked_reason for row in site.rows()] == ["replaced", None]
     with site.context():
         assert site.sessions.prune().purged == 1
@@ -651,6 +670,7 @@ def test_logins_of_many_without_cookies(
     monkeypatch.setattr(tracking, "_NEVER_BACK", 2)
     monkeypatch.setattr(installation, "_MOST_CLIENTS", 1)
     site = make_site()
+    sign_in_at_each_request(site)
     for name in ("ann", "bob") * 2:
-        site.browser("Robot").login(name)
+        visit(site.browser("Robot"), name)
     assert all(row.revoked_at is None for row in site.rows())

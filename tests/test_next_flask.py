@@ -7,6 +7,7 @@ both are imitated. The suite can be run on the real one: see the lane "upstream"
 
 from __future__ import annotations
 
+import contextvars
 import typing as t
 from collections.abc import Callable
 from contextvars import ContextVar, Token
@@ -155,6 +156,36 @@ def test_current_session(site: Site, firefox: Browser, chrome: Browser) -> None:
     assert not chrome.is_signed_in
     assert chrome.post("/unasked").json == {"count": 1, "current": None, "rejected": "revoked"}
     assert not firefox.is_signed_in
+
+
+def test_rotation_and_witness(site: Site, firefox: Browser) -> None:
+    """Both are of the request, wherever they are asked for."""
+
+    @site.app.post("/rotate")
+    def rotate() -> str:
+        assert current_user.is_authenticated
+        with site.app.app_context():
+            site.sessions.rotate()
+            with site.sessions.credentials_checked(1):
+                pass
+        return "rotated"
+
+    firefox.login()
+    copy = firefox.copy()
+    assert firefox.post("/rotate").text == "rotated"
+    assert firefox.is_signed_in
+    assert not copy.is_signed_in
+    with firefox.client.session_transaction() as opened:
+        assert "_credentials_checked" in opened
+
+
+def test_thread_that_outlives_its_context(given: list[str] | None, make_site: t.Any) -> None:
+    """What it does then is of no request, and no error."""
+    site = make_site()
+    with site.context():
+        copied = contextvars.copy_context()
+    with site.context():
+        assert copied.run(compat.request_context) is None
 
 
 def test_refused_login(

@@ -44,6 +44,10 @@ class Chat:
             login_user(site.user("ann"))
             return str(current_user.name)
 
+        @self.socketio.on("keep")
+        def keep(item: str) -> None:
+            session["cart"] = item
+
         @self.socketio.on("end others")
         def end_others() -> int:
             count = site.sessions.revoke_all(current_user, except_current=True)
@@ -89,6 +93,20 @@ def test_revocation_is_heard_of(chat: Chat) -> None:
     again = ask(socket)
     assert again.pop("rejected") in ("revoked", None)
     assert again == NOBODY
+
+
+def test_what_a_handler_has_kept(chat: Chat) -> None:
+    """It is gone with the session, whoever signs in on the same socket afterwards."""
+    firefox = chat.site.browser("Firefox")
+    firefox.login()
+    socket = chat.connect(firefox)
+    ask(socket, "keep", "a secret")
+    with chat.site.context():
+        chat.site.sessions.revoke_all(chat.site.user("ann"))
+        chat.site.db.session.commit()
+    for _ in range(2):
+        answer = ask(socket)
+        assert (answer["name"], answer["cart"]) == (None, None)
 
 
 def test_password_that_is_changed_elsewhere(chat: Chat) -> None:

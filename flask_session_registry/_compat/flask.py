@@ -48,7 +48,8 @@ def request_context() -> RequestContext | None:
         return t.cast("RequestContext | None", _request_contexts.get(None))
     context = _app_contexts.get(None)
     while context is not None and not context.has_request:
-        before = context._cv_token.old_value
+        # It has none if it was popped, and a thread or a task goes on in a copy of that time.
+        before = getattr(context._cv_token, "old_value", Token.MISSING)
         context = None if before is Token.MISSING else before
     return t.cast("RequestContext | None", context)
 
@@ -121,6 +122,11 @@ def is_of_command() -> bool:
     """
     context = click.get_current_context(silent=True)
     return context is not None and not _is_running(ScriptInfo.load_app)
+
+
+def is_before_request() -> bool:
+    """Whether a function runs that the app calls before each request, and no view yet."""
+    return _is_running(Flask.preprocess_request)
 
 
 def _is_running(function: t.Any) -> bool:
