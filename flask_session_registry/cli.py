@@ -283,7 +283,7 @@ def prune_sessions(limit: int | None, as_json: bool) -> None:
       2  Wrong usage.
     """
     installation, app = get_installation(), unwrap(current_app)
-    purge = Purge(installation, app, patience=LONG_PATIENCE)
+    purge = Purge(installation, app, patience=LONG_PATIENCE, is_logged=False)
     result = prune(installation, app, limit=limit, purge=purge)
     unpurged = 0
     if purge.error is not None or limit is not None:

@@ -6,6 +6,7 @@ Nothing here decides whether a session stands. All of it may fail, and is tried 
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import time
 import typing as t
 import uuid
@@ -44,14 +45,21 @@ class Purge:
 
     :param patience: for how many seconds a batch may take. By default all of them together may
         take as long as an answer may be held up.
+    :param is_logged: whether the log is told what fails, or the caller says it.
     """
 
     def __init__(
-        self, installation: Installation, app: Flask, *, patience: float | None = None
+        self,
+        installation: Installation,
+        app: Flask,
+        *,
+        patience: float | None = None,
+        is_logged: bool = True,
     ) -> None:
         self._installation = installation
         self._app = app
         self._patience = patience
+        self._level = logging.WARNING if is_logged else logging.DEBUG
         self._spent = 0.0
         #: What went wrong; ``None``: nothing yet.
         self.error: PurgeError | None = None
@@ -65,7 +73,8 @@ class Purge:
             except Exception as error:
                 name = type(error).__name__
                 self.error = PurgeError(f"Store entries could not be deleted ({name}).")
-                log.warning(
+                log.log(
+                    self._level,
                     "Store entries could not be deleted (%s). The sessions that they belong to are"
                     " over all the same.",
                     name,

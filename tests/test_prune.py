@@ -6,6 +6,7 @@ import datetime as dt
 import functools
 import itertools
 import json
+import logging
 import operator
 import time
 import typing as t
@@ -288,8 +289,10 @@ FAILED = "Error: Store entries could not be deleted (OSError). "
 AGAIN = " must still be purged. Run it again when the store is back.\n"
 
 
-def test_command_while_the_store_is_down(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """34: it fails, and says what has failed and how much remains; then it goes on."""
+def test_command_while_the_store_is_down(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """34: it fails, and says what has failed and how much remains, once; then it goes on."""
     for _ in range(3):
         site.browser().login()
     age(site, last_seen_at=days_ago(40))
@@ -298,6 +301,7 @@ def test_command_while_the_store_is_down(site: Site, monkeypatch: pytest.MonkeyP
     assert result.exit_code == 1
     assert result.stdout.startswith("3 sessions had expired and ended; 0 purged from")
     assert result.stderr == f"{FAILED}The entries of 3 sessions{AGAIN}"
+    assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
     for limit in ((), ("--limit", "1")):
         result = command(site, *limit, "--format", "json")
         assert result.exit_code == 1
