@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
-from flask import Flask, appcontext_pushed, current_app, has_app_context
+from flask import Flask, appcontext_pushed, current_app, g, has_app_context
 from flask.globals import app_ctx
 from flask_session.base import ServerSideSessionInterface
 
@@ -47,6 +47,9 @@ Records = Table | Elsewhere
 
 _EXTENSION = "session_registry"
 _INSTALLATION = "session_registry.installation"
+
+#: Says of an app context that something was missing when it was pushed.
+_LOOKS_AGAIN = "_session_registry_looks_again"
 
 #: How many clients that sign in without cookies a process remembers.
 _MOST_CLIENTS = 10_000
@@ -91,7 +94,7 @@ class Installation:
         #: Where a request keeps its state, and when it began.
         self._state_key = f"_session_registry_{id(self)}"
         self._began_key = f"{self._state_key}_began"
-        self._was_seen_well = self._is_ready = False
+        self._is_ready = False
         self._prunes_at: float | None = None
         self._happened: set[str] = set()
         self._clients: dict[Hashable, int] = {}
@@ -249,25 +252,27 @@ class Installation:
         try:
             self._look(app)
         except NoUserModelError:
+            setattr(g, _LOOKS_AGAIN, True)
             if not had_db:
                 self._define_with_user_model()
         except ConfigurationError as error:
             context = unwrap(app_ctx)
-            if not begins_request(context) and not is_of_command():
+            if is_of_command():
+                setattr(g, _LOOKS_AGAIN, True)
+            elif not begins_request(context):
                 # Or it would be left there, as whoever pushes it never pops it.
                 context.pop(error)
                 raise
         else:
-            self._was_seen_well = True
             appcontext_pushed.disconnect(self._app_is_used, app)
 
     def app_was_used(self, app: Flask) -> None:
-        """An app context ends, in which nothing has failed: is anything missing still?
+        """An app context ends, in which nothing has failed: is missing still what was before?
 
         :raises NoUserModelError: the user model is, unless this is a command, which has done what
             it could.
         """
-        if self._was_seen_well:
+        if not g.pop(_LOOKS_AGAIN, False):
             return
         try:
             self._look(app)

@@ -8,6 +8,7 @@ import typing as t
 from collections.abc import Iterator
 from pathlib import Path
 
+import flask_sqlalchemy
 import pytest
 import servers
 import sqlalchemy as sa
@@ -19,6 +20,7 @@ from flask_sqlalchemy_lite import SQLAlchemy
 
 from flask_session_registry import ConfigurationError, SessionRegistry
 from flask_session_registry._compat.databases import database_of
+from flask_session_registry.models import find_user_model
 
 
 class Base(sa_orm.DeclarativeBase):
@@ -271,3 +273,26 @@ def test_what_is_not_supported(tmp_path: Path) -> None:
 def test_base_of_no_extension() -> None:
     """Before any extension is set up nothing is known of it."""
     assert database_of(Flask("empty"), None) is None
+
+
+def test_user_models_that_are_found(shop: Shop) -> None:
+    """Of the mapped classes that inherit from 'UserMixin', those of no other extension; by name."""
+    found = database_of(shop.app, None)
+    assert found is not None
+    assert Account in set(found.mapped_classes())
+
+    def make() -> type[t.Any]:
+        class Twin(UserMixin, sa_orm.declarative_base()):  # type: ignore[misc]
+            __tablename__ = "twin"
+            id = sa_orm.mapped_column(sa.Integer, primary_key=True)
+
+        return Twin
+
+    class OnFlaskSQLAlchemy(UserMixin, flask_sqlalchemy.SQLAlchemy().Model):  # type: ignore[misc]
+        id = sa_orm.mapped_column(sa.Integer, primary_key=True)
+
+    twins = make(), make()
+    assert set(twins) < set(found.mapped_classes())
+    assert OnFlaskSQLAlchemy not in set(found.mapped_classes())
+    with pytest.raises(ConfigurationError, match=r"Several mapped.*make\.<locals>\.Twin'"):
+        find_user_model(found)
