@@ -269,18 +269,17 @@ class Installation:
     def app_was_used(self, app: Flask) -> None:
         """An app context ends, in which nothing has failed: is missing still what was before?
 
-        :raises NoUserModelError: the user model is, unless this is a command, which has done what
-            it could.
+        :raises ConfigurationError: it is, or what came instead can't be used; unless this is a
+            command, which has done what it could.
         """
         if not g.pop(_LOOKS_AGAIN, False):
             return
         try:
             self._look(app)
         except ConfigurationError as error:
-            if is_of_command():
-                log.error("%s", error)
-            elif isinstance(error, NoUserModelError):
+            if not is_of_command():
                 raise
+            log.error("%s", error)
 
     def _define_with_user_model(self) -> None:
         if self._db is None:

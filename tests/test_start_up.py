@@ -13,7 +13,7 @@ import click
 import pytest
 from cachelib import SimpleCache
 from flask import Flask, has_app_context
-from flask_login import LoginManager
+from flask_login import LoginManager, UserMixin
 from flask_session import Session
 from flask_sqlalchemy import SQLAlchemy
 from site_under_test import user_class
@@ -109,6 +109,20 @@ def test_models_that_are_imported_within_it(app: Flask) -> None:
     with app.app_context():
         assert "user_sessions" in db.metadata.tables
     assert model.__name__ == "User"
+
+
+def test_models_that_can_not_be_used(app: Flask) -> None:
+    """58: nor does it hide that they are no good."""
+    db = without_user_model(app)
+
+    def use() -> None:
+        with app.app_context():
+            columns = {"__tablename__": "u", "id": db.Column(db.Integer, primary_key=True)}
+            type("User", (UserMixin, db.Model), columns)
+
+    with pytest.raises(ConfigurationError, match="maps no column"):
+        use()
+    assert not has_app_context()
 
 
 def test_error_within_it(app: Flask) -> None:
