@@ -34,7 +34,7 @@ OVERLAP = dt.timedelta(seconds=10)
 _NOTHING = dt.timedelta(0)
 
 #: Where a request keeps whether its answer is complete.
-_ANSWERED = "flask_session_registry.answered"
+_ANSWERED = "_session_registry_answered"
 
 #: What the browser itself has ended a session by. It may be signed in again by now.
 BY_THE_BROWSER = ("replaced", "logged_out")

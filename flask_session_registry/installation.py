@@ -358,8 +358,9 @@ class Installation:
             self._is_ready = True
 
     def _look(self, app: Flask) -> None:
-        """
-        :raises ConfigurationError: something is missing, or came in the wrong order.
+        """Look whether everything is there, and came in the right order.
+
+        :raises ConfigurationError: it is not so.
         """
         if app.session_interface is not self.interface:
             raise ConfigurationError(

@@ -86,7 +86,8 @@ class Users:
             row = self.load(key)
         except (ArithmeticError, TypeError, ValueError):
             return None
-        except (sa.exc.DataError, sa.exc.StatementError) as error:
+        except sa.exc.StatementError as error:
+            # What the database has refused, but for such a value, is no answer.
             if isinstance(error, sa.exc.DBAPIError) and not isinstance(error, sa.exc.DataError):
                 raise
             self.roll_back()
@@ -111,7 +112,7 @@ class Users:
         except (OverflowError, ValueError):
             return []
         except sa.exc.DataError:
-            self.database.session.rollback()
+            self.roll_back()
             return []
 
     def can_be_named_by(self, attribute: str) -> bool:
