@@ -577,6 +577,22 @@ def test_request_leaves_no_cyclic_garbage(site: Site, firefox: Browser) -> None:
         gc.enable()
 
 
+def test_request_lets_go_of_what_was_known(site: Site, firefox: Browser) -> None:
+    """Also where the request itself is kept: Flask 3.2 leaves it in a cycle."""
+    kept: list[t.Any] = []
+
+    @site.app.get("/kept")
+    def keep() -> str:
+        assert current_user.is_authenticated
+        kept.append(request._get_current_object())
+        assert site.installation.known_state_of(kept[0]) is not None
+        return "ok"
+
+    firefox.login()
+    assert firefox.get("/kept").text == "ok"
+    assert site.installation.known_state_of(kept[0]) is None
+
+
 @pytest.mark.table
 def test_database_is_usable_after_a_failed_check(make_site: SiteFactory) -> None:
     """37: an error page may use 'db.session', though the statement of the check has failed."""
