@@ -21,9 +21,9 @@ from flask_login import UserMixin
 from flask_sqlalchemy import SQLAlchemy
 from werkzeug.security import generate_password_hash
 
-from flask_session_registry.home import UserSession
-from flask_session_registry.records import new_id
-from flask_session_registry.redis_home import RedisHome
+from flask_session_registry._records.base import new_id
+from flask_session_registry._records.redis.client import RedisHome
+from flask_session_registry._records.redis.home import UserSession
 
 Config = dict[str, t.Any]
 #: One of the things that are compared.
@@ -201,7 +201,7 @@ def keep_in_redis(config: Config, rows: Iterable[Mapping[str, t.Any]]) -> None:
         home = RedisHome(later, prefix)
         for row in part:
             session = UserSession(**row, due_at=due_at)
-            session.id = home.place(session.id, session.user_id)
+            session.id = home.assign_id(session.id, session.user_id)
             home.add(session)
         later.send()
 

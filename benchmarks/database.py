@@ -19,10 +19,10 @@ from pathlib import Path
 import click
 import sqlalchemy as sa
 
-from flask_session_registry import clock
+from flask_session_registry import _clock as clock
 
 from .common import Ratio, Section, UnavailableError
-from .scale import Table, tables
+from .scale import SQLRecords, tables
 
 #: How many statements, of as many users or sessions, make a turn of pgbench.
 STATEMENTS = 500
@@ -41,7 +41,7 @@ def binary() -> str:
     return found
 
 
-def scripts(table: Table) -> dict[str, str]:
+def scripts(table: SQLRecords) -> dict[str, str]:
     """What pgbench is to run, by what it is: transactions as an app makes them."""
     users, sessions, known = table.users.c, table.table, table.known[:STATEMENTS]
     load = table.records._load_both
@@ -60,13 +60,13 @@ def scripts(table: Table) -> dict[str, str]:
     }
 
 
-def _text(table: Table, statement: t.Any) -> str:
+def _text(table: SQLRecords, statement: t.Any) -> str:
     compiled = statement.compile(table.db.engine, compile_kwargs={"literal_binds": True})
     # A line for each: pgbench ends a statement by a semicolon only.
     return " ".join(str(compiled).replace("%%", "%").split())
 
 
-def per_second(table: Table, script: Path, seconds: int) -> float:
+def per_second(table: SQLRecords, script: Path, seconds: int) -> float:
     """How many of its statements one PostgreSQL runs in a second."""
     url = table.db.engine.url
     clients = str(os.cpu_count())

@@ -15,9 +15,9 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
 from flask_session_registry import SessionRegistry
-from flask_session_registry.bulk import Tally, revoke_many
-from flask_session_registry.filters import Filter
-from flask_session_registry.installation import get_installation
+from flask_session_registry._app import get_registry
+from flask_session_registry._ops.filters import Filter
+from flask_session_registry._revocation.bulk import Tally, revoke_many
 
 from .common import Config, Ratio, Section, add_sessions, add_users
 
@@ -81,7 +81,7 @@ def _command(app: Flask, count: int) -> str:
     """What the command does; how much more memory it held at the end than after a tenth."""
     tally = Tally()
     sizes: list[tuple[int, int]] = []
-    for _ in revoke_many(get_installation(), app, None, Filter(), reason="revoked", tally=tally):
+    for _ in revoke_many(get_registry(), app, None, Filter(), reason="revoked", tally=tally):
         sizes.append((tally.ended, _memory()))
     if tally.ended != count or tally.purged != count:
         raise AssertionError(f"{tally} is not all of {count}.")

@@ -415,8 +415,8 @@ class Stopwatch:
             (check,) = user_accessed.receivers_for(app)
             user_accessed.disconnect(check, app)
             user_accessed.connect(self._timed("gate.check", check), app, weak=False)
-            installation = app.extensions["session_registry.installation"]
-            records, home = installation.records, installation.home
+            registry = app.extensions["session_registry.installation"]
+            records, home = registry.records, registry.home
             vars(records)["load"] = self._timed("records.load", records.load)
             if home is not None:
                 vars(home)["get"] = self._timed("home.get", home.get)

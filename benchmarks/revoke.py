@@ -26,8 +26,8 @@ from flask_sqlalchemy import SQLAlchemy
 from werkzeug.test import create_environ
 
 from flask_session_registry import SessionRegistry
-from flask_session_registry.home import FIELDS
-from flask_session_registry.redis_home import RedisHome
+from flask_session_registry._records.redis.client import RedisHome
+from flask_session_registry._records.redis.home import FIELDS
 
 from .common import (
     Config,
@@ -210,7 +210,7 @@ class Field:
         return [f"{base}due", *(f"{base}s:{id.decode()}" for id in ids), *map(base.__add__, users)]
 
     def _shard_of(self, user_id: int) -> str:
-        return self.home.place(uuid.UUID(int=0), user_id).hex[:2]
+        return self.home.assign_id(uuid.UUID(int=0), user_id).hex[:2]
 
     def check(
         self, user_id: int, *, revoked: int, standing: int, entries: bool, in_redis: bool

@@ -25,10 +25,12 @@ from flask_login import LoginManager
 from flask_session import Session
 from flask_sqlalchemy import SQLAlchemy
 
-from flask_session_registry import SessionRegistry, clock, housekeeping
-from flask_session_registry.credentials import fingerprint
-from flask_session_registry.installation import get_installation
-from flask_session_registry.records import BATCH, new_id
+from flask_session_registry import SessionRegistry
+from flask_session_registry import _clock as clock
+from flask_session_registry._app import get_registry
+from flask_session_registry._ops import maintenance as housekeeping
+from flask_session_registry._records.base import BATCH, new_id
+from flask_session_registry._revocation.fingerprint import fingerprint
 
 from .common import (
     Config,
@@ -53,7 +55,7 @@ SMALL = 1000
 
 
 @dataclasses.dataclass
-class Table:
+class SQLRecords:
     """The registry on a table of so many rows."""
 
     count: int
@@ -66,8 +68,8 @@ class Table:
         self.statements: list[tuple[str, t.Any]] = []
         self.table: sa.Table = self.sessions.UserSession.__table__
         self.users: sa.Table = self.db.metadata.tables["users"]
-        installation = get_installation()
-        self.installation, self.records = installation, installation.table
+        registry = get_registry()
+        self.registry, self.records = registry, registry.table
         self.credential = fingerprint(("a hash",))
         with self.db.engine.connect() as connection:
             autocommit = connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -87,7 +89,7 @@ class Table:
         return self.chance.randint(1, self.count // EACH)
 
     def user(self) -> t.Any:
-        return self.db.session.get(self.installation.credentials.user_model, self.user_id())
+        return self.db.session.get(self.registry.credentials.user_model, self.user_id())
 
     # -- what is measured: each takes the time of its own part, and leaves all as it was -------
 
@@ -112,11 +114,12 @@ class Table:
 
     def sign_in(self, number: int = 10) -> float:
         """Writing down a login."""
-        expiry = self.installation.expiry(self.app)
+        expiry = self.registry.expiry(self.app)
         row = user_sessions([0])[0]
         del row["fingerprint"]
         logins = [
-            row | {"id": self.records.place(new_id(), user_id), "user_id": user_id, "store_id": key}
+            row
+            | {"id": self.records.assign_id(new_id(), user_id), "user_id": user_id, "store_id": key}
             for user_id, key in ((self.user_id(), uuid.uuid4().hex * 2) for _ in range(number))
         ]
         begin = time.perf_counter_ns()
@@ -143,7 +146,7 @@ class Table:
         user_ids = [self.user_id() for _ in range(number)]
         spent = 0
         for user_id in user_ids:
-            user = self.db.session.get(self.installation.credentials.user_model, user_id)
+            user = self.db.session.get(self.registry.credentials.user_model, user_id)
             begin = time.perf_counter_ns()
             ended = self.sessions.revoke_all(user)
             self.db.session.commit()
@@ -157,9 +160,9 @@ class Table:
         """What a process prunes by itself: it looks at a thousand rows, and a hundred are due."""
         self.db.session.commit()
         # It has been somewhere.
-        self.records.next_part(1)
+        self.records.next_scan_window(1)
         start = self.records._looked_at
-        rows = sa.select(self.table.c.id).where(self.records.next_part(BATCH)).limit(BATCH)
+        rows = sa.select(self.table.c.id).where(self.records.next_scan_window(BATCH)).limit(BATCH)
         with self.db.engine.connect() as connection:
             ids = list(connection.scalars(rows))[: BATCH // 10]
         self._execute(
@@ -170,7 +173,7 @@ class Table:
         # The same part once more.
         self.records._looked_at = start
         begin = time.perf_counter_ns()
-        done = housekeeping.prune(self.installation, self.app, limit=BATCH, looks_at=BATCH)
+        done = housekeeping.prune(self.registry, self.app, limit=BATCH, scan_limit=BATCH)
         spent = time.perf_counter_ns() - begin
         if done.ended != len(ids):
             raise AssertionError(f"{done} is not what had expired.")
@@ -231,7 +234,7 @@ class Table:
             return list(cursor.fetchall())
 
 
-class PostgreSQL(Table):
+class PostgreSQL(SQLRecords):
     def _prepare(self, connection: sa.Connection) -> None:
         # Whatever the server does in the background, it is not to do it in some of the turns.
         connection.execute(sa.text(f"ALTER TABLE {self.table} SET (autovacuum_enabled = off)"))
@@ -274,7 +277,7 @@ class PostgreSQL(Table):
         return (after[1] - before[1]) / (after[0] - before[0])
 
 
-class MariaDB(Table):
+class MariaDB(SQLRecords):
     def _settle(self, connection: sa.Connection) -> None:
         connection.execute(sa.text(f"ANALYZE TABLE {self.table}, {self.users}"))
 
@@ -304,17 +307,17 @@ VERBS: dict[str, str] = {
 
 
 #: Where the table is made: the server, and how it is asked.
-DATABASES: dict[str, tuple[t.Any, type[Table]]] = {
+DATABASES: dict[str, tuple[t.Any, type[SQLRecords]]] = {
     "PostgreSQL": (postgresql, PostgreSQL),
     "MariaDB": (mariadb, MariaDB),
 }
 
 
 @contextlib.contextmanager
-def tables(database: str, counts: t.Sequence[int]) -> Iterator[list[Table]]:
+def tables(database: str, counts: t.Sequence[int]) -> Iterator[list[SQLRecords]]:
     server, kind = DATABASES[database]
     with contextlib.ExitStack() as stack:
-        made: list[Table] = []
+        made: list[SQLRecords] = []
         for count in counts:
             config = stack.enter_context(server())
             app, db, sessions = build(config)
@@ -382,7 +385,7 @@ def report(database: str, counts: t.Sequence[int], rounds: int) -> list[Section]
     ]
 
 
-def _within(table: Table, name: str) -> float:
+def _within(table: SQLRecords, name: str) -> float:
     with table.app.app_context():
         return t.cast(float, getattr(table, name)())
 

@@ -174,5 +174,5 @@ def _take_check_out(app: Flask) -> None:
     """
     for check in list(user_accessed.receivers_for(app)):
         user_accessed.disconnect(check, app)
-    installation = app.extensions["session_registry.installation"]
-    installation.entries.delete = lambda *_, **__: None
+    registry = app.extensions["session_registry.installation"]
+    registry.entries.delete = lambda *_, **__: None

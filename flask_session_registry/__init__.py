@@ -1,6 +1,10 @@
 """Know where a user is signed in, and end it, for certain, when the password changes."""
 
-from .entries import register_session_store
+from ._ops.maintenance import PruneResult
+from ._records.base import StoreEntries
+from ._records.redis.home import Home, UserSession
+from ._store.backends import register_session_store
+from ._version import __version__
 from .errors import (
     ConfigurationError,
     NotInstalledError,
@@ -11,12 +15,8 @@ from .errors import (
     UserError,
 )
 from .extension import SessionRegistry
-from .home import Home, UserSession
-from .housekeeping import PruneResult
 from .models import UserSessionMixin
-from .records import Stored
 from .signals import purge_failed, session_registered, session_rejected, session_revoked
-from .version import __version__
 
 __all__ = [
     "ConfigurationError",
@@ -28,7 +28,7 @@ __all__ = [
     "SessionRegistry",
     "SessionRegistryError",
     "StaleRequestError",
-    "Stored",
+    "StoreEntries",
     "UserError",
     "UserSession",
     "UserSessionMixin",

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from flask import abort, current_app, flash, has_app_context
 from flask_login import current_user
 
-from . import clock
+from . import _clock as clock
+from ._app import get_registry
+from ._records.base import as_id
 from .errors import ConfigurationError
 from .extension import SessionRegistry
-from .installation import get_installation
 from .models import is_session
-from .records import as_id
 
 try:
     from flask_admin.actions import action
@@ -164,7 +164,7 @@ def _find_model() -> type[t.Any]:
             "'UserSessionView' was made where there is no app context, and can't know which table"
             " it shows. Make it within 'with app.app_context():'."
         )
-    model = get_installation().session_model
+    model = get_registry().session_model
     if model is None:
         raise ConfigurationError(
             "'UserSessionView' shows user sessions in a table, and 'SESSION_REGISTRY_RECORDS' says"

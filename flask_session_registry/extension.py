@@ -13,18 +13,22 @@ from flask import Blueprint, Flask, Response, current_app, request
 from flask_login import user_accessed
 from werkzeug.exceptions import Conflict
 
-from . import gate, housekeeping, revocation, session_ids, tracking, witness
+from ._app import Registry, get_registry, install, unwrap
 from ._compat.databases import check_app
 from ._compat.flask import answer_to, answer_wherever_raised, request_context
-from .cli import commands
-from .diagnosis import explaining_table, look
+from ._diagnosis import explaining_table, look
+from ._log import log
+from ._ops import maintenance
+from ._ops.cli import commands
+from ._ops.maintenance import PruneResult
+from ._records.base import as_id
+from ._records.redis.home import UserSession
+from ._request import check as session_check
+from ._request import credential_check, persistence, store_keys
+from ._revocation import revoke as revocation
+from ._store.purge import LONG_TIMEOUT, Purge
 from .errors import ConfigurationError, SessionRegistryError, StaleRequestError
-from .home import UserSession
-from .housekeeping import LONG_PATIENCE, PruneResult, Purge
-from .installation import Installation, get_installation, install, unwrap
-from .log import log
 from .models import UserSessionMixin
-from .records import as_id
 
 _View = t.TypeVar("_View", bound=Callable[..., t.Any])
 
@@ -78,34 +82,34 @@ class SessionRegistry:
             raise ConfigurationError(
                 "A 'SessionRegistry' is set up on this app already. Use that one."
             )
-        installation = Installation(
+        registry = Registry(
             app,
             db or self._db,
             self._user_model,
             self._session_model,
             on_complete=revocation.listen,
         )
-        install(app, self, installation)
-        if installation.settings.adopts and installation.settings.hash_session_ids:
-            session_ids.read_unhashed_too(
+        install(app, self, registry)
+        if registry.settings.adopts and registry.settings.hash_session_ids:
+            store_keys.read_unhashed_too(
                 app.session_interface,
-                moved=functools.partial(tracking.delete_later, installation=installation),
+                moved=functools.partial(persistence.schedule_purge, registry=registry),
             )
-        user_accessed.connect(gate.check, app)
-        tracking.connect(app)
-        _follow_requests(app, installation)
-        _answer_stale_changes(app, installation)
-        answer_wherever_raised(app, gate.Unavailable)
+        user_accessed.connect(session_check.check, app)
+        persistence.connect(app)
+        _follow_requests(app, registry)
+        _answer_stale_changes(app, registry)
+        answer_wherever_raised(app, session_check.Unavailable)
         for command in commands:
             app.cli.add_command(command)
-        installation.complete_when_possible(app)
+        registry.complete_when_possible(app)
 
     # -- where a user is signed in -------------------------------------------------------------
 
     @property
     def UserSession(self) -> type[t.Any]:
         """The class of user sessions of the current app: mapped, unless they are in no table."""
-        return get_installation().session_model or UserSession
+        return get_registry().session_model or UserSession
 
     @property
     def current(self) -> UserSessionMixin | None:
@@ -113,15 +117,15 @@ class SessionRegistry:
 
         In the request of a login it is ``None`` too: the row is written when the view is done.
         """
-        installation = get_installation()
-        current = gate.current(installation)
+        registry = get_registry()
+        current = session_check.current(registry)
         if current is None:
             return None
-        session = installation.db_session
+        session = registry.db_session
         if current.row[0] is not session.get_transaction():
             # Or an app that does not let commits expire its instances would see the old values.
             current.forget_row()
-        row = installation.records.get(current.id)
+        row = registry.records.get(current.id)
         current.row = session.get_transaction(), row
         return t.cast("UserSessionMixin | None", row)
 
@@ -136,8 +140,8 @@ class SessionRegistry:
         ``"unknown"``: it has none now; ``"expired"``: see the timeouts; ``"max_sessions"``: the
         user has signed in elsewhere too often since.
         """
-        installation = get_installation()
-        return gate.reason_of_refusal(installation)
+        registry = get_registry()
+        return session_check.reason_of_refusal(registry)
 
     @explaining_table()
     def active(self, user: t.Any) -> list[t.Any]:
@@ -145,12 +149,12 @@ class SessionRegistry:
 
         :raises UserError: ``user`` is no user, or not saved.
         """
-        installation = get_installation()
-        user_id = installation.user_id_of(user)
-        return installation.records.active(
-            installation.session_of(user),
+        registry = get_registry()
+        user_id = registry.user_id_of(user)
+        return registry.records.active(
+            registry.session_of(user),
             user_id,
-            expiry=installation.expiry(unwrap(current_app)),
+            expiry=registry.expiry(unwrap(current_app)),
         )
 
     @property
@@ -168,7 +172,7 @@ class SessionRegistry:
         :raises ConfigurationError: Flask-WTF or ua-parser is not installed.
         """
         try:
-            from .views import blueprint
+            from ._web.views import blueprint
         except ImportError as error:
             raise ConfigurationError(
                 f"The page needs a package that is not installed ({error.name}). Install"
@@ -201,16 +205,16 @@ class SessionRegistry:
         :raises UserError: ``user`` is no user, or not saved.
         :raises ValueError: a reason that does not fit.
         """
-        installation = get_installation()
-        user_id = installation.user_id_of(user)
-        spare = gate.current(installation) if except_current else None
+        registry = get_registry()
+        user_id = registry.user_id_of(user)
+        except_id = session_check.current(registry) if except_current else None
         return revocation.revoke_users(
-            installation,
+            registry,
             unwrap(current_app),
             [user_id],
             reason=reason,
-            session=_plain(session) or installation.session_of(user),
-            spare=spare.id if spare is not None else None,
+            session=_plain(session) or registry.session_of(user),
+            except_id=except_id.id if except_id is not None else None,
         ).count
 
     def revoke(
@@ -226,15 +230,15 @@ class SessionRegistry:
         :raises UserError: ``user`` is no user, or not saved.
         :raises ValueError: a reason that does not fit.
         """
-        installation = get_installation()
+        registry = get_registry()
         revocation.check_reason(reason)
-        owner = None if user is None else installation.user_id_of(user)
+        owner = None if user is None else registry.user_id_of(user)
         id = as_id(getattr(user_session_or_id, "id", user_session_or_id))
         if id is None:
             return False
-        session = _session_of(user_session_or_id) or installation.db_session
+        session = _session_of(user_session_or_id) or registry.db_session
         ending = revocation.revoke_one(
-            installation, unwrap(current_app), id, user_id=owner, reason=reason, session=session
+            registry, unwrap(current_app), id, user_id=owner, reason=reason, session=session
         )
         return ending is not None
 
@@ -261,8 +265,8 @@ class SessionRegistry:
         """
         revocation.check_reason(reason)
         if view is None:
-            return functools.partial(revocation.watching, reason=reason)
-        return revocation.watching(view, reason)
+            return functools.partial(revocation.watch_password, reason=reason)
+        return revocation.watch_password(view, reason)
 
     def same_credentials(self, user: t.Any) -> contextlib.AbstractContextManager[None]:
         """Within it, a new password hash of this user is one of the *same* password.
@@ -272,7 +276,7 @@ class SessionRegistry:
 
         :raises UserError: ``user`` is no user, or not saved.
         """
-        return revocation.same_credentials(get_installation(), user)
+        return revocation.same_credentials(get_registry(), user)
 
     def credentials_checked(self, user: t.Any) -> contextlib.AbstractContextManager[None]:
         """Within it, the password of a user is checked who is signed in later.
@@ -292,13 +296,13 @@ class SessionRegistry:
         :raises UserError: ``user`` is not saved.
         :raises RuntimeError: there is no request.
         """
-        installation = get_installation()
-        if not installation.is_in_request:
+        registry = get_registry()
+        if not registry.is_in_request:
             raise RuntimeError("'credentials_checked()' is for a login, and there is no request.")
         is_instance = sa.inspect(unwrap(user), raiseerr=False) is not None
-        user_id = installation.user_id_of(user) if is_instance else user
+        user_id = registry.user_id_of(user) if is_instance else user
         session = t.cast(t.Any, request_context()).session
-        return witness.credentials_checked(unwrap(current_app), installation, session, user_id)
+        return credential_check.credentials_checked(unwrap(current_app), registry, session, user_id)
 
     def rotate(self) -> None:
         """Give this request's session a new id; the old one is dead when the request has ended.
@@ -309,10 +313,10 @@ class SessionRegistry:
 
         :raises RuntimeError: there is no request.
         """
-        installation = get_installation()
-        if not installation.is_in_request:
+        registry = get_registry()
+        if not registry.is_in_request:
             raise RuntimeError("'rotate()' works on the session of a request, and there is none.")
-        tracking.rotate(unwrap(current_app), installation)
+        persistence.rotate(unwrap(current_app), registry)
 
     # -- housekeeping --------------------------------------------------------------------------
 
@@ -337,18 +341,18 @@ class SessionRegistry:
         """
         if limit is not None and limit < 1:
             raise ValueError(f"'limit' is {limit!r}. It must be above zero, or None.")
-        installation = get_installation()
-        if installation.users.is_in_transaction:
+        registry = get_registry()
+        if registry.users.is_in_transaction:
             raise SessionRegistryError(
                 "'prune()' works in transactions of its own, and 'db.session' has one open. Commit"
                 " or roll back first."
             )
         app = unwrap(current_app)
-        purge = Purge(installation, app, patience=LONG_PATIENCE)
-        return housekeeping.prune(installation, app, limit=limit, purge=purge)
+        purge = Purge(registry, app, timeout=LONG_TIMEOUT)
+        return maintenance.prune(registry, app, limit=limit, purge=purge)
 
 
-def _follow_requests(app: Flask, installation: Installation) -> None:
+def _follow_requests(app: Flask, registry: Registry) -> None:
     """Take part in each request of an app.
 
     By plain functions: of each, Flask finds out in each request whether it must be awaited, and of
@@ -357,57 +361,57 @@ def _follow_requests(app: Flask, installation: Installation) -> None:
 
     def begin(_: str | None, __: dict[str, t.Any] | None) -> None:
         current = unwrap(request)
-        installation.begin_request(app, current)
-        if app.debug and not installation.was_looked_at:
-            _look(installation)
-        tracking.set_user_aside(current)
+        registry.begin_request(app, current)
+        if app.debug and not registry.was_looked_at:
+            _look(registry)
+        persistence.set_user_aside(current)
 
     def finish(response: Response) -> Response:
-        response = tracking.finish(response, app, installation)
-        gate.note_answer(unwrap(request))
+        response = persistence.finish(response, app, registry)
+        session_check.note_answer(unwrap(request))
         return response
 
     def end(_: BaseException | None) -> None:
         current = unwrap(request)
-        tracking.give_user_back(current)
-        installation.end_request(current)
+        persistence.restore_user(current)
+        registry.end_request(current)
 
-    def run_later(error: BaseException | None) -> None:
-        tracking.run_later(app)
+    def run_deferred(error: BaseException | None) -> None:
+        persistence.run_deferred(app)
         if error is None:
-            installation.app_was_used(app)
+            registry.app_was_used(app)
 
     # Before all functions "before the request".
     app.url_value_preprocessors.setdefault(None, []).insert(0, begin)
     # The last of all, whatever is registered later: Flask goes through them in reverse.
     app.after_request_funcs.setdefault(None, []).insert(0, finish)
     app.teardown_request_funcs.setdefault(None, []).insert(0, end)
-    app.teardown_appcontext_funcs.insert(0, run_later)
+    app.teardown_appcontext_funcs.insert(0, run_deferred)
 
 
-def _look(installation: Installation) -> None:
+def _look(registry: Registry) -> None:
     """Tell a developer at once if the table is missing, and not when somebody signs in.
 
     Once in the life of a process, and in debug mode only: elsewhere a request that does not ask for
     the user has nothing to do with the database, nor waits for one that is down.
     """
-    if not installation.users.is_in_transaction:
-        installation.was_looked_at = True
-        diagnosis = look(installation)
+    if not registry.users.is_in_transaction:
+        registry.was_looked_at = True
+        diagnosis = look(registry)
         if diagnosis is not None:
             log.error("%s", diagnosis)
 
 
-def _answer_stale_changes(app: Flask, installation: Installation) -> None:
+def _answer_stale_changes(app: Flask, registry: Registry) -> None:
     """Answer a refused change of a password as the app answers conflicts (409)."""
 
     def refuse(error: StaleRequestError) -> Response:
         # Or the error page could not ask the database anything.
-        installation.users.roll_back()
-        current = gate.current(installation)
+        registry.users.roll_back()
+        current = session_check.current(registry)
         if current is not None:
             # If it was changed in this very browser, the answer must not bring its old cookie back.
-            revocation.follow_current(installation, [current.user_id])
+            revocation.sync_current(registry, [current.user_id])
         return answer_to(app, Conflict(error.description))
 
     # Not by 'register_error_handler', which is refused once the app has answered a request.

@@ -12,10 +12,10 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.dialects import mysql, postgresql
 
-from . import clock
+from . import _clock as clock
 from ._compat.databases import Database
+from ._records.base import STALE_KEY
 from .errors import ConfigurationError
-from .records import LEFT_BEHIND
 
 #: Where the metadata of the users keep the table that was defined in them: that can be done only
 #: once, however many apps are made.
@@ -96,7 +96,7 @@ def is_session(model: type[t.Any]) -> sa.ColumnElement[bool]:
     """Whether a row is, or was, somebody's session; a user who is deleted leaves it without one."""
     owner, reason = model.user_id, model.revoked_reason
     is_bar = sa.and_(owner.is_(None), reason.is_not_distinct_from("barred"))
-    return sa.and_(reason.is_distinct_from(LEFT_BEHIND), sa.not_(is_bar))
+    return sa.and_(reason.is_distinct_from(STALE_KEY), sa.not_(is_bar))
 
 
 def _make_times_aware(row: UserSessionMixin, *_: object) -> None:
@@ -108,7 +108,7 @@ def _make_times_aware(row: UserSessionMixin, *_: object) -> None:
 
 def _note_table(mapper: sa_orm.Mapper[t.Any], _: type) -> None:
     # Not before a table is defined: Alembic takes a fifth of a second to import.
-    from .migrations import drop_with_its_indexes
+    from ._migrations import drop_with_its_indexes
 
     drop_with_its_indexes(t.cast(sa.Table, mapper.local_table))
 

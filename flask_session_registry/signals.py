@@ -16,7 +16,7 @@ from typing import Any
 from blinker import NamedSignal, Namespace
 from flask import Flask
 
-from .log import log
+from ._log import log
 
 _namespace = Namespace()
 

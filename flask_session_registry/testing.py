@@ -11,10 +11,11 @@ from flask.sessions import SessionMixin
 from flask.testing import FlaskClient
 from flask_login import login_user
 
-from . import adoption, tracking
+from ._adoption import adoption
+from ._app import get_registry, unwrap
 from ._compat.flask import process_response
-from .installation import get_installation, unwrap
-from .state import MARKER
+from ._request import persistence
+from ._request.context import MARKER
 
 __all__ = ["SessionRegistryClient"]
 
@@ -65,7 +66,7 @@ class SessionRegistryClient(FlaskClient):
         with self._answering(*args, **kwargs):
             user = adoption.load(app, claimed)
             if user is not None:
-                tracking.begin_login(app, get_installation(), unwrap(user))
+                persistence.begin_login(app, get_registry(), unwrap(user))
 
     @contextlib.contextmanager
     def _answering(self, *args: t.Any, **kwargs: t.Any) -> Iterator[None]:
@@ -76,12 +77,12 @@ class SessionRegistryClient(FlaskClient):
         self._add_cookies_to_wsgi(context.request.environ)
         with context:
             # An app context that a test holds keeps the user of others, and would keep this one.
-            tracking.set_user_aside(unwrap(request))
+            persistence.set_user_aside(unwrap(request))
             try:
                 yield
                 response = process_response(app, app.response_class())
             finally:
-                tracking.give_user_back(unwrap(request))
+                persistence.restore_user(unwrap(request))
             is_signed_in = response.status_code == 200 and "_user_id" in session
         if not is_signed_in:
             raise RuntimeError("The user could not be signed in: is it committed?")

@@ -9,7 +9,7 @@ import typing as t
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from flask_session_registry import Stored, UserSession
+from flask_session_registry import StoreEntries, UserSession
 
 _SIZE = 1000
 
@@ -20,7 +20,7 @@ class MemoryHome:
         self._keys: dict[str, uuid.UUID] = {}
         self._lock = threading.Lock()
 
-    def place(self, id: uuid.UUID, user_id: t.Any) -> uuid.UUID:
+    def assign_id(self, id: uuid.UUID, user_id: t.Any) -> uuid.UUID:
         return id
 
     def add(self, session: UserSession) -> None:
@@ -33,7 +33,7 @@ class MemoryHome:
 
     def update(
         self, ids: Sequence[uuid.UUID], values: Mapping[str, t.Any], *, where: Mapping[str, t.Any]
-    ) -> list[Stored]:
+    ) -> list[StoreEntries]:
         with self._lock:
             found = [
                 one
@@ -65,11 +65,11 @@ class MemoryHome:
                 del self._kept[id]
             return len(over)
 
-    def _keep(self, session: UserSession) -> Stored:
+    def _keep(self, session: UserSession) -> StoreEntries:
         self._kept[session.id] = dataclasses.replace(session)
         if session.store_id is not None:
             self._keys[session.store_id] = session.id
-        return Stored(*(getattr(session, name) for name in Stored._fields))
+        return StoreEntries(*(getattr(session, name) for name in StoreEntries._fields))
 
     def _batches(self, condition: t.Callable[[UserSession], bool]) -> Iterator[list[UserSession]]:
         found = [dataclasses.replace(one) for one in list(self._kept.values()) if condition(one)]

@@ -44,7 +44,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from site_under_test import HAS_FALLBACKS, HOMES, Browser, Site
 from stores import KINDS, STORES
 
-from flask_session_registry import session_registered, tracking
+from flask_session_registry import session_registered
+from flask_session_registry._request import persistence as tracking
 
 USERS = ("ann", "bob")
 #: As many as one story may have: each is looked at after each step.
@@ -202,7 +203,7 @@ class Model:
         self.entries.discard(login.key)
         login.is_purged = True
 
-    def end_all(self, user: str, *, but: Login | None = None) -> None:
+    def revoke(self, user: str, *, but: Login | None = None) -> None:
         for login in self.logins:
             if login.user == user and login is not but and not login.is_over:
                 self.end(login)
@@ -212,7 +213,7 @@ class Model:
         if password == self.passwords[user]:
             return False
         self.passwords[user] = password
-        self.end_all(user, but=by)
+        self.revoke(user, but=by)
         if by is None or by.user != user:
             return False
         by.password = password
@@ -705,7 +706,7 @@ class Story(RuleBasedStateMachine):
             return self.site.sessions.revoke_all(someone, except_current=except_current)
 
         count = self.perform(
-            actor, revoke_all, outcome, lambda _: self.model.end_all(user, but=spared)
+            actor, revoke_all, outcome, lambda _: self.model.revoke(user, but=spared)
         )
         assert count is None or count in numbers
 
@@ -810,7 +811,7 @@ class Story(RuleBasedStateMachine):
             elif verb == "rehash":
                 model.rehash(login.user, new)
         elif verb == "revoke the others":
-            model.end_all(login.user, but=login)
+            model.revoke(login.user, but=login)
             assert key == before
         elif verb == "sign out":
             model.sign_out(jar, login)

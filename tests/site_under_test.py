@@ -29,8 +29,8 @@ from memory_home import MemoryHome
 from stores import KINDS, STORES
 
 from flask_session_registry import SessionRegistry
-from flask_session_registry.elsewhere import Elsewhere
-from flask_session_registry.home import UserSession
+from flask_session_registry._records.redis.home import UserSession
+from flask_session_registry._records.redis.records import RedisRecords
 
 COOKIES = ("session", "remember_token", "remember_token_session")
 __all__ = ["DATABASES", "HAS_FALLBACKS", "HOMES", "STORES", "Browser", "Site"]
@@ -175,8 +175,8 @@ class Site:
     def rows(self, **by: t.Any) -> list[t.Any]:
         """All user sessions that were somebody's, the oldest first."""
         with self.context():
-            records = self.installation.records
-            if isinstance(records, Elsewhere):
+            records = self.registry.records
+            if isinstance(records, RedisRecords):
                 kept = [one for batch in records.home.all() for one in batch]
                 return sorted(
                     (one for one in kept if one.user_id is not None and _has(one, by)),
@@ -201,8 +201,8 @@ class Site:
         :param ended: only those that have ended, and those of nobody.
         """
         with self.context():
-            records = self.installation.records
-            if isinstance(records, Elsewhere):
+            records = self.registry.records
+            if isinstance(records, RedisRecords):
                 kept = [one for batch in records.home.all() for one in batch]
                 for one in kept:
                     if not _has(one, by or {}) or (ended and one.revoked_at is None):
@@ -226,10 +226,12 @@ class Site:
     def add_rows(self, rows: list[dict[str, t.Any]]) -> None:
         """Add user sessions, as so many logins would."""
         with self.context():
-            records = self.installation.records
-            if isinstance(records, Elsewhere):
+            records = self.registry.records
+            if isinstance(records, RedisRecords):
                 for row in rows:
-                    one = UserSession(**(row | {"id": records.place(row["id"], row["user_id"])}))
+                    one = UserSession(
+                        **(row | {"id": records.assign_id(row["id"], row["user_id"])})
+                    )
                     one.due_at = records._due_at(one)
                     records.home.add(one)
                 return
@@ -239,8 +241,8 @@ class Site:
     def forget_all(self) -> None:
         """Lose all user sessions."""
         with self.context():
-            records = self.installation.records
-            if isinstance(records, Elsewhere):
+            records = self.registry.records
+            if isinstance(records, RedisRecords):
                 for batch in records.home.all():
                     ids = [one.id for one in batch]
                     ended = {"revoked_at": days_ago(0), "due_at": days_ago(0)}
@@ -251,7 +253,7 @@ class Site:
             self.db.session.commit()
 
     @property
-    def installation(self) -> t.Any:
+    def registry(self) -> t.Any:
         return self.app.extensions["session_registry.installation"]
 
     def active(self, name: str = "ann") -> int:
@@ -287,7 +289,7 @@ class Site:
             for engine in self.db.engines.values():
                 engine.dispose()
         if self.home == "redis" and "session_registry.installation" in self.app.extensions:
-            client = self.installation.home.client
+            client = self.registry.home.client
             for key in client.scan_iter(f"home:{self.prefix}*", count=10_000):
                 client.delete(key)
             if self.app.config.get("SESSION_TYPE") != "redis":

@@ -297,7 +297,7 @@ def test_chosen_sessions_end(make_site: SiteFactory, database: str) -> None:
     """They, and copies of them, are signed out at the next request, and their entries deleted."""
     site = add_page(make_site("files", database, users=USERS))
     phone, firefox, bob, chrome = sign_in(site, "ann", "ann", "bob")
-    elsewhere = site.browser("Elsewhere")
+    elsewhere = site.browser("RedisRecords")
     elsewhere.login("bob")
     copy = phone.copy()
     told: list[tuple[t.Any, ...]] = []

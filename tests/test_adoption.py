@@ -24,8 +24,8 @@ from flask_login import (
 from site_under_test import STORES, Browser, Site, is_signed_cookie, user_class
 
 from flask_session_registry import SessionRegistry, StaleRequestError, session_registered
-from flask_session_registry.credentials import rehash
-from flask_session_registry.table import Table
+from flask_session_registry._records.sql.records import SQLRecords
+from flask_session_registry._revocation.fingerprint import rehash
 
 Before = t.Callable[..., Site]
 
@@ -881,7 +881,7 @@ def test_everybody_is_revoked_while_one_is_adopted(
     thief = site.browser()
     thief.login()
     install(site)
-    adopt = Table.adopt
+    adopt = SQLRecords.adopt
 
     def late(self: t.Any, execute: t.Any, values: t.Any, **options: t.Any) -> t.Any:
         with ThreadPoolExecutor() as pool:
@@ -889,7 +889,7 @@ def test_everybody_is_revoked_while_one_is_adopted(
         return adopt(self, execute, values, **options)
 
     with monkeypatch.context() as context:
-        context.setattr(Table, "adopt", late)
+        context.setattr(SQLRecords, "adopt", late)
         thief.get("/me")
     assert not thief.is_signed_in
 
@@ -1255,8 +1255,8 @@ def test_change_without_the_app(
     else:
         change_it()
     with site.context():
-        assert site.installation.table.is_barred(1) == (what not in ("note", "rehash"))
-        assert not site.installation.table.is_barred(2)
+        assert site.registry.table.is_adoption_blocked(1) == (what not in ("note", "rehash"))
+        assert not site.registry.table.is_adoption_blocked(2)
     assert firefox.is_signed_in == (what in ("note", "rehash"))
     assert edge.is_signed_in
 

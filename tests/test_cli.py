@@ -24,8 +24,12 @@ from flask.cli import ScriptInfo
 from site_under_test import Browser, Site, days_ago
 from test_users import make_class, string_keys, uuid_keys
 
-from flask_session_registry import entries, filters, records, session_revoked, table
-from flask_session_registry.installation import installation_on
+from flask_session_registry import session_revoked
+from flask_session_registry._app import registry_on
+from flask_session_registry._ops import filters
+from flask_session_registry._records import base as records
+from flask_session_registry._records.sql import records as table
+from flask_session_registry._store import backends as entries
 
 
 def run(site: Site, *arguments: str, input: str | None = None) -> t.Any:
@@ -366,7 +370,7 @@ def test_what_changes_meanwhile_is_not_ended(
 ) -> None:
     """16: a session that is seen between being read and being ended goes on."""
     (tablet,) = varied.rows(user_agent="Tablet 100_")
-    still_meant = table.Table._still_meant
+    still_meant = table.SQLRecords._still_meant
 
     def seen_just_now(self: t.Any, *arguments: t.Any) -> t.Any:
         with self.users.transaction() as session:
@@ -374,7 +378,7 @@ def test_what_changes_meanwhile_is_not_ended(
             session.execute(sa.update(model).where(model.id == tablet.id).values(change))
         return still_meant(self, *arguments)
 
-    monkeypatch.setattr(table.Table, "_still_meant", seen_just_now)
+    monkeypatch.setattr(table.SQLRecords, "_still_meant", seen_just_now)
     result = run(varied, "--by", "name", "ann", *filter)
     assert result.exit_code == 0
     (after,) = varied.rows(id=tablet.id)
@@ -413,7 +417,7 @@ def test_who_is_barred_while_moving_in(make_site: SiteFactory) -> None:
 
     def barred() -> list[bool]:
         with site.context():
-            return [installation_on(site.app).records.is_barred(id) for id in (1, 2, 3)]
+            return [registry_on(site.app).records.is_adoption_blocked(id) for id in (1, 2, 3)]
 
     assert barred() == [True, False, False]
     run(site, "--all", "--yes")
@@ -587,7 +591,7 @@ def test_dry_run_shows_the_first_ten(site: Site) -> None:
     shown = [line.split()[0] for line in lines]
     assert len(shown) == 10
     ids = sorted(str(row.id) for row in site.rows())
-    # Elsewhere than in a table they have no order.
+    # RedisRecords than in a table they have no order.
     assert shown == ids[:10] if site.home == "table" else set(shown) < set(ids)
     assert all(
         re.fullmatch(r"  \S{36}  1     [-0-9]{10} [:0-9]{8} UTC   \[31mred", x) for x in lines

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 
 from flask_session_registry import SessionRegistryError
-from flask_session_registry.credentials import fingerprint
+from flask_session_registry._revocation.fingerprint import fingerprint
 
 
 def test_fingerprint_is_sha256() -> None:

@@ -9,7 +9,8 @@ from conftest import SiteFactory
 from flask import Flask
 from site_under_test import Browser, Site
 
-from flask_session_registry import devices, session_registered
+from flask_session_registry import session_registered
+from flask_session_registry._request import device_cookie as devices
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from site_under_test import HOMES, Site
 from test_faults import Broken
 
 from flask_session_registry import RecordsError
-from flask_session_registry.diagnosis import diagnose
+from flask_session_registry._diagnosis import diagnose
 
 pytestmark = [pytest.mark.table, pytest.mark.once]
 
@@ -75,7 +75,7 @@ def stop_redis(migrated: SiteFactory, monkeypatch: pytest.MonkeyPatch) -> Callab
 
     def stop(site: Site) -> None:
         client = redis.Redis(port=servers.free_port(), retry=None)
-        monkeypatch.setattr(site.installation.home, "client", client)
+        monkeypatch.setattr(site.registry.home, "client", client)
 
     return stop
 
@@ -121,7 +121,7 @@ def test_traceback(
     firefox = site.browser()
     firefox.login()
     drop_table(site)
-    site.installation.was_looked_at = True
+    site.registry.was_looked_at = True
     site.app.debug = way == "debug mode"
     level = logging.DEBUG if way == "level" else logging.INFO
     with caplog.at_level(level, LOGGER):
@@ -461,7 +461,7 @@ def test_first_request_within_a_transaction(migrated: SiteFactory, told: t.Any) 
         assert site.browser().get("/cart").status_code == 200
         site.db.session.commit()
         assert site.user("ann").note == "kept"
-    assert not site.installation.was_looked_at
+    assert not site.registry.was_looked_at
 
 
 # -- on the command line ---------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from pymemcache.client.retrying import RetryingClient
 from site_under_test import STORES, Site, days_ago
 from test_users import make_class, other_schema
 
-from flask_session_registry import entries
+from flask_session_registry._store import backends as entries
 
 pytestmark = pytest.mark.table
 

@@ -32,8 +32,8 @@ from flask_session_registry import (
     purge_failed,
     session_revoked,
 )
-from flask_session_registry.elsewhere import Elsewhere
-from flask_session_registry.expiry import Expiry
+from flask_session_registry._records.expiry import Expiry
+from flask_session_registry._records.redis.records import RedisRecords
 
 #: Each test says itself where they are.
 pytestmark = pytest.mark.table
@@ -60,8 +60,8 @@ def told() -> Iterator[list[tuple[t.Any, ...]]]:
         yield answers
 
 
-def records_of(site: Site) -> Elsewhere:
-    return t.cast(Elsewhere, site.installation.records)
+def records_of(site: Site) -> RedisRecords:
+    return t.cast(RedisRecords, site.registry.records)
 
 
 def test_home_of_ones_own(make_site: SiteFactory, database: str) -> None:
@@ -274,7 +274,7 @@ def test_down_in_a_view_that_revokes(away: Site) -> None:
 
     @away.app.post("/end-all")
     @login_required
-    def end_all() -> str:
+    def revoke() -> str:
         away.sessions.revoke_all(current_user)
         with Broken(away, "user_sessions"):
             away.db.session.commit()
@@ -415,8 +415,8 @@ def test_ended_but_not_taken_down(
 @pytest.mark.parametrize("fails_at", ["add", "of_users"])
 def test_login_that_fails_half_way(away: Site, fails_at: str) -> None:
     """38: it leaves no session that nobody has, and that would count."""
-    away.installation.settings.max_sessions = 1
-    away.installation.settings.max_sessions_action = "reject"
+    away.registry.settings.max_sessions = 1
+    away.registry.settings.max_sessions_action = "reject"
     home: t.Any = records_of(away).home
     done = getattr(home, fails_at)
 
@@ -438,17 +438,17 @@ def test_password_that_is_changed_once_more(away: Site) -> None:
     first, second = away.browser("First"), away.browser("Second")
     first.login()
     records = records_of(away)
-    recredit = records.recredit
+    update_credentials = records.update_credentials
 
     def slowly(change: t.Any) -> bool:
-        vars(records).pop("recredit")
-        answer = recredit(change)
+        vars(records).pop("update_credentials")
+        answer = update_credentials(change)
         with ThreadPoolExecutor(1) as pool:
             pool.submit(second.post, "/login", name="ann", password="new").result()
             pool.submit(second.post, "/password", password="newer").result()
         return answer
 
-    records.recredit = slowly  # type: ignore[method-assign]
+    records.update_credentials = slowly  # type: ignore[method-assign]
     first.post("/password", password="new")
     assert second.is_signed_in
     assert not first.is_signed_in
@@ -465,7 +465,7 @@ def test_database_is_down_after_the_commit(away: Site, monkeypatch: pytest.Monke
     for browser in (firefox, chrome):
         browser.login()
     with monkeypatch.context() as context:
-        context.setattr(away.installation.users, "credentials_of", down)
+        context.setattr(away.registry.users, "credentials_of", down)
         chrome.post("/password", password="new")
     assert not firefox.is_signed_in
     assert chrome.is_signed_in
@@ -517,15 +517,15 @@ def test_request_between_the_commit_and_what_follows(away: Site) -> None:
     chrome.login(remember="1")
     parallel = chrome.copy()
     records = records_of(away)
-    recredit, answers = records.recredit, []
+    update_credentials, answers = records.update_credentials, []
 
     def slowly(change: t.Any) -> bool:
-        vars(records).pop("recredit")
+        vars(records).pop("update_credentials")
         with ThreadPoolExecutor(1) as pool:
             answers.append(pool.submit(parallel.get, "/flash").result())
-        return recredit(change)
+        return update_credentials(change)
 
-    records.recredit = slowly  # type: ignore[method-assign]
+    records.update_credentials = slowly  # type: ignore[method-assign]
     chrome.post("/password", password="new")
     assert "remember_token" not in str(answers[0].headers.getlist("Set-Cookie"))
     assert chrome.is_signed_in
@@ -767,9 +767,9 @@ def test_other_timeouts_than_when_it_was_last_seen(away: Site) -> None:
 
 def test_no_room_is_left_by_one_that_was_refused(away: Site) -> None:
     """50: a login that was refused is no session, and none that has ended."""
-    away.installation.settings.max_sessions = 1
-    away.installation.settings.max_sessions_action = "reject"
-    vars(away.installation).pop("limit", None)
+    away.registry.settings.max_sessions = 1
+    away.registry.settings.max_sessions_action = "reject"
+    vars(away.registry).pop("limit", None)
     firefox = away.browser()
     firefox.login()
     assert away.browser().login().status_code == 403
@@ -898,7 +898,7 @@ def test_key_that_can_not_be_kept(make_site: SiteFactory, kind: t.Any) -> None:
 def test_client_of_the_session_store(make_site: SiteFactory) -> None:
     """Where none is given."""
     site = make_site("redis", home="redis")
-    assert site.installation.home.client is site.redis
+    assert site.registry.home.client is site.redis
 
 
 # -- what an operator is told ----------------------------------------------------------------------
@@ -915,7 +915,7 @@ def examined(site: Site) -> list[str]:
 
 def test_doctor_on_redis(on_own: Site, persistent_redis: OwnServer) -> None:
     """Nothing is wrong; then its memory may be full, and it writes nothing; then it is down."""
-    client = on_own.installation.home.client
+    client = on_own.registry.home.client
     assert examined(on_own) == []
     client.config_set("maxmemory-policy", "volatile-lru")
     client.config_set("appendonly", "no")
@@ -939,7 +939,7 @@ def test_doctor_on_a_redis_that_tells_no_settings(
     def refuse(*_: t.Any) -> None:
         raise redis.ResponseError("unknown command 'CONFIG'")
 
-    monkeypatch.setattr(on_own.installation.home.client, "config_get", refuse)
+    monkeypatch.setattr(on_own.registry.home.client, "config_get", refuse)
     assert examined(on_own) == []
 
 
@@ -947,7 +947,7 @@ def test_doctor_on_a_client_that_waits_for_ever(
     on_own: Site, persistent_redis: OwnServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """… for a server that hangs, as each request then does."""
-    home = on_own.installation.home
+    home = on_own.registry.home
     host, port = (home.client.get_connection_kwargs()[name] for name in ("host", "port"))
     for_ever = redis.Redis(host=host, port=port, socket_timeout=None)
     monkeypatch.setattr(home, "client", for_ever)

@@ -26,8 +26,9 @@ from site_under_test import Browser, Site
 from stores import KINDS
 from werkzeug.datastructures import CallbackDict
 
-from flask_session_registry import ConfigurationError, entries, register_session_store
-from flask_session_registry.entries import Entries, store_of
+from flask_session_registry import ConfigurationError, register_session_store
+from flask_session_registry._store import backends as entries
+from flask_session_registry._store.backends import Entries, store_of
 
 
 class Stubborn(SimpleCache):
@@ -96,7 +97,7 @@ def test_many_entries(make_site: SiteFactory, store: str) -> None:
     (row,) = site.rows()
     with site.context():
         entries_of(site.app.session_interface).delete(
-            [*(f"{site.prefix}{n:064}" for n in range(999)), row.store_id], patience=120
+            [*(f"{site.prefix}{n:064}" for n in range(999)), row.store_id], timeout=120
         )
     assert not site.entries()
 
@@ -181,7 +182,7 @@ def test_round_trips_to_dynamodb(make_site: SiteFactory) -> None:
     events = t.cast(t.Any, site.app.session_interface).store.meta.client.meta.events
     events.register("before-call.dynamodb.BatchWriteItem", note)
     try:
-        entries_of(site.app.session_interface).delete([f"{n}" for n in range(101)], patience=60)
+        entries_of(site.app.session_interface).delete([f"{n}" for n in range(101)], timeout=60)
     finally:
         events.unregister("before-call.dynamodb.BatchWriteItem", note)
     assert len(requests) == 5
@@ -331,7 +332,7 @@ class Hanging(SimpleCache):
 
 def test_store_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     """34: it is given up after a while, and not asked again before it has answered."""
-    monkeypatch.setattr(entries, "PATIENCE", 0.1)
+    monkeypatch.setattr(entries, "TIMEOUT", 0.1)
     cache = Hanging()
     deletion = entries_of(CacheLibSessionInterface(client=cache))
     with pytest.raises(TimeoutError, match="did not answer"):
@@ -348,7 +349,7 @@ def test_store_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_connection_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """34: a minute later the store is asked again, over another one; so often, and no more."""
-    monkeypatch.setattr(entries, "PATIENCE", 0.1)
+    monkeypatch.setattr(entries, "TIMEOUT", 0.1)
     monkeypatch.setattr(entries, "_PAUSE", 0.0)
     monkeypatch.setattr(entries, "_MOST_HANGING", 3)
     cache = Hanging()

@@ -14,13 +14,9 @@ from flask import Blueprint, abort, flash, g, render_template_string, request, s
 from flask_login import current_user, login_user, logout_user
 from site_under_test import Browser, Site, days_ago
 
-from flask_session_registry import (
-    SessionRegistryError,
-    StaleRequestError,
-    entries,
-    purge_failed,
-    tracking,
-)
+from flask_session_registry import SessionRegistryError, StaleRequestError, purge_failed
+from flask_session_registry._request import persistence as tracking
+from flask_session_registry._store import backends as entries
 
 BLOCKED = "the database is down"
 
@@ -44,7 +40,7 @@ class Broken:
         with site.context():
             self.engine = site.db.engine
         self.text = text
-        self.home = site.installation.home
+        self.home = site.registry.home
         self.verbs = VERBS[text.partition("user_sessions")[0].partition(" ")[0]]
 
     def _fail(self, _: t.Any, __: t.Any, statement: str, *___: t.Any) -> None:
@@ -585,12 +581,12 @@ def test_request_lets_go_of_what_was_known(site: Site, firefox: Browser) -> None
     def keep() -> str:
         assert current_user.is_authenticated
         kept.append(request._get_current_object())
-        assert site.installation.known_state_of(kept[0]) is not None
+        assert site.registry.known_state_of(kept[0]) is not None
         return "ok"
 
     firefox.login()
     assert firefox.get("/kept").text == "ok"
-    assert site.installation.known_state_of(kept[0]) is None
+    assert site.registry.known_state_of(kept[0]) is None
 
 
 @pytest.mark.table

@@ -17,7 +17,7 @@ from test_races import Held, held
 from test_users import make_class
 
 from flask_session_registry import SessionRegistry, StaleRequestError, session_revoked
-from flask_session_registry.credentials import fingerprint
+from flask_session_registry._revocation.fingerprint import fingerprint
 
 __all__ = ["held"]
 
@@ -273,7 +273,7 @@ def test_own_late_revocation_leaves_the_next_login_alone(
     site = make_site("files")
 
     @site.app.post("/end-all")
-    def end_all() -> str:
+    def revoke() -> str:
         if "asks" in request.form:
             assert current_user.is_authenticated
         user_id = site.user("ann").id

@@ -18,9 +18,9 @@ import redis
 import servers
 from memory_home import MemoryHome
 
-from flask_session_registry import Home, Stored, UserSession
-from flask_session_registry.home import FIELDS
-from flask_session_registry.redis_home import RedisHome
+from flask_session_registry import Home, StoreEntries, UserSession
+from flask_session_registry._records.redis.client import RedisHome
+from flask_session_registry._records.redis.home import FIELDS
 
 NOW = dt.datetime(2026, 2, 3, 4, 5, 6, 789012, tzinfo=dt.timezone.utc)
 NOBODY = uuid.UUID(int=7)
@@ -69,7 +69,7 @@ def moment(days: float) -> dt.datetime:
 
 def session_of(home: Home, user_id: t.Any = 17, **values: t.Any) -> UserSession:
     """One that is kept there, due in a day."""
-    id = home.place(uuid.uuid4(), user_id)
+    id = home.assign_id(uuid.uuid4(), user_id)
     values = {"user_id": user_id, "due_at": moment(1)} | values
     times = dict.fromkeys(("created_at", "last_seen_at", "authenticated_at"), moment(0))
     session = UserSession(id=id, **(times | values))
@@ -128,7 +128,7 @@ def test_update(house: Home) -> None:
     where = STANDS | {"generation": 1}
     changed = house.update([one.id, other.id, ended.id, uuid.uuid4()], values, where=where)
     expected = dataclasses.replace(one, **values)
-    assert changed == [Stored(one.id, 17, "key", None)]
+    assert changed == [StoreEntries(one.id, 17, "key", None)]
     assert house.get([one.id, other.id, ended.id]) == {
         one.id: expected,
         other.id: other,
@@ -375,7 +375,7 @@ def test_answer_that_is_lost(house: RedisHome, monkeypatch: pytest.MonkeyPatch) 
 @REDIS
 def test_many_that_are_due_at_once(house: RedisHome, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than a batch with one moment, some of which leave while they are gone through."""
-    monkeypatch.setattr("flask_session_registry.records.BATCH", 3)
+    monkeypatch.setattr("flask_session_registry._records.base.BATCH", 3)
     moments = [*[moment(-3)] * 2, *[moment(-2).replace(second=0)] * 10, *[moment(-1)] * 2]
     mine = [session_of(house, due_at=due_at).id for due_at in moments]
     seen = []

@@ -17,7 +17,7 @@ from servers import wait_for
 from site_under_test import Site
 from test_waiting import holding
 
-from flask_session_registry import own_transaction
+from flask_session_registry._records.sql import transactions as own_transaction
 
 NAMES = tuple(f"user {number}" for number in range(8))
 ABOVE = [
@@ -40,7 +40,7 @@ def test_look_at_a_session_that_is_held(make_site: SiteFactory) -> None:
 
     def look() -> int | None:
         with site.context():
-            return t.cast("int | None", site.installation.records.standing(row.id))
+            return t.cast("int | None", site.registry.records.current_state(row.id))
 
     with ThreadPoolExecutor(1) as pool, holding(site, "ann", "sessions"):
         assert pool.submit(look).result(20)[0] == 0
@@ -95,7 +95,7 @@ def test_app_that_commits_each_statement(make_site: SiteFactory, database: str) 
     note = sa.select(site.User.note).where(site.User.name == "ann")
 
     def write_and_fail() -> None:
-        with site.installation.users.transaction() as session:
+        with site.registry.users.transaction() as session:
             session.execute(sa.update(site.User).values(note="half done"))
             raise ZeroDivisionError
 
@@ -153,7 +153,7 @@ def test_connection_that_is_lost_says_nothing_about_the_level(make_site: SiteFac
     assert firefox.post("/login", name="ann", password=password).status_code == 503
     assert engine not in own_transaction._habits
     assert firefox.post("/login", name="ann", password=password).status_code == 200
-    assert own_transaction._habits[engine] == own_transaction.Habit("SERIALIZABLE")
+    assert own_transaction._habits[engine] == own_transaction.IsolationHabit("SERIALIZABLE")
 
 
 @pytest.mark.table
@@ -184,7 +184,7 @@ def test_entry_that_is_just_written(make_site: SiteFactory, level: str) -> None:
 
             def delete() -> None:
                 with site.context():
-                    site.installation.entries.delete([key], patience=30)
+                    site.registry.entries.delete([key], timeout=30)
 
             deletion = pool.submit(delete)
             waiting = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")

@@ -12,7 +12,7 @@ import sqlalchemy.orm as sa_orm
 from flask_login import current_user, login_required, logout_user
 from site_under_test import Browser, Site, days_ago
 
-from flask_session_registry import clock
+from flask_session_registry import _clock as clock
 from flask_session_registry._compat.sqlalchemy import reaches_beyond
 
 # What is kept elsewhere is in no transaction.
@@ -155,7 +155,7 @@ def test_touch(site: Site, firefox: Browser) -> None:
         sign_in(firefox)
         model = site.sessions.UserSession
         id = connection.scalar(sa.select(model.id))
-        site.installation.records.touch(id, {"last_seen_at": days_ago(-1)})
+        site.registry.records.touch(id, {"last_seen_at": days_ago(-1)})
         seen = connection.scalar(sa.select(model.last_seen_at))
         assert clock.as_utc(seen) > days_ago(-0.5)
 
@@ -172,7 +172,7 @@ def test_touch_where_there_is_one_connection(
         monkeypatch.setattr(connection, "close", lambda: None)
         with monkeypatch.context() as patch:
             patch.setattr(site.db.engine, "connect", lambda: connection)
-            site.installation.records.touch(row.id, {"last_seen_at": days_ago(-1)})
+            site.registry.records.touch(row.id, {"last_seen_at": days_ago(-1)})
         assert connection.in_transaction()
 
 

@@ -28,8 +28,8 @@ from conftest import SiteFactory
 from own_servers import OwnServer, own_redis, redis_client
 from site_under_test import Browser, Site
 
-from flask_session_registry.credentials import fingerprint
-from flask_session_registry.state import read_marker
+from flask_session_registry._request.context import read_marker
+from flask_session_registry._revocation.fingerprint import fingerprint
 
 pytestmark = pytest.mark.once
 

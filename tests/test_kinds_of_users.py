@@ -469,7 +469,7 @@ def test_password_on_the_base_of_what_is_named(make_site: SiteFactory) -> None:
     made: list[type[t.Any]] = []
     site = make_site(model=model, init=False)
     site.sessions = SessionRegistry(site.app, user_model=made[0])
-    assert site.installation.credentials.user_model is site.User
+    assert site.registry.credentials.user_model is site.User
 
 
 @pytest.mark.table
@@ -492,7 +492,7 @@ def test_synonym(make_site: SiteFactory, names: t.Any) -> None:
 
     setting = {} if names is None else {"SESSION_REGISTRY_PASSWORD_ATTRIBUTE": names}
     site = make_site(model=model, **setting)
-    assert site.installation.credentials.names == ("_hidden",)
+    assert site.registry.credentials.names == ("_hidden",)
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
     for browser in (firefox, chrome):
         browser.login()

@@ -14,7 +14,7 @@ from flask_login import current_user, login_required, logout_user
 from site_under_test import Browser, Site, days_ago
 from test_races import Held
 
-from flask_session_registry import tracking
+from flask_session_registry._request import persistence as tracking
 
 #: Longer ago than a browser's requests from before can still be under way.
 LONG_AGO = days_ago(1 / 144)
@@ -116,7 +116,7 @@ def test_browser_that_was_signed_out_a_moment_ago(
         firefox.carry({"session": session_cookie})
     assert firefox.get("/me").json["name"] is None
     kept = {"remember_token", "remember_token_session"} & set(firefox.cookies)
-    # Elsewhere the browser that changed the password has an earlier fingerprint for a moment.
+    # RedisRecords the browser that changed the password has an earlier fingerprint for a moment.
     assert bool(kept) == (way == "password_changed" and site.home != "table")
 
 

@@ -14,14 +14,11 @@ from flask import request, session
 from flask_login import current_user, login_user
 from site_under_test import STORES, Browser, Site, days_ago, user_class
 
-from flask_session_registry import (
-    ConfigurationError,
-    clock,
-    entries,
-    installation,
-    session_revoked,
-    tracking,
-)
+from flask_session_registry import ConfigurationError, session_revoked
+from flask_session_registry import _app as registry
+from flask_session_registry import _clock as clock
+from flask_session_registry._request import persistence as tracking
+from flask_session_registry._store import backends as entries
 
 HOUR = 3600
 
@@ -93,7 +90,7 @@ def test_timeouts_of_a_remembered_session(make_site: SiteFactory) -> None:
 
 def test_idle_timeout_without_touching() -> None:
     """58: the one needs the other."""
-    from flask_session_registry.config import Settings
+    from flask_session_registry._config import Settings
 
     values = {"SESSION_REGISTRY_IDLE_TIMEOUT": 60, "SESSION_REGISTRY_TOUCH_INTERVAL": None}
     with pytest.raises(ConfigurationError, match="TOUCH_INTERVAL"):
@@ -117,7 +114,7 @@ def test_idle_timeout_without_touching() -> None:
 )
 def test_wrong_settings(name: str, value: t.Any) -> None:
     """58: stopped at start-up, by name."""
-    from flask_session_registry.config import Settings
+    from flask_session_registry._config import Settings
 
     with pytest.raises(ConfigurationError, match=f"'SESSION_REGISTRY_{name}' is"):
         Settings({f"SESSION_REGISTRY_{name}": value})
@@ -174,7 +171,7 @@ def lose_entry(browser: Browser) -> None:
     site = browser.site
     with site.context():
         key = site.app.session_interface._get_store_id(browser.cookies["session"])  # type: ignore[attr-defined]
-        site.installation.entries.delete([key])
+        site.registry.entries.delete([key])
 
 
 ON_SERVERS = [store for store in STORES if store != "cookie"]
@@ -431,8 +428,8 @@ def test_user_is_deleted_outside_of_the_app(site: Site) -> None:
 @pytest.mark.table
 def test_last_seen_waits_for_nobody(make_site: SiteFactory, database: str) -> None:
     """A browser is answered while somebody else's transaction holds its row, and seen later."""
-    patience = {"connect_args": {"timeout": 60}} if database == "sqlite" else {}
-    site = make_site("files", database, SQLALCHEMY_ENGINE_OPTIONS=patience)
+    timeout = {"connect_args": {"timeout": 60}} if database == "sqlite" else {}
+    site = make_site("files", database, SQLALCHEMY_ENGINE_OPTIONS=timeout)
     firefox = site.browser()
     firefox.login()
     age(site, last_seen_at=1)
@@ -506,7 +503,7 @@ def test_store_that_fails_while_a_user_is_deleted(
     make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch, database: str
 ) -> None:
     """36, 51: what was deleted by then is taken down, the rest stays pending."""
-    monkeypatch.setattr("flask_session_registry.records.BATCH", 1)
+    monkeypatch.setattr("flask_session_registry._records.base.BATCH", 1)
     site = make_site("files", database)
     for _ in range(3):
         site.browser().login()
@@ -617,7 +614,7 @@ def test_login_at_each_request(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A client that keeps no cookies, and is signed in by what a proxy says, fills no table."""
-    monkeypatch.setattr(tracking, "_NEVER_BACK", 3)
+    monkeypatch.setattr(tracking, "_NEVER_RESUMED", 3)
     site = make_site(store)
     sign_in_at_each_request(site)
     firefox = site.browser("Firefox")
@@ -638,7 +635,7 @@ def test_login_at_each_request(
 
 def test_logins_of_many_browsers(make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of those who sign in at a page, none has to go: a class room with one account, say."""
-    monkeypatch.setattr(tracking, "_NEVER_BACK", 3)
+    monkeypatch.setattr(tracking, "_NEVER_RESUMED", 3)
     site = make_site("cookie")
     browsers = [site.browser("Firefox") for _ in range(7)]
     for browser in browsers:
@@ -650,7 +647,7 @@ def test_login_at_each_request_while_the_store_is_down(
     make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What can't be purged is kept, and left to a prune."""
-    monkeypatch.setattr(tracking, "_NEVER_BACK", 1)
+    monkeypatch.setattr(tracking, "_NEVER_RESUMED", 1)
     site = make_site()
     sign_in_at_each_request(site)
     visit(site.browser("Robot"))
@@ -667,8 +664,8 @@ def test_logins_of_many_without_cookies(
     make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a process remembers of them does not grow for ever."""
-    monkeypatch.setattr(tracking, "_NEVER_BACK", 2)
-    monkeypatch.setattr(installation, "_MOST_CLIENTS", 1)
+    monkeypatch.setattr(tracking, "_NEVER_RESUMED", 2)
+    monkeypatch.setattr(registry, "_MOST_CLIENTS", 1)
     site = make_site()
     sign_in_at_each_request(site)
     for name in ("ann", "bob") * 2:

@@ -14,10 +14,10 @@ import schemathesis
 from site_under_test import Site
 from test_page import IPHONE, JSON, PREFIX, id_of, see, with_page
 
-from flask_session_registry import views
+from flask_session_registry._web import views
 
 DESCRIPTION = json.loads(
-    resources.files("flask_session_registry").joinpath("openapi.json").read_text()
+    resources.files("flask_session_registry._web").joinpath("openapi.json").read_text()
 )
 
 

@@ -17,7 +17,9 @@ from flask_login import UserMixin, confirm_login, login_fresh
 from flask_wtf import CSRFProtect
 from site_under_test import Browser, Site, days_ago
 
-from flask_session_registry import clock, session_revoked, views
+from flask_session_registry import _clock as clock
+from flask_session_registry import session_revoked
+from flask_session_registry._web import views
 
 PREFIX = "/account/sessions"
 FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:133.0) Gecko/20100101 Firefox/133.0"
@@ -743,7 +745,7 @@ def test_ended_since_the_check(
     """A session that ends between the check and the view ends no other."""
     token = token_of(firefox)
     with page.context():
-        records = page.installation.records
+        records = page.registry.records
     get = records.get
 
     def ended(id: uuid.UUID) -> t.Any:
@@ -797,8 +799,8 @@ def test_sessions_can_not_be_read(
         raise sa.exc.OperationalError("SELECT", {}, Exception("down"))
 
     with page.context():
-        records = page.installation.records
-    for name in ("beside", "load"):
+        records = page.registry.records
+    for name in ("list_others", "load"):
         with monkeypatch.context() as context:
             context.setattr(records, name, fail)
             answer = firefox.get(f"{PREFIX}/", headers=JSON)

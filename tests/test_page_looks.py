@@ -22,8 +22,10 @@ from test_page import FIREFOX, IPHONE, PREFIX, end, id_of, see, submit, with_pag
 from test_readme import blocks
 
 import flask_session_registry
-from flask_session_registry import ConfigurationError, clock, texts
-from flask_session_registry.user_agents import device_of
+from flask_session_registry import ConfigurationError
+from flask_session_registry import _clock as clock
+from flask_session_registry._web import i18n as texts
+from flask_session_registry._web.user_agents import device_of
 
 MAC = "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko)"
 WINDOWS = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko)"
@@ -252,7 +254,7 @@ def test_how_long_ago(
     """As people say it; from two months on, the day."""
     monkeypatch.setattr(clock, "now", lambda: NOW)
     with site.context():
-        assert site.installation.texts.ago(NOW - dt.timedelta(**age)) == told
+        assert site.registry.texts.ago(NOW - dt.timedelta(**age)) == told
 
 
 def test_remembered_to_the_second(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,8 +427,8 @@ def test_page_without_what_it_needs(
 ) -> None:
     """It says what to install."""
     site = make_site()
-    for name in ("views", "facts", "user_agents"):
-        monkeypatch.delitem(sys.modules, f"flask_session_registry.{name}")
+    for name in ("views", "presenter", "user_agents"):
+        monkeypatch.delitem(sys.modules, f"flask_session_registry._web.{name}")
         monkeypatch.delattr(flask_session_registry, name)
     for name in [one for one in sys.modules if one.partition(".")[0] == missing]:
         monkeypatch.setitem(sys.modules, name, None)
@@ -438,7 +440,7 @@ def test_places_without_what_they_need(
     make_site: SiteFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The app stops, and it is said what to install."""
-    monkeypatch.delitem(sys.modules, "flask_session_registry.places", raising=False)
+    monkeypatch.delitem(sys.modules, "flask_session_registry._web.geoip", raising=False)
     monkeypatch.setitem(sys.modules, "geoip2.database", None)
     with pytest.raises(ConfigurationError, match=r"'Flask-Session-Registry\[geoip\]'"):
         make_site(SESSION_REGISTRY_GEOIP_DATABASE=str(tmp_path))

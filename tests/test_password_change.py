@@ -15,7 +15,8 @@ from flask_login import current_user, login_required, login_user
 from site_under_test import DATABASES, Browser, Site, user_class
 from test_users import changing_ids
 
-from flask_session_registry import RecordsError, records, session_revoked
+from flask_session_registry import RecordsError, session_revoked
+from flask_session_registry._records import base as records
 
 
 def sign_in_three(site: Site) -> tuple[Browser, Browser, Browser]:
@@ -1220,7 +1221,7 @@ def test_late_commit_whose_session_can_not_be_ended(
     chrome = site.browser("Chrome")
     chrome.login()
     with site.context():
-        monkeypatch.setattr(site.installation.records, "end", end)
+        monkeypatch.setattr(site.registry.records, "end", end)
     with session_revoked.connected_to(receiver, site.app):
         assert chrome.post("/profile").status_code == 200
     assert told == []

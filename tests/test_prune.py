@@ -19,16 +19,11 @@ from conftest import SiteFactory
 from flask_login import current_user, login_required
 from site_under_test import Browser, Site, days_ago
 
-from flask_session_registry import (
-    PruneResult,
-    RecordsError,
-    SessionRegistryError,
-    clock,
-    entries,
-    housekeeping,
-    purge_failed,
-)
-from flask_session_registry.records import new_id
+from flask_session_registry import PruneResult, RecordsError, SessionRegistryError, purge_failed
+from flask_session_registry import _clock as clock
+from flask_session_registry._ops import maintenance as housekeeping
+from flask_session_registry._records.base import new_id
+from flask_session_registry._store import backends as entries
 
 MILLISECOND = dt.timedelta(milliseconds=1)
 
@@ -109,7 +104,7 @@ def test_store_that_is_still_down(site: Site, monkeypatch: pytest.MonkeyPatch) -
     firefox, chrome, phone = (site.browser(name) for name in ("Firefox", "Chrome", "Phone"))
     for browser in (firefox, chrome, phone):
         browser.login()
-    monkeypatch.setattr("flask_session_registry.records.BATCH", 1)
+    monkeypatch.setattr("flask_session_registry._records.base.BATCH", 1)
     broken = down(monkeypatch)
     chrome.post("/password", password="new")
     site.change(ended=True, revoked_at=days_ago(40))
@@ -236,8 +231,8 @@ def test_in_batches_and_up_to_a_limit(
     make_site: SiteFactory, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each kind on its own, and never more than asked for."""
-    monkeypatch.setattr("flask_session_registry.table._BATCHES", 1)
-    monkeypatch.setattr("flask_session_registry.records.BATCH", 2)
+    monkeypatch.setattr("flask_session_registry._records.sql.records._BATCHES", 1)
+    monkeypatch.setattr("flask_session_registry._records.base.BATCH", 2)
     site = make_site("files", database)
     browsers = [site.browser() for _ in range(7)]
     for browser in browsers:
@@ -346,7 +341,7 @@ def test_rows_that_can_not_be_marked(
         raise RecordsError("down")
 
     with monkeypatch.context() as broken:
-        broken.setattr(records, "purged", fail)
+        broken.setattr(records, "mark_purged", fail)
         firefox.post("/logout")
     assert "could not be taken down" in caplog.text
     assert site.entries() == {}
@@ -355,7 +350,7 @@ def test_rows_that_can_not_be_marked(
 
 def test_prune_waits_longer(site: Site) -> None:
     """A command may wait for a slow store longer than an answer may."""
-    assert housekeeping.LONG_PATIENCE > entries.PATIENCE
+    assert housekeeping.LONG_TIMEOUT > entries.TIMEOUT
 
 
 def test_late_request_after_a_rotation_is_known_on_every_database(
@@ -428,7 +423,7 @@ def test_wrong_limit(site: Site, limit: int) -> None:
 @pytest.mark.parametrize("kind", ["pending", "rotated"])
 def test_limit_of_each_kind(site: Site, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """What is pending, and what rotations have left, is purged up to the limit, too."""
-    monkeypatch.setattr("flask_session_registry.records.BATCH", 2)
+    monkeypatch.setattr("flask_session_registry._records.base.BATCH", 2)
     browsers = [site.browser() for _ in range(5)]
     for browser in browsers:
         browser.login()
@@ -469,7 +464,7 @@ def test_prunes_a_bounded_batch_by_itself(
     make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """AUTO_PRUNE does no more than a batch at the end of one request."""
-    monkeypatch.setattr("flask_session_registry.tracking.BATCH", 3)
+    monkeypatch.setattr("flask_session_registry._request.persistence.BATCH", 3)
     site = make_site(SESSION_REGISTRY_AUTO_PRUNE=3600)
     for _ in range(7):
         site.browser().login()
@@ -494,10 +489,10 @@ def test_automatic_prune_goes_round(database_site: Site, rows: int) -> None:
     ids = {row.id for row in site.rows()}
     age(site, last_seen_at=days_ago(40))
     with site.context():
-        records, expiry = site.installation.records, site.installation.expiry(site.app)
+        records, expiry = site.registry.records, site.registry.expiry(site.app)
 
         def look() -> set[uuid.UUID]:
-            batches = records.expired(expiry, part=records.next_part(4))
+            batches = records.find_expired(expiry, part=records.next_scan_window(4))
             return {row.id for batch in batches for row in batch}
 
         rounds = [look() for _ in range(8)]
@@ -524,10 +519,12 @@ def test_automatic_prune_begins_anywhere(database_site: Site) -> None:
     site.add_rows([{"id": id, "generation": 0, "user_id": ann, **moments} for id in ids])
     seen: set[uuid.UUID] = set()
     with site.context():
-        records, model = site.installation.records, site.sessions.UserSession
+        records, model = site.registry.records, site.sessions.UserSession
         for _ in range(300):
             records._looked_at = None
-            part = set(site.db.session.scalars(sa.select(model.id).where(records.next_part(5))))
+            part = set(
+                site.db.session.scalars(sa.select(model.id).where(records.next_scan_window(5)))
+            )
             assert len(part) == 5
             seen |= part
             site.db.session.rollback()
@@ -543,7 +540,7 @@ def test_automatic_prune_beside_a_login(
     for _ in range(4):
         site.browser().login()
     with site.context():
-        records = site.installation.records
+        records = site.registry.records
         records._looked_at = uuid.UUID(int=0)
         scalar = sa_orm.Session.scalar
 
@@ -552,7 +549,7 @@ def test_automatic_prune_beside_a_login(
             return None if " > " in str(statement) and "count" not in str(statement) else found
 
         monkeypatch.setattr(sa_orm.Session, "scalar", late)
-        records.next_part(3)
+        records.next_scan_window(3)
 
 
 @pytest.mark.table
@@ -593,12 +590,12 @@ def test_processes_prune_at_different_times(make_site: SiteFactory) -> None:
     times = set()
     for _ in range(5):
         site = make_site(SESSION_REGISTRY_AUTO_PRUNE=3600)
-        installation = site.app.extensions["session_registry.installation"]
-        assert installation._prunes_at is None
+        registry = site.app.extensions["session_registry.installation"]
+        assert registry._prunes_at is None
         now = time.monotonic()
         site.browser().login()
-        assert now <= installation._prunes_at <= time.monotonic() + 3600
-        times.add(round(installation._prunes_at - now, 3))
+        assert now <= registry._prunes_at <= time.monotonic() + 3600
+        times.add(round(registry._prunes_at - now, 3))
     assert len(times) > 1
 
 
@@ -610,9 +607,9 @@ def test_patience_of_a_command(site: Site, monkeypatch: pytest.MonkeyPatch, way:
     waited = []
     delete = entries.Entries.delete
 
-    def note(self: t.Any, keys: t.Any, *, patience: float | None = None) -> None:
-        waited.append(patience)
-        delete(self, keys, patience=patience)
+    def note(self: t.Any, keys: t.Any, *, timeout: float | None = None) -> None:
+        waited.append(timeout)
+        delete(self, keys, timeout=timeout)
 
     monkeypatch.setattr(entries.Entries, "delete", note)
     if way == "verb":
@@ -634,13 +631,13 @@ def test_patience_of_an_answer(site: Site, monkeypatch: pytest.MonkeyPatch) -> N
 
     clock = Clock()
 
-    def delete(_: t.Any, __: t.Any, *, patience: float) -> None:
-        waited.append(patience)
+    def delete(_: t.Any, __: t.Any, *, timeout: float) -> None:
+        waited.append(timeout)
         clock.now += 2
 
     monkeypatch.setattr(entries.Entries, "delete", delete)
     purge = housekeeping.Purge(site.app.extensions["session_registry.installation"], site.app)
-    monkeypatch.setattr("flask_session_registry.housekeeping.time", clock)
+    monkeypatch.setattr("flask_session_registry._store.purge.time", clock)
     for key in "abc":
         purge.delete([key])
         # What lies between is no time of the store.

@@ -20,8 +20,9 @@ from site_under_test import STORES, Browser, Site, days_ago
 from test_many import add_sessions
 from test_users import make_class
 
-from flask_session_registry import session_revoked, tracking
-from flask_session_registry.elsewhere import Elsewhere
+from flask_session_registry import session_revoked
+from flask_session_registry._records.redis.records import RedisRecords
+from flask_session_registry._request import persistence as tracking
 
 
 class Held:
@@ -342,7 +343,7 @@ def test_ending_one_after_another(make_site: SiteFactory, database_kind: str, he
 def test_two_end_the_same(make_site: SiteFactory, database: str, held: Held, ends: str) -> None:
     """12: of two that end the same sessions at the same moment, one is told that it did.
 
-    Elsewhere than in a table nobody can tell before the commit; but each is signalled once.
+    RedisRecords than in a table nobody can tell before the commit; but each is signalled once.
     """
     site = make_site("files", database)
     told: list[t.Any] = []
@@ -770,8 +771,8 @@ def test_late_request_after_two_rotations(make_site: SiteFactory) -> None:
 def left_behind(site: Site) -> int:
     """How many keys are kept that a session has left behind."""
     with site.context():
-        records = site.installation.records
-        if isinstance(records, Elsewhere):
+        records = site.registry.records
+        if isinstance(records, RedisRecords):
             kept = [one for batch in records.home.all() for one in batch]
             return sum(one.revoked_reason == "rotated" for one in kept)
         model = site.sessions.UserSession

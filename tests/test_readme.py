@@ -24,8 +24,9 @@ from flask import Flask
 from flask.sessions import SessionInterface
 from memory_home import MemoryHome
 
-from flask_session_registry import SessionRegistry, entries
-from flask_session_registry.config import PREFIX, SETTINGS
+from flask_session_registry import SessionRegistry
+from flask_session_registry._config import PREFIX, SETTINGS
+from flask_session_registry._store import backends as entries
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.rst").read_text()

@@ -14,7 +14,7 @@ from itsdangerous import URLSafeSerializer
 from site_under_test import Browser, Site, days_ago
 from werkzeug.http import parse_cookie
 
-from flask_session_registry import signing
+from flask_session_registry._request import signing
 
 PAIR = ("remember_token", "remember_token_session")
 

@@ -37,9 +37,9 @@ from flask_session_registry import (
     purge_failed,
     session_registered,
     session_revoked,
-    signing,
 )
-from flask_session_registry.config import PREFIX, SETTINGS
+from flask_session_registry._config import PREFIX, SETTINGS
+from flask_session_registry._request import signing
 
 SECRET = "hunter2"
 

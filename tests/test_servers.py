@@ -27,7 +27,9 @@ from own_servers import (
 from site_under_test import Browser, Site
 from test_races import Held
 
-from flask_session_registry import entries, records, session_revoked
+from flask_session_registry import session_revoked
+from flask_session_registry._records import base as records
+from flask_session_registry._store import backends as entries
 
 #: How long the client of the app waits for a store, in seconds.
 TIMEOUT = 1.0
@@ -253,7 +255,7 @@ def test_redis_hangs_while_the_password_changes(
     with Stopwatch() as watch:
         held.finish(answer)
     # Flask-Session tries to save the session twice, and the old entry is to be deleted.
-    assert watch.seconds < entries.PATIENCE + 3 * TIMEOUT + SLACK
+    assert watch.seconds < entries.TIMEOUT + 3 * TIMEOUT + SLACK
     assert password_of(site) == "new"
     assert pending(site) == 2
     own.go_on()
@@ -284,8 +286,8 @@ def test_client_that_would_wait_for_ever(
             assert site.user(name).name == name
         return watch.seconds
 
-    for name, longest in (("ann", entries.PATIENCE + SLACK), ("bob", entries.PATIENCE)):
-        seconds = held.pool.submit(revoke_all, name).result(entries.PATIENCE + 3 * SLACK)
+    for name, longest in (("ann", entries.TIMEOUT + SLACK), ("bob", entries.TIMEOUT)):
+        seconds = held.pool.submit(revoke_all, name).result(entries.TIMEOUT + 3 * SLACK)
         assert seconds < longest
     assert pending(site) == 4
     own.go_on()
@@ -314,7 +316,7 @@ def test_nothing_is_locked_while_redis_hangs(
     While the first answer waits for the store. Fails if the entries are deleted within the
     transaction that marks them as purged.
     """
-    monkeypatch.setattr(entries, "PATIENCE", 60.0)
+    monkeypatch.setattr(entries, "TIMEOUT", 60.0)
     site = redis_site(make_site, own, database, timeout=None)
     add_slow_password(site, held)
     firefox, chrome, _ = sign_in(site)
@@ -460,7 +462,7 @@ def test_memcached_while_the_password_changes(
     getattr(memcached, fault)()
     with Stopwatch() as watch:
         held.finish(answer)
-    assert watch.seconds < entries.PATIENCE + 3 * 3 * TIMEOUT + SLACK
+    assert watch.seconds < entries.TIMEOUT + 3 * 3 * TIMEOUT + SLACK
     assert password_of(site) == "new"
     assert pending(site) == 2
     memcached.restore()
@@ -658,7 +660,7 @@ def test_redis_from_an_old_snapshot(
 
     Fails if a row is forgotten without deleting its entry once more.
     """
-    for name in ("housekeeping._MEMORY", "elsewhere._OVERLAP"):
+    for name in ("_ops.maintenance._MEMORY", "_records.redis.records._OVERLAP"):
         monkeypatch.setattr(f"flask_session_registry.{name}", dt.timedelta(seconds=1))
     site = redis_site(make_site, own, SESSION_REGISTRY_RETENTION=1)
     firefox, chrome, phone = sign_in(site)

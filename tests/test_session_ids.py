@@ -14,8 +14,10 @@ from flask import Response, g, render_template_string, request, session
 from flask_login import confirm_login, current_user, login_required, login_user, logout_user
 from site_under_test import HAS_FALLBACKS, Browser, Site, days_ago, is_signed_cookie
 
-from flask_session_registry import clock, session_ids, session_registered, session_rejected
-from flask_session_registry.state import MARKER
+from flask_session_registry import _clock as clock
+from flask_session_registry import session_registered, session_rejected
+from flask_session_registry._request import store_keys as session_ids
+from flask_session_registry._request.context import MARKER
 
 
 def anonymous_session(browser: Browser) -> None:

@@ -16,12 +16,8 @@ from flask_sqlalchemy import SQLAlchemy
 from site_under_test import Site, days_ago
 from sqlalchemy.dialects import mysql
 
-from flask_session_registry import (
-    ConfigurationError,
-    SessionRegistry,
-    UserSessionMixin,
-    tracking,
-)
+from flask_session_registry import ConfigurationError, SessionRegistry, UserSessionMixin
+from flask_session_registry._request import persistence as tracking
 
 
 def columns(**more: t.Any) -> dict[str, t.Any]:

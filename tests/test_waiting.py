@@ -15,7 +15,8 @@ from flask_login import current_user, login_required
 from site_under_test import Site
 from test_page import end, with_page
 
-from flask_session_registry import own_transaction, tracking
+from flask_session_registry._records.sql import transactions as own_transaction
+from flask_session_registry._request import persistence as tracking
 
 pytestmark = [pytest.mark.table, pytest.mark.parametrize("database", ["postgresql", "mariadb"])]
 

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from crowd import all_the_while, at_once
 from service import PASSWORD, HttpBrowser, Service, running, sign_up
 
-from flask_session_registry.redis_home import RedisHome
+from flask_session_registry._records.redis.client import RedisHome
 
 pytestmark = pytest.mark.once
 

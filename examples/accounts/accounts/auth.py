@@ -13,7 +13,7 @@ from flask import (
 )
 from flask_login import current_user, login_fresh, login_user, logout_user
 
-from flask_session_registry.user_agents import device_of
+from flask_session_registry._web.user_agents import device_of
 
 from . import mail, reset
 from .extensions import db, login_manager, sessions

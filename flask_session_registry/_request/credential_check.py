@@ -1,0 +1,59 @@
+"""The credential that an earlier step of a login was checked against.
+
+Kept in ``flask.session`` until the login: as a keyed digest, because a signed cookie can be read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import typing as t
+from collections.abc import Callable, Iterator
+
+import sqlalchemy as sa
+from flask import Flask
+from flask.sessions import SessionMixin
+
+from .._app import Registry
+from . import signing
+
+#: Where it stands in ``flask.session``.
+CREDENTIAL_CHECK = "_credentials_checked"
+
+_PURPOSE = "credential"
+
+
+@contextlib.contextmanager
+def credentials_checked(
+    app: Flask, registry: Registry, session: SessionMixin, user_id: t.Any
+) -> Iterator[None]:
+    """Keep the credential that is stored when the block begins, unless the block raises."""
+    # Made before the block, in which another hash of the same password may be stored.
+    rehashes = registry.state.rehashes
+    fingerprint = registry.users.fingerprint_of(user_id)
+    yield
+    for owner, before, after in rehashes:
+        fingerprint = after if (owner, before) == (user_id, fingerprint) else fingerprint
+    newest, *_ = _digests(app, user_id, fingerprint)
+    session[CREDENTIAL_CHECK] = [str(user_id), newest]
+
+
+def take(app: Flask, session: SessionMixin, user: t.Any) -> Callable[[str | None], bool] | None:
+    """Take the witness for a login out of the session: whether a fingerprint is the one kept.
+
+    ``None``: there is none for this user.
+    """
+    kept = session.pop(CREDENTIAL_CHECK, None)
+    identity = sa.inspect(user).identity
+    if kept is None or identity is None or kept[0] != str(identity[0]):
+        return None
+
+    def is_kept(fingerprint: str | None) -> bool:
+        digests = _digests(app, identity[0], fingerprint)
+        return any(hmac.compare_digest(digest, kept[1]) for digest in digests)
+
+    return is_kept
+
+
+def _digests(app: Flask, user_id: t.Any, fingerprint: str | None) -> list[str]:
+    return signing.digests(app, f"{user_id}:{fingerprint}", purpose=_PURPOSE)

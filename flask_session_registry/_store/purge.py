@@ -1,0 +1,95 @@
+"""Deletes the store entries of ended sessions."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+
+from flask import Flask
+
+from .. import signals
+from .._app import Registry
+from .._diagnosis import report
+from .._log import log
+from ..errors import PurgeError
+from .backends import TIMEOUT
+
+#: For how many seconds a command waits for the store: longer than an answer may be held up.
+LONG_TIMEOUT = 60.0
+
+
+class Purge:
+    """Deleting the entries of ended sessions, batch after batch, until the store fails once.
+
+    :param patience: for how many seconds a batch may take. By default all of them together may
+        take as long as an answer may be held up.
+    :param is_logged: whether the log is told what fails, or the caller says it.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        app: Flask,
+        *,
+        timeout: float | None = None,
+        is_logged: bool = True,
+    ) -> None:
+        self._registry = registry
+        self._app = app
+        self._timeout = timeout
+        self._level = logging.WARNING if is_logged else logging.DEBUG
+        self._spent = 0.0
+        #: What went wrong; ``None``: nothing yet.
+        self.error: PurgeError | None = None
+
+    def delete(self, keys: Iterable[str]) -> bool:
+        """Delete entries; whether that is done. If not, it is logged."""
+        if self.error is None:
+            began = time.monotonic()
+            try:
+                self._registry.entries.delete(list(keys), timeout=self._remaining)
+            except Exception as error:
+                name = type(error).__name__
+                self.error = PurgeError(f"Store entries could not be deleted ({name}).")
+                log.log(
+                    self._level,
+                    "Store entries could not be deleted (%s). The sessions that they belong to are"
+                    " over all the same.",
+                    name,
+                )
+            self._spent += time.monotonic() - began
+        return self.error is None
+
+    @property
+    def _remaining(self) -> float:
+        if self._timeout is not None:
+            return self._timeout
+        return max(0.0, TIMEOUT - self._spent)
+
+    def delete_of(self, ended: Sequence[tuple[uuid.UUID, Sequence[str]]]) -> bool:
+        """Delete the entries of ended sessions; whether that is done. If not, it is told.
+
+        :param ended: the ids of user sessions, with the keys of their entries.
+        """
+        if self.delete(key for _, keys in ended for key in keys):
+            return True
+        ids = tuple(id for id, keys in ended if keys)
+        signals.send(signals.purge_failed, self._app, ids=ids, error=self.error)
+        return False
+
+    def purge(self, ended: Sequence[tuple[uuid.UUID, Sequence[str]]]) -> None:
+        """Delete the entries that sessions had when they ended, and take that down.
+
+        :param ended: the ids of user sessions, with the keys of their entries.
+        """
+        ids = [id for id, keys in ended if keys]
+        if not ids or not self.delete_of(ended):
+            return
+        try:
+            # Of a key from before a rotation the request knows nothing.
+            self._registry.records.mark_purged(ids, but_previous=True)
+        except Exception as error:
+            # They will be deleted once more.
+            report("It could not be taken down that store entries were deleted.", error)
