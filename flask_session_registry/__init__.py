@@ -1,7 +1,6 @@
 """Know where a user is signed in, and end it, for certain, when the password changes."""
 
 from ._ops.maintenance import PruneResult
-from ._records.base import StoreEntries
 from ._records.redis.home import Home, UserSession
 from ._store.backends import register_session_store
 from ._version import __version__
@@ -28,7 +27,6 @@ __all__ = [
     "SessionRegistry",
     "SessionRegistryError",
     "StaleRequestError",
-    "StoreEntries",
     "UserError",
     "UserSession",
     "UserSessionMixin",

@@ -25,6 +25,8 @@ from ._records.base import as_id
 from ._records.redis.home import UserSession
 from ._request import check as session_check
 from ._request import credential_check, persistence, store_keys
+from ._request.sync import sync_current
+from ._revocation import password_watch
 from ._revocation import revoke as revocation
 from ._store.purge import LONG_TIMEOUT, Purge
 from .errors import ConfigurationError, SessionRegistryError, StaleRequestError
@@ -87,7 +89,7 @@ class SessionRegistry:
             db or self._db,
             self._user_model,
             self._session_model,
-            on_complete=revocation.listen,
+            on_complete=password_watch.listen,
         )
         install(app, self, registry)
         if registry.settings.adopts and registry.settings.hash_session_ids:
@@ -251,7 +253,7 @@ class SessionRegistry:
     ) -> Callable[[_View], _View]: ...
 
     def revoke_on_password_change(
-        self, view: _View | None = None, *, reason: str = revocation.PASSWORD_CHANGED
+        self, view: _View | None = None, *, reason: str = password_watch.PASSWORD_CHANGED
     ) -> _View | Callable[[_View], _View]:
         """Decorate the view that changes the password.
 
@@ -265,8 +267,8 @@ class SessionRegistry:
         """
         revocation.check_reason(reason)
         if view is None:
-            return functools.partial(revocation.watch_password, reason=reason)
-        return revocation.watch_password(view, reason)
+            return functools.partial(password_watch.watch_password, reason=reason)
+        return password_watch.watch_password(view, reason)
 
     def same_credentials(self, user: t.Any) -> contextlib.AbstractContextManager[None]:
         """Within it, a new password hash of this user is one of the *same* password.
@@ -276,7 +278,7 @@ class SessionRegistry:
 
         :raises UserError: ``user`` is no user, or not saved.
         """
-        return revocation.same_credentials(get_registry(), user)
+        return password_watch.same_credentials(get_registry(), user)
 
     def credentials_checked(self, user: t.Any) -> contextlib.AbstractContextManager[None]:
         """Within it, the password of a user is checked who is signed in later.
@@ -411,7 +413,7 @@ def _answer_stale_changes(app: Flask, registry: Registry) -> None:
         current = session_check.current(registry)
         if current is not None:
             # If it was changed in this very browser, the answer must not bring its old cookie back.
-            revocation.sync_current(registry, [current.user_id])
+            sync_current(registry, [current.user_id])
         return answer_to(app, Conflict(error.description))
 
     # Not by 'register_error_handler', which is refused once the app has answered a request.

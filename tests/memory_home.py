@@ -9,7 +9,8 @@ import typing as t
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from flask_session_registry import StoreEntries, UserSession
+from flask_session_registry import UserSession
+from flask_session_registry._records.base import StoreEntry
 
 _SIZE = 1000
 
@@ -33,7 +34,7 @@ class MemoryHome:
 
     def update(
         self, ids: Sequence[uuid.UUID], values: Mapping[str, t.Any], *, where: Mapping[str, t.Any]
-    ) -> list[StoreEntries]:
+    ) -> list[StoreEntry]:
         with self._lock:
             found = [
                 one
@@ -65,11 +66,11 @@ class MemoryHome:
                 del self._kept[id]
             return len(over)
 
-    def _keep(self, session: UserSession) -> StoreEntries:
+    def _keep(self, session: UserSession) -> StoreEntry:
         self._kept[session.id] = dataclasses.replace(session)
         if session.store_id is not None:
             self._keys[session.store_id] = session.id
-        return StoreEntries(*(getattr(session, name) for name in StoreEntries._fields))
+        return StoreEntry(*(getattr(session, name) for name in StoreEntry._fields))
 
     def _batches(self, condition: t.Callable[[UserSession], bool]) -> Iterator[list[UserSession]]:
         found = [dataclasses.replace(one) for one in list(self._kept.values()) if condition(one)]

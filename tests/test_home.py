@@ -18,7 +18,7 @@ import redis
 import servers
 from memory_home import MemoryHome
 
-from flask_session_registry import Home, StoreEntries, UserSession
+from flask_session_registry import Home, StoreEntry, UserSession
 from flask_session_registry._records.redis.client import RedisHome
 from flask_session_registry._records.redis.home import FIELDS
 
@@ -128,7 +128,7 @@ def test_update(house: Home) -> None:
     where = STANDS | {"generation": 1}
     changed = house.update([one.id, other.id, ended.id, uuid.uuid4()], values, where=where)
     expected = dataclasses.replace(one, **values)
-    assert changed == [StoreEntries(one.id, 17, "key", None)]
+    assert changed == [StoreEntry(one.id, 17, "key", None)]
     assert house.get([one.id, other.id, ended.id]) == {
         one.id: expected,
         other.id: other,

@@ -429,7 +429,7 @@ def test_page_without_what_it_needs(
     site = make_site()
     for name in ("views", "presenter", "user_agents"):
         monkeypatch.delitem(sys.modules, f"flask_session_registry._web.{name}")
-        monkeypatch.delattr(flask_session_registry, name)
+        monkeypatch.delattr(flask_session_registry._web, name)
     for name in [one for one in sys.modules if one.partition(".")[0] == missing]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigurationError, match=rf"{missing}.*'Flask-Session-Registry\[web\]'"):

@@ -21,9 +21,9 @@ from site_under_test import Browser, Site, days_ago
 
 from flask_session_registry import PruneResult, RecordsError, SessionRegistryError, purge_failed
 from flask_session_registry import _clock as clock
-from flask_session_registry._ops import maintenance as housekeeping
 from flask_session_registry._records.base import new_id
 from flask_session_registry._store import backends as entries
+from flask_session_registry._store import purge as store_purge
 
 MILLISECOND = dt.timedelta(milliseconds=1)
 
@@ -343,14 +343,14 @@ def test_rows_that_can_not_be_marked(
     with monkeypatch.context() as broken:
         broken.setattr(records, "mark_purged", fail)
         firefox.post("/logout")
-    assert "could not be taken down" in caplog.text
+    assert "Could not mark store entries as purged" in caplog.text
     assert site.entries() == {}
     assert prune(site) == (0, 1, 0)
 
 
 def test_prune_waits_longer(site: Site) -> None:
     """A command may wait for a slow store longer than an answer may."""
-    assert housekeeping.LONG_TIMEOUT > entries.TIMEOUT
+    assert store_purge.LONG_TIMEOUT > entries.TIMEOUT
 
 
 def test_late_request_after_a_rotation_is_known_on_every_database(
@@ -492,7 +492,7 @@ def test_automatic_prune_goes_round(database_site: Site, rows: int) -> None:
         records, expiry = site.registry.records, site.registry.expiry(site.app)
 
         def look() -> set[uuid.UUID]:
-            batches = records.find_expired(expiry, part=records.next_scan_window(4))
+            batches = records.find_expired(expiry, window=records.next_scan_window(4))
             return {row.id for batch in batches for row in batch}
 
         rounds = [look() for _ in range(8)]
@@ -636,7 +636,7 @@ def test_patience_of_an_answer(site: Site, monkeypatch: pytest.MonkeyPatch) -> N
         clock.now += 2
 
     monkeypatch.setattr(entries.Entries, "delete", delete)
-    purge = housekeeping.Purge(site.app.extensions["session_registry.installation"], site.app)
+    purge = store_purge.Purge(site.app.extensions["session_registry.installation"], site.app)
     monkeypatch.setattr("flask_session_registry._store.purge.time", clock)
     for key in "abc":
         purge.delete([key])

@@ -38,15 +38,15 @@ class Users:
             .execution_options(autoflush=False)
         )
 
-    def load(self, user_id: t.Any, *, anew: bool = False) -> tuple[t.Any, ...] | None:
+    def load(self, user_id: t.Any, *, refresh: bool = False) -> tuple[t.Any, ...] | None:
         """A user, and the values of the password attributes; ``None``: there is no such user.
 
         One statement in the app's session, which thereby knows the user: a user loader that asks
         for the primary key runs none.
 
-        :param anew: whether a user that the session knows already is overwritten.
+        :param refresh: whether a user that the session knows already is overwritten.
         """
-        statement = self._load.execution_options(populate_existing=True) if anew else self._load
+        statement = self._load.execution_options(populate_existing=True) if refresh else self._load
         return self.database.session.execute(statement, {"key": user_id}).first()
 
     def credentials_of(self, user_ids: Collection[t.Any]) -> dict[t.Any, StoredCredential]:

@@ -294,11 +294,11 @@ def _check_row(
             return "unknown"
         state.is_superseded = is_superseded(end)
         return end.reason
-    user, row_generation, credential, last_seen_at, store_id, created_at, *passwords = row
-    if credential != registry.credentials.fingerprint(tuple(passwords)):
+    user, row_generation, credential, last_seen_at, store_id, created_at, password = row
+    if credential != registry.credentials.fingerprint(password):
         # Elsewhere than in a table, between the commit of a new password and what follows it, also
         # the session that it was changed in has an earlier one.
-        state.is_superseded = registry.home is not None
+        state.is_superseded = registry.records.updates_after_commit
         return "password_changed"
     if row_generation != generation:
         # A late request with the id from before a rotation comes from a browser that is signed in.

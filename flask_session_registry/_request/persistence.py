@@ -31,17 +31,17 @@ from .._records.base import (
     UNAVAILABLE,
     LimitReachedError,
     Replaced,
-    StoreEntries,
+    StoreEntry,
     SupersededError,
 )
 from .._revocation.fingerprint import CheckedCredential
-from .._revocation.revoke import sync_current
 from .._store.purge import Purge
 from ..errors import UserError
 from . import check as session_check
 from . import credential_check, device_cookie, remember_cookies, store_keys
 from .client_info import client_info
 from .context import MARKER, OTHER, Adoption, Current, Login, RequestState
+from .sync import sync_current
 
 if t.TYPE_CHECKING:
     from werkzeug.wrappers import Request
@@ -438,7 +438,7 @@ def _register(
     is_new_device = False
     replaced: list[Replaced] = []
     ended: list[tuple[uuid.UUID, tuple[str, ...]]] = []
-    find_never_resumed: list[StoreEntries] = []
+    find_never_resumed: list[StoreEntry] = []
     if before is not None:
         vouches = _is_same_user(before.user, login.user)
         replaced.append(Replaced(before.id, before.generation, vouches))
@@ -497,7 +497,7 @@ def _register(
         )
 
 
-def _find_never_resumed(registry: Registry, login: dict[str, t.Any]) -> list[StoreEntries]:
+def _find_never_resumed(registry: Registry, login: dict[str, t.Any]) -> list[StoreEntry]:
     """The sessions that have to end because a client keeps no cookies, and signs in each time.
 
     By a header that a proxy sets, say: each of its requests would leave a row for a month.
@@ -509,7 +509,7 @@ def _find_never_resumed(registry: Registry, login: dict[str, t.Any]) -> list[Sto
         login["user_id"],
         ip_address=login["ip_address"],
         user_agent=login["user_agent"],
-        but=_NEVER_RESUMED - 1,
+        skip=_NEVER_RESUMED - 1,
     )
     if found and registry.is_first_time("never back"):
         log.warning(
@@ -618,7 +618,7 @@ def _is_still_its_own(
     if not (is_slow if is_changed else registry.is_written(app, browser)):
         return True
     # Prolonging a session can wait: it never blocks on a row that another transaction holds.
-    generation = registry.records.current_generation(current.id, skips_locked=not is_changed)
+    generation = registry.records.current_generation(current.id, skip_locked=not is_changed)
     return generation == current.generation
 
 
@@ -626,7 +626,7 @@ def _follow_user(app: Flask, registry: Registry, current: Current) -> None:
     """``get_id()`` may have changed with the password."""
     # The commit may have been another session's, and this one know an older user.
     registry.users.release()
-    row = registry.records.load(current.id, anew=True)
+    row = registry.records.load(current.id, refresh=True)
     if row is not None:
         session["_user_id"] = getattr(row[0], app.login_manager.id_attribute)()  # type: ignore[attr-defined]
 

@@ -26,7 +26,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from ... import _clock as clock
 from ..._log import log
 from .. import base as records
-from ..base import StoreEntries
+from ..base import StoreEntry
 from .home import FIELDS, UserSession
 
 #: What nobody has looked at so long after it was due, or written, Redis drops by itself.
@@ -214,7 +214,7 @@ class RedisHome:
         values: Mapping[str, t.Any],
         *,
         where: Mapping[str, t.Any],
-    ) -> list[StoreEntries]:
+    ) -> list[StoreEntry]:
         written = json.dumps(_encoded(values)), json.dumps(_encoded(where)), secrets.token_hex(8)
         changed = [
             _stored(*texts)
@@ -307,9 +307,7 @@ class RedisHome:
                 self.client.zrem(index, *gone)
             yield [found[id] for id in part if id in found]
 
-    def _point_to(
-        self, sessions: Iterable[UserSession | StoreEntries], due_at: dt.datetime
-    ) -> None:
+    def _point_to(self, sessions: Iterable[UserSession | StoreEntry], due_at: dt.datetime) -> None:
         """Let the keys of their entries lead to these sessions, as long as those are kept."""
         pipeline = self.client.pipeline(transaction=False)
         now = clock.now()
@@ -353,9 +351,9 @@ def _decoded(text: str | bytes) -> UserSession | None:
         return None
 
 
-def _stored(id: t.Any, user_id: t.Any, *keys: t.Any) -> StoreEntries:
+def _stored(id: t.Any, user_id: t.Any, *keys: t.Any) -> StoreEntry:
     store_id, previous_store_id = (None if key is None else _text(key) for key in keys)
-    return StoreEntries(
+    return StoreEntry(
         uuid.UUID(hex=_text(id)),
         None if user_id is None else _user_id(_text(user_id)),
         store_id,

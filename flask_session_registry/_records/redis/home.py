@@ -13,7 +13,7 @@ import typing as t
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from ..base import StoreEntries
+from ..base import StoreEntry
 
 
 @dataclasses.dataclass
@@ -76,7 +76,7 @@ class Home(t.Protocol):
         values: Mapping[str, t.Any],
         *,
         where: Mapping[str, t.Any],
-    ) -> list[StoreEntries]:
+    ) -> list[StoreEntry]:
         """Give those of these sessions new values that have all the values of ``where``.
 
         Nothing comes between the comparison and the writing of one session. At most a thousand.

@@ -26,16 +26,18 @@ from .. import base as records
 from ..base import (
     NOT_IN_THE_FUTURE,
     STALE_KEY,
-    Ending,
     Execute,
     Left,
     Limit,
     LimitReachedError,
+    LoadedSession,
     PageEnd,
     PasswordChange,
     Replaced,
+    RevocationOrder,
+    RevocationResult,
     SessionSummary,
-    StoreEntries,
+    StoreEntry,
     SupersededError,
     SurvivingSession,
     choose_link,
@@ -120,9 +122,11 @@ class RedisRecords:
 
     # -- for the check on each request -----------------------------------------------------------
 
+    updates_after_commit = True
+
     def load(
-        self, id: uuid.UUID, user: object = None, *, anew: bool = False
-    ) -> tuple[t.Any, ...] | None:
+        self, id: uuid.UUID, user: object = None, *, refresh: bool = False
+    ) -> LoadedSession | None:
         """The user of a user session, and what the check on each request compares.
 
         One question to the home and one statement, which spares the user loader its own. ``None``:
@@ -133,18 +137,18 @@ class RedisRecords:
         session = self.get(id)
         if session is None or session.revoked_at is not None:
             return None
-        row = self.users.load(session.user_id, anew=anew)
+        row = self.users.load(session.user_id, refresh=refresh)
         if row is None:
             return None
         user, *passwords = row
-        return (
+        return LoadedSession(
             user,
             session.generation,
             session.fingerprint,
             session.last_seen_at,
             session.store_id,
             session.created_at,
-            *passwords,
+            tuple(passwords),
         )
 
     def get(self, id: uuid.UUID) -> UserSession | None:
@@ -163,7 +167,7 @@ class RedisRecords:
         session = self.get(id)
         return None if session is None else _end_of(session)
 
-    end_now = find_end
+    find_end_after_commit = find_end
 
     def find_end_by_store_key(self, store_id: str) -> tuple[records.End | None, uuid.UUID | None]:
         """How the session ended that has, or had, this key in the store; which it is.
@@ -196,7 +200,7 @@ class RedisRecords:
             return None
         return session.generation, session.fingerprint
 
-    def current_generation(self, id: uuid.UUID, *, skips_locked: bool = False) -> int | None:
+    def current_generation(self, id: uuid.UUID, *, skip_locked: bool = False) -> int | None:
         """Its generation; no connection of the app's database is needed, and nothing is locked."""
         standing = self.current_state(id)
         return None if standing is None else standing[0]
@@ -215,45 +219,68 @@ class RedisRecords:
     def revoke(
         self,
         execute: Execute,
-        user_ids: Sequence[t.Any],
+        order: RevocationOrder,
         *,
-        revocation: uuid.UUID,
-        reason: str,
-        except_id: uuid.UUID | None = None,
-        only: uuid.UUID | None = None,
-        where: Among | None = None,
-        change: PasswordChange | None = None,
-        are_deleted: bool = False,
-        already: Sequence[Ending] | None = None,
-    ) -> Ending:
-        """End the sessions of users, after the transaction has committed.
-
-        :param among: what :meth:`to_end` has given: only they end.
-        :param change: the password was changed: that one session goes on, and so do those that
-            were opened with the new password since.
-        :param already: what the transaction ends anyhow, and is not counted. ``None``: nobody wants
-            to know how many there are, and the home is not asked.
-        """
-        ending = _ToEnd(
-            self,
-            user_ids,
-            values={"revocation": revocation, "revoked_reason": reason},
-            except_id=except_id,
-            only=only,
-            where=where,
-            change=change,
-            is_renewed=change is not None and change.current is not None,
-        )
+        already: Sequence[RevocationOrder] | None = None,
+    ) -> RevocationResult:
+        """See :meth:`RevocationRecords.revoke`: only counts; :meth:`complete` ends the sessions."""
+        has_survivor = order.change is not None and order.change.survivor is not None
         if already is None:
-            ending.count = 1
+            return RevocationResult(1, has_survivor, ended_by_commit=0)
+        count = sum(
+            not any(_covers(earlier, one, is_open=True) for earlier in already)
+            for batch in self._matching(order, is_open=True)
+            for one in batch
+        )
+        return RevocationResult(count, has_survivor, ended_by_commit=0)
+
+    def complete(self, order: RevocationOrder) -> Iterator[list[StoreEntry]]:
+        """See :meth:`RevocationRecords.complete`."""
+        if order.change is not None:
+            # If this fails, the session lacks the new fingerprint, and ends with the others.
+            self.update_credentials(order.change)
+        for batch in self._matching(order, is_open=False):
+            ended = self._end_by(order, batch)
+            if ended:
+                yield ended
+
+    def _matching(self, order: RevocationOrder, *, is_open: bool) -> Iterator[list[UserSession]]:
+        """Yield the active sessions that an order names, in batches."""
+        wanted = [order.only_id] if order.only_id is not None else order.where and order.where.ids
+        if wanted is None:
+            batches: Iterable[list[UserSession]] = self._of_users(order.user_ids)
         else:
-            before = t.cast("Sequence[_ToEnd]", already)
-            ending.count = sum(
-                not any(earlier.covers(one) for earlier in before)
-                for batch in ending.batches()
+            with _asking():
+                batches = [[*self.home.get([*wanted]).values()]]
+        for batch in batches:
+            yield [
+                one
                 for one in batch
-            )
-        return ending
+                if one.revoked_at is None and _covers(order, one, is_open=is_open)
+            ]
+
+    def _end_by(self, order: RevocationOrder, batch: list[UserSession]) -> list[StoreEntry]:
+        values = {"revocation": order.id, "revoked_reason": order.reason}
+        if order.change is None:
+            return self._end([one.id for one in batch], values)
+        # The password may have been changed once more since: what that has left goes on.
+        newest = self._newest_fingerprints(order.user_ids)
+        ended: list[StoreEntry] = []
+        for old in {one.fingerprint for one in batch}.difference(newest):
+            ids = [one.id for one in batch if one.fingerprint == old]
+            ended += self._end(ids, values, where={"fingerprint": old})
+        return ended
+
+    def _newest_fingerprints(self, user_ids: Sequence[t.Any]) -> list[str | None]:
+        try:
+            known = self.users.credentials_of(user_ids)
+        except sa.exc.SQLAlchemyError:
+            return []
+        return [stored.fingerprint for stored in known.values()]
+
+    def mark_revocation_purged(self, order: RevocationOrder, ids: Sequence[uuid.UUID]) -> None:
+        """See :meth:`RevocationRecords.mark_revocation_purged`."""
+        self.mark_purged(ids)
 
     def sync_fingerprints(
         self, execute: Execute, user_id: t.Any, *, before: str | None, after: str | None
@@ -272,15 +299,15 @@ class RedisRecords:
 
     def update_credentials(self, change: PasswordChange) -> bool:
         """Give the session that a password was changed in its fingerprint, and a new generation."""
-        if change.current is None:
+        if change.survivor is None:
             return False
-        held = change.current.held
+        held = change.survivor.held
         for _ in range(_ATTEMPTS):
-            session = self.get(change.current.id)
+            session = self.get(change.survivor.id)
             # In another generation than its request knows it by, somebody else has it.
             if session is None or (session.generation, session.fingerprint) not in held:
                 return False
-            if self._update_credentials(session, change.current, change.fingerprint):
+            if self._update_credentials(session, change.survivor, change.fingerprint):
                 held.append((session.generation + 1, change.fingerprint))
                 return True
         return False
@@ -289,7 +316,7 @@ class RedisRecords:
         self, session: UserSession, current: SurvivingSession, fingerprint: str | None
     ) -> bool:
         """The same, unless it has got another key meanwhile."""
-        if current.has_entry:
+        if current.store_id is not None:
             self._leave_behind(session, session.previous_store_id)
         values = {
             "fingerprint": fingerprint,
@@ -362,12 +389,12 @@ class RedisRecords:
         )
 
     def find_never_resumed(
-        self, user_id: t.Any, *, ip_address: str | None, user_agent: str | None, but: int
-    ) -> list[StoreEntries]:
+        self, user_id: t.Any, *, ip_address: str | None, user_agent: str | None, skip: int
+    ) -> list[StoreEntry]:
         """The sessions of a user that stand, but were never seen after they began; the last first.
 
         :param ip_address: only those from there, with this user agent.
-        :param but: how many of the last ones to leave out.
+        :param skip: how many of the last ones to leave out.
         """
         found = [
             one
@@ -377,9 +404,9 @@ class RedisRecords:
             and (one.ip_address, one.user_agent) == (ip_address, user_agent)
         ]
         found.sort(key=lambda one: one.created_at, reverse=True)
-        return [_stored(one) for one in found[but : but + records.BATCH]]
+        return [_stored(one) for one in found[skip : skip + records.BATCH]]
 
-    def find_by_store_key(self, store_id: str, user_id: t.Any) -> list[StoreEntries]:
+    def find_by_store_key(self, store_id: str, user_id: t.Any) -> list[StoreEntry]:
         """The sessions of a user that stand, and have or had this key in the store."""
         with _asking():
             id = self.home.with_key(store_id)
@@ -405,7 +432,7 @@ class RedisRecords:
         replaces: Sequence[Replaced],
         limit: Limit | None,
         expiry: Expiry,
-    ) -> list[StoreEntries] | None:
+    ) -> list[StoreEntry] | None:
         """Add a session and end those it replaces; ``None`` if there is no such user.
 
         :param evidence: of the credential that was checked. If that is not the current one, the
@@ -425,7 +452,7 @@ class RedisRecords:
         fingerprint = current.fingerprint if is_current else SUPERSEDED
         session = UserSession(**values, fingerprint=fingerprint)
         session.due_at = self._due_at(session)
-        evicted: list[StoreEntries] = []
+        evicted: list[StoreEntry] = []
         try:
             with _asking():
                 self.home.add(session)
@@ -456,7 +483,7 @@ class RedisRecords:
 
     def _evict(
         self, session: UserSession, limit: Limit, expiry: Expiry, *, but: Sequence[uuid.UUID]
-    ) -> list[StoreEntries]:
+    ) -> list[StoreEntry]:
         """End the oldest sessions of a user, if there is one too many; which they are.
 
         Of several that were added at once each counts those that were added before it, so that
@@ -561,8 +588,8 @@ class RedisRecords:
         """What is due is known without looking at anything else."""
 
     def find_expired(
-        self, expiry: Expiry, *, everywhere: bool, part: object = None
-    ) -> Iterator[list[StoreEntries]]:
+        self, expiry: Expiry, *, everywhere: bool, window: object = None
+    ) -> Iterator[list[StoreEntry]]:
         """Sessions that are over and have not ended yet.
 
         :param everywhere: also those of deleted users, and those that an earlier password keeps
@@ -605,7 +632,7 @@ class RedisRecords:
             ):
                 yield one
 
-    def find_unpurged(self, *, part: object = None) -> Iterator[list[StoreEntries]]:
+    def find_unpurged(self, *, window: object = None) -> Iterator[list[StoreEntry]]:
         """Ended sessions whose entries may still be in the session store."""
         for batch in _asked(self.home.due, clock.now()):
             unpurged = [one for one in batch if _is_unpurged(one)]
@@ -625,8 +652,8 @@ class RedisRecords:
         )
 
     def find_stale_keys(
-        self, *, before: dt.datetime, lost_before: dt.datetime, part: object = None
-    ) -> Iterator[list[StoreEntries]]:
+        self, *, before: dt.datetime, lost_before: dt.datetime, window: object = None
+    ) -> Iterator[list[StoreEntry]]:
         """Sessions of nobody, each with the key of an entry that another one has left behind.
 
         :param before: only what was left before this moment.
@@ -651,7 +678,7 @@ class RedisRecords:
 
         return self._due(may_go)
 
-    def find_rotated(self, *, part: object = None) -> Iterator[list[StoreEntries]]:
+    def find_rotated(self, *, window: object = None) -> Iterator[list[StoreEntry]]:
         """Sessions that go on, and may have left an entry under an earlier key."""
         return self._due(lambda one: one.revoked_at is None and one.previous_store_id is not None)
 
@@ -665,8 +692,8 @@ class RedisRecords:
                 self._change(one, {"previous_store_id": None}, where=where)
 
     def find_outdated(
-        self, *, before: dt.datetime, part: object = None
-    ) -> Iterator[list[StoreEntries]]:
+        self, *, before: dt.datetime, window: object = None
+    ) -> Iterator[list[StoreEntry]]:
         """Sessions that ended before this moment, and have been purged."""
         return self._due(
             lambda one: (
@@ -728,7 +755,7 @@ class RedisRecords:
     ) -> Iterator[list[UserSession]]:
         return _asked(self.home.of_users, user_ids, ended=ended)
 
-    def _due(self, condition: Callable[[UserSession], bool]) -> Iterator[list[StoreEntries]]:
+    def _due(self, condition: Callable[[UserSession], bool]) -> Iterator[list[StoreEntry]]:
         for batch in _asked(self.home.due, clock.now()):
             found = [_stored(one) for one in batch if condition(one)]
             if found:
@@ -740,7 +767,7 @@ class RedisRecords:
         values: dict[str, t.Any],
         *,
         where: dict[str, t.Any],
-    ) -> list[StoreEntries]:
+    ) -> list[StoreEntry]:
         with _asking():
             return [
                 one for part in _parts(ids) for one in self.home.update(part, values, where=where)
@@ -748,7 +775,7 @@ class RedisRecords:
 
     def _change(
         self, session: UserSession, values: dict[str, t.Any], *, where: dict[str, t.Any]
-    ) -> list[StoreEntries]:
+    ) -> list[StoreEntry]:
         """Give a session new values; and look at it again when they say so."""
         due_at = self._due_at(dataclasses.replace(session, **values))
         return self._update([session.id], values | {"due_at": due_at}, where=where)
@@ -759,7 +786,7 @@ class RedisRecords:
         values: dict[str, t.Any],
         *,
         where: t.Mapping[str, t.Any] = _STANDS,
-    ) -> list[StoreEntries]:
+    ) -> list[StoreEntry]:
         moment = clock.now()
         values = values | {"revoked_at": moment, "due_at": moment}
         return self._update(ids, values, where=_STANDS | {**where})
@@ -818,82 +845,23 @@ class RedisRecords:
             self.home.add(left)
 
 
-@dataclasses.dataclass
-class _ToEnd:
-    """What ends once a transaction has committed."""
+def _covers(order: RevocationOrder, session: UserSession, *, is_open: bool) -> bool:
+    """Return whether a revocation ends an active session.
 
-    elsewhere: RedisRecords
-    user_ids: Sequence[t.Any]
-    values: dict[str, t.Any]
-    except_id: uuid.UUID | None
-    only: uuid.UUID | None
-    where: Among | None
-    change: PasswordChange | None
-    is_renewed: bool
-    count: int = 0
-    is_done_by_commit: bool = False
-    #: Whether the transaction has not committed yet.
-    is_open: bool = True
+    :param is_open: whether the transaction of the revocation has not committed yet.
+    """
+    return (
+        session.user_id in order.user_ids
+        and session.id != order.except_id
+        and (order.only_id is None or session.id == order.only_id)
+        and (order.where is None or order.where.covers(session))
+        and (order.change is None or _is_ended_by(order.change, session, is_open=is_open))
+    )
 
-    def covers(self, session: UserSession) -> bool:
-        """Whether a session that stands is meant."""
-        return (
-            session.user_id in self.user_ids
-            and session.id != self.except_id
-            and (self.only is None or session.id == self.only)
-            and (self.where is None or self.where.covers(session))
-            and (self.change is None or self._is_ended_by(self.change, session))
-        )
 
-    def _is_ended_by(self, change: PasswordChange, session: UserSession) -> bool:
-        goes_on = change.current is not None and session.id == change.current.id
-        return session.fingerprint != change.fingerprint and not (self.is_open and goes_on)
-
-    def batches(self) -> Iterator[list[UserSession]]:
-        """The sessions that are meant and stand, as far as is known now."""
-        wanted = [self.only] if self.only is not None else self.where and [*self.where.ids]
-        if wanted is None:
-            batches: Iterable[list[UserSession]] = self.elsewhere._of_users(self.user_ids)
-        else:
-            with _asking():
-                batches = [[*self.elsewhere.home.get(wanted).values()]]
-        for batch in batches:
-            yield [one for one in batch if one.revoked_at is None and self.covers(one)]
-
-    def execute_after_commit(self) -> Iterator[list[StoreEntries]]:
-        self.is_open = False
-        if self.change is not None:
-            # If that can't be done, it has not the new fingerprint, and ends with the others.
-            self.elsewhere.update_credentials(self.change)
-        for batch in self.batches():
-            ended = self._end(batch)
-            if ended:
-                yield ended
-
-    def _end(self, batch: list[UserSession]) -> list[StoreEntries]:
-        if self.change is None:
-            return self.elsewhere._end([one.id for one in batch], self.values)
-        # The password may have been changed once more since: what that has left goes on.
-        newest = self._newest_credentials()
-        ended: list[StoreEntries] = []
-        for old in {one.fingerprint for one in batch}.difference(newest):
-            ids = [one.id for one in batch if one.fingerprint == old]
-            where = {"fingerprint": old}
-            ended += self.elsewhere._end(ids, self.values, where=where)
-        return ended
-
-    def _newest_credentials(self) -> list[str | None]:
-        try:
-            known = self.elsewhere.users.credentials_of(self.user_ids)
-        except sa.exc.SQLAlchemyError:
-            return []
-        return [stored.fingerprint for stored in known.values()]
-
-    def mark_purged(self, batch: list[StoreEntries]) -> None:
-        self.elsewhere.mark_purged([row.id for row in batch])
-
-    def close(self) -> None:
-        """Everything is taken down."""
+def _is_ended_by(change: PasswordChange, session: UserSession, *, is_open: bool) -> bool:
+    survives = change.survivor is not None and session.id == change.survivor.id
+    return session.fingerprint != change.fingerprint and not (is_open and survives)
 
 
 def _end_of(session: UserSession) -> records.End | None:
@@ -902,8 +870,8 @@ def _end_of(session: UserSession) -> records.End | None:
     return records.End(session.revoked_reason, session.revoked_at, session.revocation)
 
 
-def _stored(session: UserSession) -> StoreEntries:
-    return StoreEntries(session.id, session.user_id, session.store_id, session.previous_store_id)
+def _stored(session: UserSession) -> StoreEntry:
+    return StoreEntry(session.id, session.user_id, session.store_id, session.previous_store_id)
 
 
 def _as_it_was(session: UserSession) -> dict[str, t.Any]:

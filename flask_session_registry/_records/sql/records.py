@@ -7,7 +7,6 @@ nor rolls back. Everything else runs in a short transaction of its own.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime as dt
 import functools
 import random
@@ -28,18 +27,19 @@ from .. import base as records
 from ..base import (
     NOT_IN_THE_FUTURE,
     STALE_KEY,
-    Ending,
     Execute,
     Left,
     Limit,
     LimitReachedError,
+    LoadedSession,
     PageEnd,
     PasswordChange,
     Replaced,
+    RevocationOrder,
+    RevocationResult,
     SessionSummary,
-    StoreEntries,
+    StoreEntry,
     SupersededError,
-    SurvivingSession,
     as_id,
     choose_link,
     link_ids,
@@ -156,16 +156,18 @@ class SQLRecords:
 
     # -- in the app's transaction ------------------------------------------------------------
 
+    updates_after_commit = False
+
     def load(
-        self, id: uuid.UUID, user: object = None, *, anew: bool = False
-    ) -> tuple[t.Any, ...] | None:
+        self, id: uuid.UUID, user: object = None, *, refresh: bool = False
+    ) -> LoadedSession | None:
         """The user of a user session, and what the check on each request compares.
 
         One statement in the app's session, which thereby knows the user: a user loader that asks
         for the primary key runs none. ``None``: no such row, it has ended, or its user is gone.
 
         :param user: what ``get_id()`` says of the user whose session it should be, if known.
-        :param anew: whether a user that the session knows already is overwritten.
+        :param refresh: whether a user that the session knows already is overwritten.
         :returns: user, generation, fingerprint, last_seen_at, store_id, created_at (``None`` where
             it is not needed), and the values of the password attributes.
         """
@@ -175,10 +177,10 @@ class SQLRecords:
             row = self.database.session.execute(self._load_both, values).first()
             # A guess: whose session it is, the row says.
             if row is not None and row[-1] == key:
-                return row[:-1]
-        statement = self._load.execution_options(populate_existing=True) if anew else self._load
+                return _loaded(row)
+        statement = self._load.execution_options(populate_existing=True) if refresh else self._load
         row = self.database.session.execute(statement, {"id": id}).first()
-        return None if row is None else row[:-1]
+        return None if row is None else _loaded(row)
 
     def get(self, id: uuid.UUID) -> t.Any:
         """The row, in the app's session; ``None``: there is none."""
@@ -196,7 +198,7 @@ class SQLRecords:
         with self.database.session.no_autoflush:
             return self._end_of(self.database.session.execute, id)
 
-    def end_now(self, id: uuid.UUID) -> records.End | None:
+    def find_end_after_commit(self, id: uuid.UUID) -> records.End | None:
         """The same, where the app's session can't be asked: its transaction is just ending."""
         with self.users.reading() as session:
             return self._end_of(session.execute, id)
@@ -273,48 +275,37 @@ class SQLRecords:
     def revoke(
         self,
         execute: Execute,
-        user_ids: Sequence[t.Any],
+        order: RevocationOrder,
         *,
-        revocation: uuid.UUID,
-        reason: str,
-        except_id: uuid.UUID | None = None,
-        only: uuid.UUID | None = None,
-        where: sa.ColumnElement[bool] | None = None,
-        change: PasswordChange | None = None,
-        are_deleted: bool = False,
-        already: Sequence[Ending] | None = (),
-    ) -> Ending:
-        """End the sessions of users, when the transaction commits.
-
-        :param among: what a :meth:`to_end` has given of sessions: only they end.
-        :param change: the password was changed: that one session goes on.
-        :param are_deleted: whether the users are gone afterwards.
-        :param already: not asked: the database knows what the transaction has ended before.
-        """
-        column = self.columns
-        is_renewed = change is not None and self._update_credentials(execute, change)
-        if is_renewed:
-            except_id = t.cast(SurvivingSession, t.cast(PasswordChange, change).current).id
-        statement = self._update_of_users(execute, user_ids).where(column.revoked_at.is_(None))
+        already: Sequence[RevocationOrder] | None = None,
+    ) -> RevocationResult:
+        """See :meth:`RevocationRecords.revoke`; the database knows what was ended before."""
+        column, change, except_id = self.columns, order.change, order.except_id
+        has_survivor = change is not None and self._update_credentials(execute, change)
+        if change is not None and change.survivor is not None and has_survivor:
+            except_id = change.survivor.id
+        statement = self._update_of_users(execute, order.user_ids).where(
+            column.revoked_at.is_(None)
+        )
         if except_id is not None:
             statement = statement.where(_of_what_is_found(column.id != except_id))
-        if only is not None:
-            statement = statement.where(column.id == only)
-        if where is not None:
-            statement = statement.where(where)
-        values = self._ending(reason) | {column.revocation: revocation}
+        if order.only_id is not None:
+            statement = statement.where(column.id == order.only_id)
+        if order.where is not None:
+            statement = statement.where(order.where)
+        values = self._ending(order.reason) | {column.revocation: order.id}
         count = execute(statement.values(values)).rowcount
-        return _Ended(self, revocation, user_ids, count, is_renewed, are_deleted)
+        return RevocationResult(count, has_survivor, ended_by_commit=count)
 
     def _update_credentials(self, execute: Execute, change: PasswordChange) -> bool:
         """Give one standing session a new fingerprint and the next generation.
 
         Only in a generation that its request knows it by: in another one, somebody else has it.
         """
-        column, current = self.columns, change.current
+        column, current = self.columns, change.survivor
         if current is None:
             return False
-        if current.has_entry:
+        if current.store_id is not None:
             self._leave_behind(execute, current.id, self.model.previous_store_id)
         for generation, fingerprint in reversed(current.held):
             result = execute(
@@ -440,7 +431,7 @@ class SQLRecords:
         replaces: Sequence[Replaced],
         limit: Limit | None,
         expiry: Expiry,
-    ) -> list[StoreEntries] | None:
+    ) -> list[StoreEntry] | None:
         """Add a row and end those it replaces; ``None`` if there is no such user.
 
         :param evidence: of the credential that was checked. If that is not the current one, the
@@ -456,7 +447,7 @@ class SQLRecords:
             is_current = evidence.covers(current)
             for one in replaces:
                 is_current |= self._replace(session, one, current.fingerprint)
-            evicted: list[StoreEntries] = []
+            evicted: list[StoreEntry] = []
             if limit is not None and is_current:
                 evicted = self._evict(
                     session, values["user_id"], current.fingerprint, limit, expiry
@@ -481,7 +472,7 @@ class SQLRecords:
         current: str | None,
         limit: Limit,
         expiry: Expiry,
-    ) -> list[StoreEntries]:
+    ) -> list[StoreEntry]:
         """End the oldest sessions of a user, so that there is room for one more; which they are.
 
         :param current: the fingerprint of the user's current credential.
@@ -494,7 +485,7 @@ class SQLRecords:
             column.fingerprint == current if current else column.fingerprint.is_(None),
             sa.not_(expiry.condition(column)),
         ).order_by(column.created_at, column.id)
-        rows = [StoreEntries(*row) for row in session.execute(active)]
+        rows = [StoreEntry(*row) for row in session.execute(active)]
         evicted = rows[: max(0, len(rows) + 1 - limit.most)]
         if evicted and limit.rejects:
             raise LimitReachedError
@@ -504,7 +495,7 @@ class SQLRecords:
             )
         return evicted
 
-    def find_by_store_key(self, store_id: str, user_id: t.Any) -> list[StoreEntries]:
+    def find_by_store_key(self, store_id: str, user_id: t.Any) -> list[StoreEntry]:
         """The sessions of a user that stand, and have or had this key in the store."""
         model = self.model
         # A row of nobody names the session that left the key behind.
@@ -518,15 +509,15 @@ class SQLRecords:
             statement = self._stored.where(
                 model.id.in_(found), model.user_id == user_id, model.revoked_at.is_(None)
             )
-            return [StoreEntries(*row) for row in session.execute(statement)]
+            return [StoreEntry(*row) for row in session.execute(statement)]
 
     def find_never_resumed(
-        self, user_id: t.Any, *, ip_address: str | None, user_agent: str | None, but: int
-    ) -> list[StoreEntries]:
+        self, user_id: t.Any, *, ip_address: str | None, user_agent: str | None, skip: int
+    ) -> list[StoreEntry]:
         """The sessions of a user that stand, but were never seen after they began; the last first.
 
         :param ip_address: only those from there, with this user agent.
-        :param but: how many of the last ones to leave out.
+        :param skip: how many of the last ones to leave out.
         """
         model = self.model
         statement = self._stored.where(
@@ -539,8 +530,8 @@ class SQLRecords:
         statement = statement.order_by(model.created_at.desc(), model.id)
         with self.users.reading() as session:
             return [
-                StoreEntries(*row)
-                for row in session.execute(statement.offset(but).limit(records.BATCH))
+                StoreEntry(*row)
+                for row in session.execute(statement.offset(skip).limit(records.BATCH))
             ]
 
     def was_seen(self, user_id: t.Any, *, ip_address: str | None, user_agent: str | None) -> bool:
@@ -568,19 +559,19 @@ class SQLRecords:
             row = session.execute(statement).first()
         return None if row is None else tuple(row)
 
-    def current_generation(self, id: uuid.UUID, *, skips_locked: bool = False) -> int | None:
+    def current_generation(self, id: uuid.UUID, *, skip_locked: bool = False) -> int | None:
         """Its generation, when the app's session may hold the only connection.
 
         Inside the app's transaction it is a locking read, because InnoDB would show the state at
         the beginning of the transaction otherwise. It waits for nothing: where the row is locked,
         the app's transaction is rolled back, and what is committed counts.
 
-        :param skips_locked: whether to return ``None`` then.
+        :param skip_locked: whether to return ``None`` then.
         """
         session = self.database.session
         if self.users.is_in_transaction:
             try:
-                return self._generation(session, id, skips_locked=skips_locked)
+                return self._generation(session, id, skip_locked=skip_locked)
             except sa.exc.SQLAlchemyError:
                 self.users.roll_back()
         standing = self.current_state(id)
@@ -656,18 +647,17 @@ class SQLRecords:
         with self.users.transaction() as session:
             return self._end(session.execute, id, reason)
 
-    def ended_by(
-        self, revocation: uuid.UUID, user_ids: Sequence[t.Any], *, are_deleted: bool
-    ) -> Iterator[list[StoreEntries]]:
-        """What a revocation has ended, in batches.
+    def complete(self, order: RevocationOrder) -> Iterator[list[StoreEntry]]:
+        """See :meth:`RevocationRecords.complete`.
 
-        :param are_deleted: whether the users are gone. Most databases have then taken their keys
-            out of the rows.
+        What ended is asked of the database, by the id that all rows of a revocation carry: what a
+        savepoint took back, or a transaction that was never committed, is not found.
         """
-        owner = self._belongs_to(user_ids)
-        if are_deleted:
+        owner = self._belongs_to(order.user_ids)
+        if order.users_are_deleted:
+            # Most databases have then taken the user out of the rows.
             owner = sa.or_(owner, self.columns.user_id.is_(None))
-        return self._batches(owner, self.columns.revocation == revocation)
+        return self._batches(owner, self.columns.revocation == order.id)
 
     def mark_purged(self, ids: Sequence[uuid.UUID], *, but_previous: bool = False) -> int:
         """Take down that the entries of ended sessions are gone from the session store.
@@ -685,16 +675,18 @@ class SQLRecords:
             result = session.execute(statement.values({column.purged_at: clock.now()}))
             return t.cast("sa.CursorResult[t.Any]", result).rowcount
 
-    def mark_purged_by(
-        self, revocation: uuid.UUID, user_ids: Sequence[t.Any], *, up_to: uuid.UUID
-    ) -> None:
-        """The same of all that a revocation has ended, up to the last one purged, at once."""
+    def mark_revocation_purged(self, order: RevocationOrder, ids: Sequence[uuid.UUID]) -> None:
+        """See :meth:`RevocationRecords.mark_revocation_purged`; all at once, up to the last id."""
+        if order.users_are_deleted:
+            for batch in _batches_of(list(ids)):
+                self.mark_purged(batch)
+            return
         column = self.columns
         with self.users.transaction() as session:
-            self.lock_users(session.execute, user_ids)
-            statement = self._update_of_users(session.execute, user_ids).where(
-                column.revocation == revocation,
-                _of_what_is_found(column.id <= up_to),
+            self.lock_users(session.execute, order.user_ids)
+            statement = self._update_of_users(session.execute, order.user_ids).where(
+                column.revocation == order.id,
+                _of_what_is_found(column.id <= ids[-1]),
                 column.purged_at.is_(None),
             )
             session.execute(statement.values({column.purged_at: clock.now()}))
@@ -735,13 +727,13 @@ class SQLRecords:
         return random.choice((new_id(moment), uuid.uuid4()))  # noqa: S311
 
     def find_expired(
-        self, expiry: Expiry, *, everywhere: bool = True, part: ScanWindow | None = None
-    ) -> Iterator[list[StoreEntries]]:
+        self, expiry: Expiry, *, everywhere: bool = True, window: ScanWindow | None = None
+    ) -> Iterator[list[StoreEntry]]:
         """Sessions that have expired and not ended yet; those of deleted users, too.
 
         :param everywhere: all rows are looked at in any case, or all of the part.
         """
-        return self._batches(self._has_expired(expiry), part=part)
+        return self._batches(self._has_expired(expiry), window=window)
 
     def expire(self, ids: Sequence[uuid.UUID], expiry: Expiry) -> int:
         """End those of these sessions that have expired still; how many."""
@@ -753,13 +745,13 @@ class SQLRecords:
             )
             return t.cast("sa.CursorResult[t.Any]", result).rowcount
 
-    def find_unpurged(self, *, part: ScanWindow | None = None) -> Iterator[list[StoreEntries]]:
+    def find_unpurged(self, *, window: ScanWindow | None = None) -> Iterator[list[StoreEntry]]:
         """Ended sessions whose entries may still be in the session store."""
-        return self._batches(self._is_unpurged(), part=part)
+        return self._batches(self._is_unpurged(), window=window)
 
     def find_stale_keys(
-        self, *, before: dt.datetime, lost_before: dt.datetime, part: ScanWindow | None = None
-    ) -> Iterator[list[StoreEntries]]:
+        self, *, before: dt.datetime, lost_before: dt.datetime, window: ScanWindow | None = None
+    ) -> Iterator[list[StoreEntry]]:
         """Rows of nobody, each with the key of an entry that a session has left behind.
 
         :param before: only what was left before this moment.
@@ -777,14 +769,14 @@ class SQLRecords:
                 column.revocation.is_(None),
                 ~sa.exists().where(other.id == column.revocation, stands),
             ),
-            part=part,
+            window=window,
         )
 
-    def find_rotated(self, *, part: ScanWindow | None = None) -> Iterator[list[StoreEntries]]:
+    def find_rotated(self, *, window: ScanWindow | None = None) -> Iterator[list[StoreEntry]]:
         """Sessions that go on, and may have left an entry under an earlier key."""
         column = self.columns
         return self._batches(
-            column.revoked_at.is_(None), column.previous_store_id.is_not(None), part=part
+            column.revoked_at.is_(None), column.previous_store_id.is_not(None), window=window
         )
 
     def forget_previous_keys(self, ids: Sequence[uuid.UUID], *, before: dt.datetime) -> None:
@@ -798,15 +790,15 @@ class SQLRecords:
             )
 
     def find_outdated(
-        self, *, before: dt.datetime, part: ScanWindow | None = None
-    ) -> Iterator[list[StoreEntries]]:
+        self, *, before: dt.datetime, window: ScanWindow | None = None
+    ) -> Iterator[list[StoreEntry]]:
         """Sessions that ended before this moment, and have been purged."""
         column = self.columns
         return self._batches(
             column.revoked_at <= before,
             column.revoked_reason.is_distinct_from(STALE_KEY),
             sa.not_(self._is_unpurged()),
-            part=part,
+            window=window,
         )
 
     def forget(self, ids: Sequence[uuid.UUID]) -> int:
@@ -1035,13 +1027,13 @@ class SQLRecords:
         return execute(statement).first() is not None
 
     def _batches(
-        self, *conditions: sa.ColumnElement[bool], part: ScanWindow | None = None
-    ) -> Iterator[list[StoreEntries]]:
+        self, *conditions: sa.ColumnElement[bool], window: ScanWindow | None = None
+    ) -> Iterator[list[StoreEntry]]:
         """The rows with these conditions, in the order of their ids, with no transaction open."""
-        if part is not None:
-            conditions = (part, *conditions)
+        if window is not None:
+            conditions = (window, *conditions)
         for rows in self._pages(self._stored.where(*conditions)):
-            yield from _batches_of([StoreEntries._make(row) for row in rows])
+            yield from _batches_of([StoreEntry._make(row) for row in rows])
 
     def _pages(self, statement: sa.Select[t.Any]) -> Iterator[Sequence[sa.Row[t.Any]]]:
         """What a statement selects, in the order of the ids, with no transaction open."""
@@ -1271,46 +1263,21 @@ class SQLRecords:
         return bool(execute(statement.values(self._ending(reason))).rowcount)
 
     def _generation(
-        self, session: sa_orm.Session, id: uuid.UUID, *, skips_locked: bool
+        self, session: sa_orm.Session, id: uuid.UUID, *, skip_locked: bool
     ) -> int | None:
         model = self.model
         statement = sa.select(model.generation).where(model.id == id, model.revoked_at.is_(None))
         statement = statement.with_for_update(
-            read=True, nowait=not skips_locked, skip_locked=skips_locked, of=self.table
+            read=True, nowait=not skip_locked, skip_locked=skip_locked, of=self.table
         )
         return session.scalar(statement.execution_options(autoflush=False))
 
 
-@dataclasses.dataclass
-class _Ended:
-    """What a revocation has ended, if its transaction commits.
-
-    Which rows that are is asked of the database afterwards, by the id that all of them carry: what
-    a savepoint took back, or a transaction that was never committed, is not found.
-    """
-
-    table: SQLRecords
-    revocation: uuid.UUID
-    user_ids: Sequence[t.Any]
-    count: int
-    is_renewed: bool
-    are_deleted: bool
-    is_done_by_commit: bool = True
-    #: The last one whose entries are gone.
-    purged_to: uuid.UUID | None = None
-
-    def execute_after_commit(self) -> Iterator[list[StoreEntries]]:
-        return self.table.ended_by(self.revocation, self.user_ids, are_deleted=self.are_deleted)
-
-    def mark_purged(self, batch: list[StoreEntries]) -> None:
-        if self.are_deleted:
-            self.table.mark_purged([row.id for row in batch])
-        else:
-            self.purged_to = batch[-1].id
-
-    def close(self) -> None:
-        if self.purged_to is not None:
-            self.table.mark_purged_by(self.revocation, self.user_ids, up_to=self.purged_to)
+def _loaded(row: t.Any) -> LoadedSession:
+    user, generation, fingerprint, last_seen_at, store_id, created_at, *rest = row
+    return LoadedSession(
+        user, generation, fingerprint, last_seen_at, store_id, created_at, tuple(rest[:-1])
+    )
 
 
 def _end_of(row: t.Any) -> records.End | None:

@@ -1,0 +1,159 @@
+"""Lets the session of this request follow what a transaction has committed."""
+
+from __future__ import annotations
+
+import contextlib
+import typing as t
+import uuid
+from collections.abc import Sequence
+
+from flask import Flask, current_app
+from flask import session as flask_session
+
+from .. import signals
+from .._app import Registry, unwrap
+from .._compat.flask import within_request
+from .._records.base import UNAVAILABLE, End
+from .._store.purge import Purge
+from ..errors import RecordsError
+from . import check as session_check
+from . import remember_cookies, store_keys
+from .context import MARKER, Current, RequestState, read_marker
+
+_REASON = "password_changed"
+
+
+def sync_current(registry: Registry, user_ids: Sequence[t.Any]) -> None:
+    """Let the session of this request follow what was committed, in memory.
+
+    Only what this request itself has done: a generation made by another request belongs to that
+    one, and this request may come from a copy of its cookie.
+
+    :param user_ids: the users whose sessions the transaction has written.
+    """
+    if registry.is_in_request:
+        with within_request():
+            _sync_current(registry, user_ids)
+
+
+def _sync_current(registry: Registry, user_ids: Sequence[t.Any]) -> None:
+    state = registry.state
+    current = state.current
+    if current is None:
+        _sync_unchecked(registry, state)
+    elif current.user_id in user_ids:
+        standing = _current_state(registry, current.id)
+        if standing is None:
+            _follow_end(registry, state, current)
+        elif standing[0] == current.generation:
+            # A session may be bound to a connection whose transaction goes on.
+            current.awaits_commit = current.held[-1][0] != current.generation
+        elif standing in current.held:
+            _follow_new_credentials(registry, state, current, standing)
+        else:
+            _follow_rotation_elsewhere(state, current)
+
+
+def _sync_unchecked(registry: Registry, state: RequestState) -> None:
+    """Keep a session that has ended from being written back, where no check has accepted it."""
+    carried = unwrap(flask_session).get(MARKER)
+    marker = None if state.is_known(carried) else read_marker(carried)
+    if marker is not None and _current_state(registry, marker[0]) is None:
+        _sign_out(state, marker[0], _find_end(registry, marker[0]))
+
+
+def _follow_end(registry: Registry, state: RequestState, current: Current) -> None:
+    state.current = None
+    end = _find_end(registry, current.id)
+    if state.login is not None and end is not None and end.revocation in _own_revocations(state):
+        # A login of this request doesn't depend on what the request itself has ended.
+        state.login.replaces = None
+    if _is_carried(current):
+        _sign_out(state, current.id, end)
+
+
+def _follow_new_credentials(
+    registry: Registry,
+    state: RequestState,
+    current: Current,
+    standing: tuple[int, str | None],
+) -> None:
+    if session_check.is_answered():
+        state.current = None
+        _end_unreachable(registry, current)
+        return
+    is_carried = _is_carried(current)
+    current.settle(*standing)
+    current.credentials_updated = True
+    if is_carried:
+        app, browser = unwrap(current_app), unwrap(flask_session)
+        store_keys.change(app.session_interface, browser)
+        browser[MARKER] = current.marker
+
+
+def _follow_rotation_elsewhere(state: RequestState, current: Current) -> None:
+    is_carried = _is_carried(current)
+    state.current = None
+    if is_carried:
+        # The answer to another request signs this browser in, or has done so.
+        state.rejected, state.rejected_id, state.is_superseded = "rotated", current.id, True
+        session_check.make_anonymous(unwrap(current_app), state)
+
+
+def _end_unreachable(registry: Registry, current: Current) -> None:
+    """End a session whose browser can't learn its new id: it has its answer already.
+
+    A teardown function has committed the password change, or the session store has, which saves
+    the session by the same commit.
+    """
+    app = unwrap(current_app)
+    # If this fails, the row expires. What the browser holds is of an earlier generation.
+    with contextlib.suppress(*UNAVAILABLE):
+        if registry.records.end(current.id, _REASON):
+            Purge(registry, app).purge([(current.id, current.keys)])
+            signals.send(
+                signals.session_revoked,
+                app,
+                ids=(current.id,),
+                user_id=current.user_id,
+                reason=_REASON,
+            )
+
+
+def _is_carried(current: Current) -> bool:
+    """Return whether ``flask.session`` is still that of this user session."""
+    carried: object = unwrap(flask_session).get(MARKER)
+    return carried == current.marker
+
+
+def _current_state(registry: Registry, id: uuid.UUID) -> tuple[int, str | None] | None:
+    """Return generation and fingerprint of an active session; ``None`` if unknown or ended."""
+    try:
+        return registry.records.current_state(id)
+    except RecordsError:
+        return None
+
+
+def _find_end(registry: Registry, id: uuid.UUID) -> End | None:
+    """Return how a session has ended; ``None`` if that can't be known."""
+    try:
+        return registry.records.find_end_after_commit(id)
+    except UNAVAILABLE:
+        return None
+
+
+def _own_revocations(state: RequestState) -> set[uuid.UUID]:
+    """Return the ids of the revocations of this request, committed or not."""
+    orders = (getattr(pending.subject, "order", None) for pending in state.pending)
+    return {order.id for order in orders if order is not None}
+
+
+def _sign_out(state: RequestState, id: uuid.UUID, end: End | None) -> None:
+    """Treat the rest of this request as anonymous: its session has ended."""
+    app: Flask = unwrap(current_app)
+    if end is not None and session_check.is_superseded(end):
+        # The browser may be signed in again by now.
+        state.rejected, state.rejected_id, state.is_superseded = end.reason, id, True
+    else:
+        state.clears_remember_cookie = remember_cookies.is_ours(app)
+    session_check.make_anonymous(app, state)
