@@ -55,8 +55,7 @@ class Purge:
                 self.error = PurgeError(f"Store entries could not be deleted ({name}).")
                 log.log(
                     self._level,
-                    "Store entries could not be deleted (%s). The sessions that they belong to are"
-                    " over all the same.",
+                    "Store entries could not be deleted (%s). The sessions are revoked regardless.",
                     name,
                 )
             self._spent += time.monotonic() - began
@@ -92,4 +91,4 @@ class Purge:
             self._registry.records.mark_purged(ids, but_previous=True)
         except Exception as error:
             # They will be deleted once more.
-            report("It could not be taken down that store entries were deleted.", error)
+            report("Could not mark store entries as purged.", error)
