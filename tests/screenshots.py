@@ -1,4 +1,4 @@
-"""Make the pictures of the README anew: ``python tests/screenshots.py``."""
+"""Retake the README's screenshots: ``python tests/screenshots.py``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 IPAD = IPHONE.replace("iPhone;", "iPad;")
 
 
-#: When they signed in and were last seen, in hours before now, and from where.
+#: When each device signed in and was last seen, in hours before now, and its IP address.
 PAST = {
     SAFARI: (24 * 12, 3, "203.0.113.7"),
     IPAD: (24 * 20, 30, "203.0.113.7"),
@@ -24,7 +24,7 @@ PAST = {
 
 
 def age(app: Flask) -> None:
-    """Let time have passed since the devices signed in."""
+    """Move the devices' sign-ins into the past."""
     from accounts.extensions import db, sessions
 
     now = dt.datetime.now(dt.timezone.utc)

@@ -1,7 +1,7 @@
-"""Find the servers that the tests run on, or start them; and the browser.
+"""Find or start the servers and the browser that the tests need.
 
-By environment variable, else at their usual address, else from binaries on the machine on a free
-port. Where there is none, the test is skipped; in CI it fails.
+An environment variable comes first, then the usual address, then binaries on this machine, started
+on a free port. If there is none, the test is skipped; in CI it fails.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def free_port() -> int:
 
 
 def _binary(*patterns: str) -> str | None:
-    """The first of these programs that is there: names, or patterns of absolute paths."""
+    """Return the first program that exists, given names or patterns of absolute paths."""
     for pattern in patterns:
         found = shutil.which(pattern) or max(map(str, Path("/").glob(pattern[1:])), default=None)
         if found:
@@ -66,7 +66,7 @@ def _start(command: list[str], *, user: str | None = None) -> None:
 
 
 def wait_for(works: Callable[[], bool], seconds: float = 30) -> bool:
-    """Ask again and again until it works; whether it did in time."""
+    """Poll until it works. Return whether it did so in time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if works():
@@ -91,7 +91,7 @@ def _database_answers(url: str) -> bool:
 
 
 def chromium() -> str:
-    """The program of a Chromium; Debian's, say."""
+    """Return the path of a Chromium, such as Debian's."""
     found = os.environ.get("TEST_CHROMIUM") or _binary(*CHROMIUMS)
     if found is None:
         _missing("Chromium", "TEST_CHROMIUM")
@@ -149,7 +149,8 @@ def _mariadb_url() -> str | None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         user="mysql" if os.geteuid() == 0 else None,
-        # Where it deletes all temporary tables when it starts: not those of other servers.
+        # At start-up, MariaDB deletes all temporary tables in this folder, also those of other
+        # servers.
         env=os.environ | {"TMPDIR": folder},
     )
     _start(
@@ -177,7 +178,7 @@ def _folder(owner: str) -> str:
 
 
 def redis_url() -> str:
-    """The address of a Redis server."""
+    """Return the URL of a Redis server."""
     url = _redis_url()
     if url is None:
         _missing("Redis", "TEST_REDIS_URL")
@@ -205,14 +206,14 @@ def _memcached_address() -> tuple[str, int] | None:
     if "TEST_MEMCACHED_URL" in os.environ or server is None:
         return None
     address = ("127.0.0.1", free_port())
-    # It refuses to run as root.
+    # memcached refuses to run as root.
     user = ["-u", "nobody"] if os.geteuid() == 0 else []
     _start([server, "-l", address[0], "-p", str(address[1]), *user])
     return address if wait_for(lambda: _memcached_answers(address)) else None
 
 
 def memcached_address() -> tuple[str, int]:
-    """Host and port of a memcached server."""
+    """Return the host and port of a memcached server."""
     address = _memcached_address()
     if address is None:
         _missing("memcached", "TEST_MEMCACHED_URL")
@@ -221,7 +222,7 @@ def memcached_address() -> tuple[str, int]:
 
 @functools.cache
 def dynamodb_url() -> str:
-    """The address of a server that speaks like DynamoDB: moto's, started here."""
+    """Return the URL of a server that speaks DynamoDB's protocol: moto's, started here."""
     if "TEST_DYNAMODB_URL" in os.environ:
         return os.environ["TEST_DYNAMODB_URL"]
     port = free_port()
@@ -250,14 +251,15 @@ def _redis_cluster_url() -> str | None:
         _start(
             [
                 *(server, "--port", str(port), "--bind", "127.0.0.1", "--dir", folder),
-                # Its own port for the others is by default one that may not exist.
+                # The default port for the cluster bus is derived from this one and might be out of
+                # range.
                 *("--cluster-enabled", "yes", "--cluster-port", str(free_port())),
                 *("--save", "", "--appendonly", "no"),
             ]
         )
         assert wait_for(lambda port=port: _redis_answers(f"redis://127.0.0.1:{port}/0"))
         nodes.append(redis.Redis(port=port))
-    # As 'redis-cli --cluster create' does it.
+    # Do what 'redis-cli --cluster create' does.
     for number, node in enumerate(nodes):
         first, last = number * 16384 // 3, (number + 1) * 16384 // 3
         node.execute_command("CLUSTER", "ADDSLOTS", *range(first, last))
@@ -275,7 +277,7 @@ def _redis_cluster_url() -> str | None:
 
 
 def redis_cluster() -> redis.RedisCluster:
-    """A client of a Redis Cluster of three nodes."""
+    """Return a client of a Redis Cluster with three nodes."""
     url = _redis_cluster_url()
     if url is None:
         _missing("Redis Cluster", "TEST_REDIS_CLUSTER_URL")
@@ -308,7 +310,7 @@ def _redis_sentinel() -> tuple[str, int] | None:
 
 
 def redis_sentinel() -> redis.Sentinel:
-    """A Redis Sentinel that watches a server named ``sessions``."""
+    """Return a Redis Sentinel that monitors a server named ``sessions``."""
     address = _redis_sentinel()
     if address is None:
         _missing("Redis Sentinel", "TEST_REDIS_SENTINEL_URL")
@@ -317,7 +319,7 @@ def redis_sentinel() -> redis.Sentinel:
 
 @contextmanager
 def scratch_database(kind: str) -> Iterator[str]:
-    """An empty database on a server, dropped afterwards: its address."""
+    """Create an empty database on a server, yield its URL, and drop it afterwards."""
     find, variable = {
         "postgresql": (_postgresql_url, "TEST_POSTGRESQL_URL"),
         "mariadb": (_mariadb_url, "TEST_MARIADB_URL"),

@@ -1,6 +1,6 @@
-"""The example app under gunicorn with two workers, and the browsers that visit it over HTTP.
+"""Run the example app under gunicorn with two workers, and visit it over HTTP.
 
-Requests are held in the middle in one worker, through Redis lists, while another answers.
+Redis lists hold a request half-way in one worker while another worker answers.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ class Service:
 
     @property
     def log(self) -> str:
-        """What the workers have logged so far: warnings, and errors."""
+        """Return the warnings and errors that the workers have logged so far."""
         return self._log.read_text()
 
     def entries(self) -> list[bytes]:
-        """The entries that name a user session."""
+        """Return the keys of the entries that contain a user session."""
         keys = list(self.store.scan_iter(f"{self.prefix}*", count=10_000))
         return [key for key in keys if b"_user_session" in (self.store.get(key) or b"")]
 
     def start(self, visit: t.Callable[[str], t.Any]) -> tuple[str, Future[t.Any]]:
-        """Begin a visit that is held, and return when it is in the middle."""
+        """Start a visit that is held, and return once it is half-way."""
         token = uuid.uuid4().hex
         future = self.pool.submit(visit, token)
         assert self.store.blpop([f"reached:{token}"], timeout=30) is not None
@@ -74,7 +74,7 @@ class HttpBrowser:
     def __init__(self, service: Service, name: str) -> None:
         self.service = service
         self.jar = http.cookiejar.CookieJar()
-        # Not 'build_opener', which reads every certificate of the system for each browser.
+        # 'build_opener' would load all of the system's certificates for each browser.
         self.opener = urllib.request.OpenerDirector()
         for handler in (
             urllib.request.HTTPHandler(),
@@ -88,7 +88,7 @@ class HttpBrowser:
         self.workers: set[str] = set()
 
     def copy(self, *names: str) -> HttpBrowser:
-        """Another browser with copies of the cookies of these names, or of all."""
+        """Return another browser with copies of the named cookies, or of all."""
         copy = HttpBrowser(self.service, "Copy")
         for cookie in self.jar:
             if not names or cookie.name in names:
@@ -120,12 +120,12 @@ class HttpBrowser:
         return t.cast("str | None", json.loads(self.open("/whoami")[1])["user"])
 
     def is_dead_on_both_workers(self) -> bool:
-        """Asked with copies of its cookies until each worker has answered."""
+        """Ask with copies of the cookies until both workers have answered. Return if all refuse."""
         workers: set[str] = set()
         answers: set[str | None] = set()
 
         def both_have_answered() -> bool:
-            # Several at once: of requests one after another, one worker may take them all.
+            # Send several at once: one worker might take all requests that come one after another.
             copies = [self.copy() for _ in range(4)]
             answers.update(at_once([lambda copy=copy: copy.user for copy in copies]))
             workers.update(*(copy.workers for copy in copies))
@@ -139,11 +139,11 @@ class HttpBrowser:
 def running(
     folder: Path, *, database: str, app: str = "workers_app:app", **environ: str
 ) -> Iterator[Service]:
-    """The example with two workers, on an empty database, and on Redis unless told otherwise.
+    """Run the example with two workers, on an empty database, and on Redis by default.
 
     :param folder: the app's instance folder.
     :param app: a module of the tests, and the app in it.
-    :param environ: what the workers find in their environment besides.
+    :param environ: additional environment variables for the workers.
     """
     port, prefix = servers.free_port(), f"w{uuid.uuid4().hex[:8]}:"
     variables = {
@@ -189,7 +189,7 @@ def running(
 
 
 def sign_up(service: Service) -> str:
-    """A new user, who is signed in nowhere: the address."""
+    """Create a user who isn't signed in anywhere. Return their email address."""
     email = f"{uuid.uuid4().hex[:12]}@example.com"
     browser = service.browser("Sign-up")
     form = {"email": email, "name": "Ann", "password": PASSWORD, "repeated": PASSWORD}

@@ -1,4 +1,4 @@
-"""A small site with the registry, and browsers that visit it."""
+"""A small site that uses the registry, and browsers that visit it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = ["DATABASES", "HAS_FALLBACKS", "HOMES", "STORES", "Browser", "Site"]
 
 DATABASES = ("sqlite", "postgresql", "mariadb")
 
-#: Whether Flask reads what was signed with an earlier key: from 3.1 on.
+#: Whether Flask accepts signatures made with an earlier key: Flask 3.1 and later.
 HAS_FALLBACKS = "SECRET_KEY_FALLBACKS" in Flask.default_config
 
 #: Where the user sessions are kept.
@@ -45,7 +45,7 @@ HOMES = ("table", "redis")
 
 
 def user_class(db: SQLAlchemy, **columns: t.Any) -> type[t.Any]:
-    """A plain user model, with further columns or attributes."""
+    """Return a plain user model with additional columns or attributes."""
 
     class User(UserMixin, db.Model):  # type: ignore[misc, name-defined]
         __tablename__ = "account"
@@ -60,9 +60,9 @@ def user_class(db: SQLAlchemy, **columns: t.Any) -> type[t.Any]:
 
 
 class Site:
-    """An app with the registry on one session store and one database.
+    """An app with the registry, on one session store and one database.
 
-    ``/login``, ``/logout``, ``/me``, ``/password`` and ``/cart`` are there; a test adds others.
+    It has ``/login``, ``/logout``, ``/me``, ``/password`` and ``/cart``. A test adds others.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Site:
         return self.db.session.get(self.User, convert(id))
 
     def user(self, name: str) -> t.Any:
-        """A user, in the app's session."""
+        """Return a user from the app's SQLAlchemy session."""
         return self.db.session.scalar(sa.select(self.User).filter_by(name=name))
 
     def _add_views(self) -> None:
@@ -165,7 +165,7 @@ class Site:
     def browser(self, name: str = "Firefox", **cookies: str) -> Browser:
         return Browser(self, name, cookies)
 
-    # -- looking behind it ---------------------------------------------------------------------
+    # -- inspecting it -------------------------------------------------------------------------
 
     @contextmanager
     def context(self) -> t.Iterator[None]:
@@ -173,7 +173,7 @@ class Site:
             yield
 
     def rows(self, **by: t.Any) -> list[t.Any]:
-        """All user sessions that were somebody's, the oldest first."""
+        """Return all rows of users' sessions, oldest first; no stale keys or adoption blocks."""
         with self.context():
             records = self.registry.records
             if isinstance(records, RedisRecords):
@@ -196,9 +196,9 @@ class Site:
     def change(
         self, by: dict[str, t.Any] | None = None, *, ended: bool = False, **values: t.Any
     ) -> None:
-        """Give user sessions other values, behind the registry's back.
+        """Change columns of user sessions behind the registry's back.
 
-        :param ended: only those that have ended, and those of nobody.
+        :param ended: change only rows that have ended, including stale keys and adoption blocks.
         """
         with self.context():
             records = self.registry.records
@@ -224,7 +224,7 @@ class Site:
             self.db.session.commit()
 
     def add_rows(self, rows: list[dict[str, t.Any]]) -> None:
-        """Add user sessions, as so many logins would."""
+        """Add user sessions, as the same number of logins would."""
         with self.context():
             records = self.registry.records
             if isinstance(records, RedisRecords):
@@ -239,7 +239,7 @@ class Site:
             self.db.session.commit()
 
     def forget_all(self) -> None:
-        """Lose all user sessions."""
+        """Delete all user sessions."""
         with self.context():
             records = self.registry.records
             if isinstance(records, RedisRecords):
@@ -262,12 +262,12 @@ class Site:
 
     @property
     def cache(self) -> t.Any:
-        """The cache of cachelib."""
+        """Return cachelib's cache."""
         return t.cast(t.Any, self.backend).cache
 
     @property
     def redis(self) -> t.Any:
-        """The client of Redis."""
+        """Return the Redis client."""
         return t.cast(t.Any, self.backend).client
 
     @redis.setter
@@ -275,7 +275,7 @@ class Site:
         t.cast(t.Any, self.backend).client = client
 
     def entries(self) -> dict[str, str]:
-        """All entries of the session store: key, and what is in it as text."""
+        """Return all entries of the session store as text, by key."""
         return self.backend.entries()
 
     def signed_in_entries(self) -> list[str]:
@@ -298,7 +298,7 @@ class Site:
 
 
 class Statements:
-    """The SQL statements of a ``with`` block."""
+    """The SQL statements executed in a ``with`` block."""
 
     def __init__(self, site: Site) -> None:
         with site.context():
@@ -348,7 +348,7 @@ class Browser:
 
     @property
     def name_shown(self) -> str | None:
-        """Who the site thinks this is."""
+        """The name of the user this browser is signed in as, according to the site."""
         response = self.get("/me")
         assert response.status_code == 200, response.text
         return t.cast("str | None", response.json["name"])
@@ -363,7 +363,7 @@ class Browser:
 
     @property
     def cookies(self) -> dict[str, str]:
-        """What is in the cookie jar."""
+        """The contents of the cookie jar."""
         found = ((name, self.client.get_cookie(name)) for name in COOKIES)
         return {name: cookie.value for name, cookie in found if cookie is not None}
 
@@ -376,7 +376,7 @@ class Browser:
             self.client.delete_cookie(name)
 
     def copy(self, *names: str) -> Browser:
-        """Somebody else with a copy of the cookies."""
+        """Return another browser with copies of the cookies."""
         cookies = self.cookies
         return Browser(self.site, "Copy", {n: cookies[n] for n in names or cookies})
 

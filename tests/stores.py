@@ -1,4 +1,4 @@
-"""The session stores that the tests run on, and what is in them."""
+"""The session stores that the tests run on, and access to their entries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flask_sqlalchemy import SQLAlchemy
 
 
 class Store:
-    """Signed cookies: nothing is stored. Also what the others have in common."""
+    """Signed cookies, which store nothing. Also the base class of the others."""
 
     def __init__(self, app: Flask, folder: Path, prefix: str) -> None:
         self.app = app
@@ -29,7 +29,7 @@ class Store:
         self.prefix = prefix
 
     def configure(self) -> dict[str, t.Any]:
-        """The settings of Flask-Session."""
+        """Return the settings of Flask-Session."""
         return {}
 
     def set_up(self, db: SQLAlchemy) -> None:
@@ -39,11 +39,11 @@ class Store:
             Session(self.app)
 
     def entries(self) -> dict[str, str]:
-        """All entries: key, and what is in it as text."""
+        """Return all entries as text, by key."""
         return {}
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Delete everything this store has written."""
 
 
 class Cookie(Store):
@@ -67,7 +67,7 @@ class RedisStore(Store):
 
 
 class Cluster(RedisStore):
-    """A Redis Cluster, which Flask-Session does not take for a Redis."""
+    """A Redis Cluster, which Flask-Session doesn't recognize as Redis."""
 
     def configure(self) -> dict[str, t.Any]:
         self.client = servers.redis_cluster()
@@ -85,7 +85,7 @@ class Sentinel(RedisStore):
 
 
 class Memcached(Store):
-    """Spoken to by pymemcache."""
+    """memcached through pymemcache."""
 
     def configure(self) -> dict[str, t.Any]:
         self.host, self.port = servers.memcached_address()
@@ -97,17 +97,19 @@ class Memcached(Store):
         return Client((self.host, self.port), timeout=10)
 
     def entries(self) -> dict[str, str]:
-        # The client waits for no reply when it writes. When it has read, it has written.
+        # The client doesn't wait for a reply to its writes. This read returns after all of them.
         t.cast(t.Any, self.app.session_interface).client.get("nothing")
         with socket.create_connection((self.host, self.port), timeout=10) as connection:
             file = connection.makefile("rb")
             listing = b"lru_crawler metadump hash\r\n"
-            # By the hash table: a walk along the queues may miss an entry that moves between them.
+            # Walk the hash table: a walk along the LRU queues can miss an entry that moves between
+            # them.
             connection.sendall(listing)
             keys = []
             while (line := file.readline()) not in (b"END\r\n", b""):
                 if line.startswith((b"BUSY", b"ERROR", b"LOCKED")):
-                    # It lists for one at a time; another test is asking.
+                    # memcached lists its keys for one client at a time, and another test is doing
+                    # so.
                     time.sleep(0.01)
                     connection.sendall(listing)
                     continue
@@ -140,7 +142,7 @@ class PooledMemcached(Memcached):
 
 
 class HashedMemcached(Memcached):
-    """Spread over several servers, of which there is one here, and tried again."""
+    """A client that spreads keys over servers (one, here) and retries."""
 
     def make_client(self) -> t.Any:
         from pymemcache import HashClient
@@ -154,7 +156,7 @@ class Pylibmc(Memcached):
         pytest.importorskip("pylibmc", reason="pylibmc has no wheel for this Python")
         from pylibmc import Client
 
-        # With none, it trips over its own default on Python 3.13.
+        # Without behaviors, pylibmc trips over its own default on Python 3.13.
         return Client([f"{self.host}:{self.port}"], behaviors={"tcp_nodelay": True})
 
 
@@ -173,14 +175,14 @@ class Files(Store):
         return {"SESSION_TYPE": "cachelib", "SESSION_CACHELIB": self.cache}
 
     def entries(self) -> dict[str, str]:
-        # The names are hashes of the keys.
+        # File names are hashes of the keys.
         files = [p for p in (self.folder / "sessions").iterdir() if "count" not in p.name]
         counter = self.cache._get_filename(self.cache._fs_count_file)
         return {p.name: repr(p.read_bytes()) for p in files if str(p) != counter}
 
 
 class FileSystem(Files):
-    """Flask-Session's deprecated kind."""
+    """Flask-Session's deprecated file system store."""
 
     def configure(self) -> dict[str, t.Any]:
         return {
@@ -217,13 +219,13 @@ class CachelibRedis(RedisStore):
 
     def entries(self) -> dict[str, str]:
         found = self.client.scan_iter(f"*{self.prefix}*")
-        # Not the user sessions, which may be there as well.
+        # Exclude the user sessions, which might be in the same database.
         keys = [key for key in found if not key.startswith(b"home:")]
         return {key.decode(): repr(self.client.get(key)) for key in keys}
 
 
 class Sql(Store):
-    """In a table of the app's database."""
+    """A table of the app's database."""
 
     def set_up(self, db: SQLAlchemy) -> None:
         self.db = db
@@ -240,7 +242,7 @@ class Sql(Store):
 
 
 class MongoDB(Store):
-    """In MongoDB, of which there is an imitation here: no server can be installed freely."""
+    """MongoDB, replaced by mongomock because no server can be installed freely."""
 
     def configure(self) -> dict[str, t.Any]:
         import mongomock
@@ -282,7 +284,7 @@ def dynamodb_resource() -> t.Any:
 
 
 class DynamoDB(Store):
-    """In DynamoDB, whose interface moto serves here."""
+    """DynamoDB, served here by moto."""
 
     def configure(self) -> dict[str, t.Any]:
         return {
@@ -309,7 +311,7 @@ KINDS: dict[str, type[Store]] = {
     "memcached": Memcached,
     "mongodb": MongoDB,
     "dynamodb": DynamoDB,
-    # The same servers, spoken to in another way.
+    # The same servers through other clients.
     "cluster": Cluster,
     "sentinel": Sentinel,
     "cachelib-redis": CachelibRedis,
@@ -318,5 +320,5 @@ KINDS: dict[str, type[Store]] = {
     "pylibmc": Pylibmc,
     "python-memcached": PythonMemcached,
 }
-#: Those that every scenario of a store is tested on.
+#: The stores that every store scenario is tested on.
 STORES = tuple(KINDS)[:9]

@@ -1,4 +1,4 @@
-"""The isolation level of the app, or of its server, is not that of our own transactions."""
+"""Our own transactions have their own isolation level, whatever the app or its server uses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def at_level(level: str, **options: t.Any) -> dict[str, t.Any]:
 
 @pytest.mark.table
 def test_look_at_a_session_that_is_held(make_site: SiteFactory) -> None:
-    """What only reads does not wait, where MariaDB would lock what the app reads."""
+    """A read doesn't block, even where MariaDB would lock the rows that the app reads."""
     site = make_site("cookie", "mariadb", **at_level("SERIALIZABLE"))
     site.browser().login()
     (row,) = site.rows()
@@ -49,9 +49,10 @@ def test_look_at_a_session_that_is_held(make_site: SiteFactory) -> None:
 @pytest.mark.table
 @pytest.mark.parametrize(("database", "level"), ABOVE)
 def test_logins_at_once(make_site: SiteFactory, database: str, level: str) -> None:
-    """Logins of different users, and of one, are all recorded, and 'MAX_SESSIONS' holds.
+    """Concurrent logins of one user or several are all recorded, and 'MAX_SESSIONS' holds.
 
-    Of 32 logins of one user at once PostgreSQL refused 26, and of 40 of different users 22.
+    PostgreSQL used to refuse 26 of 32 concurrent logins of one user, and 22 of 40 of different
+    users.
     """
     site = make_site(
         "files",
@@ -72,7 +73,7 @@ def test_logins_at_once(make_site: SiteFactory, database: str, level: str) -> No
     ("database", "level"), [("postgresql", "REPEATABLE READ"), ("mariadb", "REPEATABLE READ")]
 )
 def test_app_keeps_its_level(make_site: SiteFactory, database: str, level: str) -> None:
-    """On the very connection that a transaction of ours has used, the app has its snapshot."""
+    """The app keeps its snapshot, even on a connection that our transaction has used."""
     site = make_site("cookie", database, **at_level(level, pool_size=1, max_overflow=0))
     firefox = site.browser()
     firefox.login()
@@ -90,7 +91,7 @@ def test_app_keeps_its_level(make_site: SiteFactory, database: str, level: str) 
 @pytest.mark.table
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"])
 def test_app_that_commits_each_statement(make_site: SiteFactory, database: str) -> None:
-    """Ours is a transaction even there, and what the app writes is still committed at once."""
+    """Our transaction is a real one even here, and the app's writes still commit at once."""
     site = make_site("cookie", database, **at_level("AUTOCOMMIT", pool_size=1, max_overflow=0))
     note = sa.select(site.User.note).where(site.User.name == "ann")
 
@@ -114,12 +115,12 @@ def test_app_that_commits_each_statement(make_site: SiteFactory, database: str) 
 def test_app_that_begins_each_transaction_with_a_query(
     make_site: SiteFactory, database: str
 ) -> None:
-    """The level can't be set after it: it stays, and people can sign in."""
+    """The level can't be set after that query. It stays, and people can still sign in."""
     site = make_site("cookie", database, **at_level("REPEATABLE READ"))
     with site.context():
         ask = sa.text("SELECT count(*) FROM account")
         sa.event.listen(site.db.engine, "begin", lambda connection: connection.execute(ask))
-        # What was known before the app had told what it does.
+        # Forget what was learned before the listener was added.
         own_transaction._habits.pop(site.db.engine, None)
     firefox = site.browser()
     firefox.login()
@@ -149,7 +150,7 @@ def test_connection_that_is_lost_says_nothing_about_the_level(make_site: SiteFac
         password = site.user("ann").password_hash
     sa.event.listen(engine, "begin", lose_the_third)
     firefox = site.browser()
-    # Begun: of the view; to ask for the level; to try another one.
+    # The three transactions: the view's, the one that reads the level, the one that tries another.
     assert firefox.post("/login", name="ann", password=password).status_code == 503
     assert engine not in own_transaction._habits
     assert firefox.post("/login", name="ann", password=password).status_code == 200
@@ -158,7 +159,7 @@ def test_connection_that_is_lost_says_nothing_about_the_level(make_site: SiteFac
 
 @pytest.mark.table
 def test_binary_log_of_statements(tmp_path: Path) -> None:
-    """MariaDB refuses to write at READ COMMITTED then: the level stays, and the doctor says so."""
+    """MariaDB then refuses to write at READ COMMITTED. The level stays; the doctor reports it."""
     with own_mariadb("--log-bin", "--binlog-format=STATEMENT") as server:
         site = Site(tmp_path, store="cookie", database=server.url)
         firefox = site.browser()
@@ -172,7 +173,7 @@ def test_binary_log_of_statements(tmp_path: Path) -> None:
 @pytest.mark.table
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
 def test_entry_that_is_just_written(make_site: SiteFactory, level: str) -> None:
-    """The store in SQL waits until it is, and deletes it."""
+    """The SQL store waits until the entry is written, then deletes it."""
     site = make_site("sqlalchemy", "postgresql", **at_level(level))
     site.browser().post("/cart", item="book")
     with site.context(), ThreadPoolExecutor(1) as pool:
@@ -196,7 +197,7 @@ def test_entry_that_is_just_written(make_site: SiteFactory, level: str) -> None:
 
 @pytest.mark.table
 def test_app_that_is_bound_to_a_connection(make_site: SiteFactory) -> None:
-    """Its transaction may have begun: ours joins it, and changes neither level nor waiting."""
+    """If its transaction might have begun, ours joins it; level and lock timeout don't change."""
     site = make_site("cookie", "postgresql", **at_level("REPEATABLE READ"))
     note = sa.select(site.User.note).where(site.User.name == "ann")
     with site.context(), site.db.engine.connect() as connection:

@@ -1,4 +1,4 @@
-"""A test suite's own transaction, which an app's sessions join and which is rolled back."""
+"""A test suite's own transaction, joined by the app's sessions and rolled back at the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from site_under_test import Browser, Site, days_ago
 from flask_session_registry import _clock as clock
 from flask_session_registry._compat.sqlalchemy import reaches_beyond
 
-# What is kept elsewhere is in no transaction.
+# Records outside the database aren't part of its transaction.
 pytestmark = pytest.mark.table
 
 MODES = ("conditional_savepoint", "rollback_only", "control_fully", "create_savepoint")
@@ -23,14 +23,15 @@ MODES = ("conditional_savepoint", "rollback_only", "control_fully", "create_save
 
 @contextmanager
 def joined(site: Site, mode: t.Any, *, saves: bool = False) -> Iterator[sa.Connection]:
-    """All of the site's sessions on one connection, in a transaction that is rolled back.
+    """Bind all of the site's sessions to one connection, in a transaction that is rolled back.
 
     :param saves: whether the transaction has a savepoint.
     """
     with site.context(), site.db.engine.connect() as connection:
         transaction = connection.begin()
         if connection.dialect.name == "sqlite":
-            # See "Serializable isolation / Savepoints" of SQLAlchemy's dialect.
+            # See "Serializable isolation / Savepoints" in the documentation of SQLAlchemy's
+            # dialect.
             connection.exec_driver_sql("BEGIN")
         savepoint = connection.begin_nested() if saves else None
         engine = site.db.engines[None]
@@ -49,7 +50,7 @@ def joined(site: Site, mode: t.Any, *, saves: bool = False) -> Iterator[sa.Conne
 
 
 def add_user(site: Site, connection: sa.Connection) -> None:
-    """As a fixture does: in the outer transaction, which nobody commits."""
+    """Add a user in the outer transaction, which is never committed, as a fixture does."""
     users = site.User.__table__
     connection.execute(sa.insert(users).values(name="eve", password_hash="hash of eve"))
 
@@ -63,7 +64,7 @@ def sign_in(browser: Browser) -> t.Any:
 def test_outer_transaction_stays(
     make_site: Callable[..., Site], database: str, mode: str, saves: bool
 ) -> None:
-    """What a test has prepared is there after a login, a logout and a refusal, and gone at last."""
+    """A test's data survives a login, a logout and a refusal, and is gone after the rollback."""
     site = make_site("cookie", database)
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
     with joined(site, mode, saves=saves) as connection:
@@ -86,7 +87,7 @@ def test_outer_transaction_stays(
 
 @pytest.mark.parametrize("mode", ["conditional_savepoint", "rollback_only", "create_savepoint"])
 def test_password_change(make_site: Callable[..., Site], database: str, mode: str) -> None:
-    """The others are out, within the transaction that is rolled back in the end."""
+    """The other browsers are signed out, within the transaction that is rolled back at the end."""
     site = make_site("cookie", database)
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
     with joined(site, mode) as connection:
@@ -103,7 +104,7 @@ def test_password_change(make_site: Callable[..., Site], database: str, mode: st
 
 @pytest.mark.parametrize("mode", MODES)
 def test_refused_login(make_site: Callable[..., Site], mode: str) -> None:
-    """A login beyond the limit takes back what it has done itself, and nothing else."""
+    """A login beyond the limit rolls back its own work and nothing else."""
     limits = {"SESSION_REGISTRY_MAX_SESSIONS": 1, "SESSION_REGISTRY_MAX_SESSIONS_ACTION": "reject"}
     site = make_site("cookie", "postgresql", **limits)
     with joined(site, mode) as connection:
@@ -116,7 +117,7 @@ def test_refused_login(make_site: Callable[..., Site], mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_view_that_raises(site: Site, mode: str) -> None:
-    """Nor does a decorated view that fails, or one that forgets to commit."""
+    """A decorated view that fails, or forgets to commit, doesn't end the outer transaction."""
 
     @site.app.post("/fail")
     @login_required
@@ -149,7 +150,7 @@ def test_view_that_raises(site: Site, mode: str) -> None:
 
 
 def test_touch(site: Site, firefox: Browser) -> None:
-    """When somebody was last seen is written there, too."""
+    """The time of the last visit is written in the same transaction, too."""
     with joined(site, "conditional_savepoint") as connection:
         add_user(site, connection)
         sign_in(firefox)
@@ -163,7 +164,7 @@ def test_touch(site: Site, firefox: Browser) -> None:
 def test_touch_where_there_is_one_connection(
     site: Site, firefox: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor is the transaction ended of a connection that is handed out to everybody."""
+    """A touch doesn't end the transaction of a connection that is handed out to all callers."""
     firefox.login()
     (row,) = site.rows()
     with site.context(), site.db.engine.connect() as connection:
@@ -177,7 +178,7 @@ def test_touch_where_there_is_one_connection(
 
 
 def test_sqlite_that_has_begun_nothing(site: Site, firefox: Browser) -> None:
-    """Python's driver begins a transaction when something is written, not when SQLAlchemy does."""
+    """Python's driver begins a transaction at the first write, not when SQLAlchemy does."""
     with site.context(), site.db.engine.connect() as connection:
         connection.begin()
         engine = site.db.engines[None]
@@ -193,7 +194,7 @@ def test_sqlite_that_has_begun_nothing(site: Site, firefox: Browser) -> None:
 
 
 def test_connection_without_a_transaction(site: Site, firefox: Browser) -> None:
-    """One that sessions are bound to, and that nobody has begun anything on: as without it."""
+    """Bound to a connection without a transaction, sessions work as if they weren't bound."""
     with site.context(), site.db.engine.connect() as connection:
         engine = site.db.engines[None]
         site.db.engines[None] = t.cast(t.Any, connection)
@@ -207,7 +208,7 @@ def test_connection_without_a_transaction(site: Site, firefox: Browser) -> None:
 
 
 def test_session_that_has_asked_for_nothing() -> None:
-    """It can't have done anything on anybody's connection."""
+    """An unused session can't have done anything on a connection of the app."""
     base = sa_orm.declarative_base()
     model = type(
         "M", (base,), {"__tablename__": "m", "id": sa.Column(sa.Integer, primary_key=True)}

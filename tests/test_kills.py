@@ -1,14 +1,14 @@
-"""The app's process is killed all over a password change (SCENARIO 35).
+"""Kill the app's process throughout a password change (SCENARIO 35).
 
-On each database, with sessions in Redis: once before and after each SQL statement, each commit and
-each command to Redis, and at random moments besides; more than 200 times in all. Whether the
-password was committed says what must be true then, and nothing else does.
+On each database, with sessions in Redis, the process is killed once before and after each SQL
+statement, each commit and each Redis command, and at random moments as well: more than 200 times in
+all. Only whether the password was committed decides what must be true afterwards.
 
-Seen to fail: with entries deleted before the commit (where it did not commit, browsers are signed
-out), with rows marked as purged before their entries are deleted, with the current row left to name
-its old entry until the answer is written (in both, prune leaves an entry that is dead), with the
-current row's new generation in a transaction of its own (Chrome is signed out, and the password is
-the old one).
+Seen to fail when entries are deleted before the commit (without a commit, browsers are signed out),
+when rows are marked as purged before their entries are deleted or the current row names its old
+entry until the response is written (prune leaves a dead entry in both cases), and when the current
+row's new generation has a transaction of its own (Chrome is signed out although the password is the
+old one).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from flask_session_registry._revocation.fingerprint import fingerprint
 
 pytestmark = pytest.mark.once
 
-#: How many kills at random moments on each database.
+#: The number of kills at random moments on each database.
 RANDOM = 30
 REMEMBERED = ("remember_token", "remember_token_session")
 
@@ -66,7 +66,7 @@ class Killer:
     def change_password(
         self, browser: Browser, password: str, *, at: int | None = None, after: float | None = None
     ) -> dict[str, t.Any]:
-        """What the browser gets; nothing if the process was killed."""
+        """Return what the browser receives; empty if the process was killed."""
         order = {"cookies": browser.cookies, "password": password, "at": at, "after": after}
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -78,19 +78,19 @@ class Killer:
 
 
 class Household:
-    """Firefox, a phone and Chrome, all of one user, over many password changes."""
+    """Firefox, a phone and Chrome of one user, over many password changes."""
 
     def __init__(self, site: Site, killer: Killer) -> None:
         self.site = site
         self.killer = killer
         self.rounds = 0
-        #: How often it was killed before the commit, after it, and how often it was too late.
+        #: How often the kill came before the commit, after it, and too late.
         self.outcomes = {"before": 0, "after": 0, "too late": 0}
         self._sign_in()
 
     @property
     def killed(self) -> tuple[int, int]:
-        """How often before the commit, and how often after it."""
+        """How often the process was killed before the commit, and after it."""
         return self.outcomes["before"], self.outcomes["after"]
 
     def _sign_in(self) -> None:
@@ -101,7 +101,7 @@ class Household:
     def change_password(
         self, *, at: int | None = None, after: float | None = None
     ) -> dict[str, t.Any]:
-        """Kill the process that does it, and look what must be true."""
+        """Change the password, kill the process that does it, and check what must be true."""
         self.rounds += 1
         new = f"hash {self.rounds}"
         answer = self.killer.change_password(self.browsers[2], new, at=at, after=after)
@@ -114,12 +114,12 @@ class Household:
             self.outcomes["too late"] += 1
         else:
             self.outcomes["after" if committed else "before"] += 1
-        # Chrome has not got the answer: what it has is a copy from before.
+        # Chrome didn't get the response. Its cookies are a copy from before the change.
         if committed:
             remembered = [browser.copy(*REMEMBERED) for browser in self.browsers]
             assert [browser.name_shown for browser in self.browsers + remembered] == [None] * 6
         else:
-            # By their sessions alone: what is remembered would make up for a lost one.
+            # Send the session cookie only: a remember cookie would make up for a lost session.
             sessions = [browser.copy("session") for browser in self.browsers]
             assert [browser.name_shown for browser in sessions] == ["ann"] * 3
         self._prune(fingerprint((password,)))
@@ -128,7 +128,7 @@ class Household:
         return answer
 
     def _password(self) -> str:
-        """As it is when the killed process's transaction has ended, in one way or the other."""
+        """Return the password once the killed process's transaction is committed or rolled back."""
         with self.site.context():
             lock = sa.select(self.site.User).filter_by(name="ann").with_for_update()
             user = self.site.db.session.scalars(lock).one()
@@ -136,7 +136,7 @@ class Household:
             return str(user.password_hash)
 
     def _prune(self, current: str | None) -> None:
-        """After it, each entry in the store is of a session that stands, with this fingerprint."""
+        """Prune, then check that each entry belongs to an active session with this fingerprint."""
         with self.site.context():
             self.site.sessions.prune()
             ann = self.site.user("ann").id
@@ -150,7 +150,7 @@ class Household:
             row = rows[id]
             assert row.revoked_at is None
             assert (row.generation, row.store_id) == (generation, key.decode())
-            # Bob's is there as well, who changed his password before all this.
+            # Bob's session is there too. He changed his password before all this.
             assert row.fingerprint == (current if row.user_id == ann else fingerprint(("another",)))
         assert not [row for row in rows.values() if row.revoked_at and not row.purged_at]
 
@@ -169,7 +169,7 @@ def household(
 
 
 def test_killed_at_each_point(household: Household) -> None:
-    """35: between any two steps: either all of it is true or nothing."""
+    """35: killed between any two steps, the change has happened completely or not at all."""
     points = household.change_password()["points"]
     assert points > 20
     for point in range(points):
@@ -179,7 +179,7 @@ def test_killed_at_each_point(household: Household) -> None:
 
 
 def test_killed_at_random_moments(household: Household) -> None:
-    """35: within a step, too."""
+    """35: the same holds for a kill within a step."""
     durations = sorted(household.change_password()["seconds"] for _ in range(5))
     seed = random.randrange(2**32)
     print(f"seed {seed}, a change takes {durations[2] * 1000:.1f} ms")

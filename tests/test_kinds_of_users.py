@@ -1,4 +1,4 @@
-"""Users whom an app has built by hand, users of another kind, and what tells them apart."""
+"""User instances that an app constructs itself, users of another kind, and how they differ."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from flask_session_registry import ConfigurationError, SessionRegistry, UserErro
 SiteFactory = Callable[..., Site]
 
 
-# -- built by hand -----------------------------------------------------------------------------
+# -- constructed by the app --------------------------------------------------------------------
 
 
 def add_login_by_hand(site: Site, **values: t.Any) -> None:
@@ -39,7 +39,7 @@ def add_login_by_hand(site: Site, **values: t.Any) -> None:
 
 @pytest.mark.parametrize("database", DATABASES)
 def test_login_of_a_transient_user(make_site: SiteFactory, database: str) -> None:
-    """Flask-Login needs nothing but 'get_id()': the user is found by the key."""
+    """Flask-Login needs only 'get_id()'. The registry finds the user by the primary key."""
     store_site = make_site("files", database)
     add_login_by_hand(store_site)
     firefox = store_site.browser("Firefox")
@@ -53,7 +53,7 @@ def test_login_of_a_transient_user(make_site: SiteFactory, database: str) -> Non
 
 
 def test_transient_user_with_another_password(site: Site, firefox: Browser) -> None:
-    """It was checked against the hash that the app has put into it, and this is an old one."""
+    """The password was checked against the instance's hash. If that is stale, the login fails."""
     add_login_by_hand(site, password_hash="hash of before")
     firefox.post("/by-hand")
     assert firefox.rejected == "password_changed"
@@ -65,14 +65,14 @@ def test_transient_user_with_another_password(site: Site, firefox: Browser) -> N
 
 
 def test_transient_user_without_a_usable_password(site: Site, firefox: Browser) -> None:
-    """What is filled in for want of a password says nothing."""
+    """A placeholder for a missing password is ignored."""
     add_login_by_hand(site, password_hash="")
     firefox.post("/by-hand")
     assert firefox.is_signed_in
 
 
 def test_transient_user_after_the_password_was_seen(site: Site, firefox: Browser) -> None:
-    """What this request has seen first counts, as with any other instance."""
+    """The password this request saw first counts, as with any other instance."""
 
     @site.app.post("/late")
     def late() -> str:
@@ -89,7 +89,7 @@ def test_transient_user_after_the_password_was_seen(site: Site, firefox: Browser
 
 @pytest.mark.parametrize("key", [None, 4711])
 def test_transient_user_without_a_row(site: Site, firefox: Browser, key: int | None) -> None:
-    """Nobody is signed in, and the message says what is wrong."""
+    """The login fails, and the error says what is wrong."""
     site.app.config["PROPAGATE_EXCEPTIONS"] = True
     add_login_by_hand(site, id=key)
     if key is None:
@@ -104,7 +104,7 @@ def test_transient_user_without_a_row(site: Site, firefox: Browser, key: int | N
 
 
 def test_user_loader_that_builds_users_by_hand(site: Site, firefox: Browser) -> None:
-    """The whole of an app may do so."""
+    """An app may construct all of its users itself."""
     add_login_by_hand(site)
     site.login_manager.user_loader(lambda key: site.User(id=int(key), name="by hand"))
 
@@ -127,7 +127,7 @@ def test_user_loader_that_builds_users_by_hand(site: Site, firefox: Browser) -> 
 def test_transient_user_with_a_key_of_another_type(
     make_site: SiteFactory, database: str, kind: str
 ) -> None:
-    """Flask-Login's ids are text: it is the same user; and what can't be a key is nobody's."""
+    """'"1"' and '1.0' name user 1, as Flask-Login's ids are text. An invalid key names no user."""
     key: t.Any = {"text": "1", "float": 1.0, "nonsense": "abc", "huge": 2**80}[kind]
     site = make_site("cookie", database)
     add_login_by_hand(site, id=key)
@@ -148,7 +148,7 @@ def test_transient_user_with_a_key_of_another_type(
 
 @pytest.mark.table
 def test_transient_user_while_the_database_is_down(site: Site, firefox: Browser) -> None:
-    """That is not taken for nobody."""
+    """An unavailable database doesn't mean that the user doesn't exist."""
     add_login_by_hand(site)
     with Broken(site, " account"):
         assert firefox.post("/by-hand").status_code == 503
@@ -158,7 +158,7 @@ def test_transient_user_while_the_database_is_down(site: Site, firefox: Browser)
 def test_transient_user_with_an_old_hash_though_a_new_one_was_seen(
     site: Site, firefox: Browser
 ) -> None:
-    """Both must be the one that is stored: a cache may know an older one."""
+    """Both hashes must match the stored one: a cached instance might carry an older one."""
 
     @site.app.post("/cached")
     def cached() -> str:
@@ -175,7 +175,7 @@ def test_transient_user_with_an_old_hash_though_a_new_one_was_seen(
 @pytest.mark.table
 @pytest.mark.parametrize("is_there", [True, False])
 def test_adopted_user_who_was_built_by_hand(make_site: SiteFactory, is_there: bool) -> None:
-    """A session from before goes on, and may change its password at once."""
+    """An adopted session goes on, and can be rotated at once."""
     site = make_site(SESSION_REGISTRY_UNREGISTERED="adopt")
     site.login_manager.user_loader(lambda key: site.User(id=int(key)))
 
@@ -194,7 +194,7 @@ def test_adopted_user_who_was_built_by_hand(make_site: SiteFactory, is_there: bo
 
 
 class Robot(UserMixin):
-    """It is in no table."""
+    """A user that isn't in any table."""
 
     id = "robot"
     name = "robot"
@@ -202,7 +202,7 @@ class Robot(UserMixin):
 
 @pytest.fixture(params=["mapped", "unmapped"])
 def two_kinds(request: pytest.FixtureRequest, make_site: SiteFactory) -> Site:
-    """A site on which customers, or a robot, sign in beside the users: of the same key."""
+    """Return a site where customers, or a robot, sign in beside the users and share their key."""
     return site_with_two_kinds(make_site, request.param)
 
 
@@ -248,7 +248,7 @@ def site_with_two_kinds(make_site: SiteFactory, kind: str, **config: t.Any) -> S
 
 
 def test_other_kind_is_left_alone(two_kinds: Site) -> None:
-    """It signs in, is remembered, confirms and signs out as without the registry, with no row."""
+    """It signs in, is remembered, confirms and signs out as without the registry, without a row."""
     firefox = two_kinds.browser("Firefox")
     assert firefox.post("/other", remember="1").status_code == 200
     assert firefox.name_shown == "robot"
@@ -264,7 +264,7 @@ def test_other_kind_is_left_alone(two_kinds: Site) -> None:
 
 
 def test_other_kind_over_a_session(two_kinds: Site) -> None:
-    """What was signed in before is over, under its old id too, and nothing of it stays."""
+    """The previous user's session ends, under its old id too, and none of its data remains."""
     firefox = two_kinds.browser("Firefox")
     firefox.login("ann", remember="1")
     firefox.post("/cart", item="a secret of ann's")
@@ -285,7 +285,7 @@ def test_other_kind_over_a_session(two_kinds: Site) -> None:
 
 
 def test_other_kind_is_remembered_after_one_of_ours(two_kinds: Site) -> None:
-    """What came with the "remember me" cookie of the one before does not stand in its way."""
+    """The previous user's "remember me" cookie doesn't prevent this one from being remembered."""
     firefox = two_kinds.browser("Firefox")
     firefox.login("ann", remember="1")
     firefox.post("/other", remember="1")
@@ -300,7 +300,7 @@ def test_other_kind_is_remembered_after_one_of_ours(two_kinds: Site) -> None:
 
 
 def test_session_id_is_another_one(make_site: SiteFactory) -> None:
-    """What a stranger has set before is worth nothing."""
+    """A session id set by a stranger before the login is worthless."""
     site = site_with_two_kinds(make_site, "mapped")
     firefox = site.browser("Firefox")
     firefox.post("/cart", item="tea")
@@ -311,7 +311,7 @@ def test_session_id_is_another_one(make_site: SiteFactory) -> None:
 
 
 def test_session_of_the_other_kind_signs_in_none_of_ours(make_site: SiteFactory) -> None:
-    """Not even if the user loader finds one for it by now."""
+    """Its session signs in no user of ours, even if the user loader now returns one for it."""
     site = site_with_two_kinds(make_site, "mapped")
     firefox = site.browser("Firefox")
     firefox.post("/other", remember="1")
@@ -323,7 +323,7 @@ def test_session_of_the_other_kind_signs_in_none_of_ours(make_site: SiteFactory)
 
 
 def test_lone_remember_cookie_of_ours_stays_worth_nothing(two_kinds: Site) -> None:
-    """That there are others makes no difference to it."""
+    """Our remember cookie alone is still worthless where another kind of user exists."""
     firefox = two_kinds.browser("Firefox")
     firefox.login("ann", remember="1")
     firefox.lose("session", "remember_token_session")
@@ -332,7 +332,7 @@ def test_lone_remember_cookie_of_ours_stays_worth_nothing(two_kinds: Site) -> No
 
 @pytest.mark.table
 def test_other_kind_from_before_the_installation(make_site: SiteFactory) -> None:
-    """Where sessions from before go on, so do theirs, and without a row."""
+    """If earlier sessions are adopted, those of the other kind go on too, without a row."""
     site = site_with_two_kinds(make_site, "mapped", SESSION_REGISTRY_UNREGISTERED="adopt")
     firefox = site.browser("Firefox")
     with firefox.client.session_transaction() as opened:
@@ -344,7 +344,7 @@ def test_other_kind_from_before_the_installation(make_site: SiteFactory) -> None
 
 @pytest.mark.table
 def test_other_kind_is_remembered_from_before_the_installation(make_site: SiteFactory) -> None:
-    """Its cookie never had a second one, and needs none."""
+    """Its remember cookie never had a binding cookie, and doesn't need one."""
     site = site_with_two_kinds(make_site, "mapped", SESSION_REGISTRY_UNREGISTERED="adopt")
     with site.context():
         cookie = encode_cookie("customer 1")
@@ -355,7 +355,7 @@ def test_other_kind_is_remembered_from_before_the_installation(make_site: SiteFa
 
 
 def test_other_kind_signs_in_again(two_kinds: Site) -> None:
-    """What its session holds stays."""
+    """Its session data survives."""
     firefox = two_kinds.browser("Firefox")
     firefox.post("/other")
     firefox.post("/cart", item="tea")
@@ -367,7 +367,7 @@ def test_other_kind_signs_in_again(two_kinds: Site) -> None:
 def test_unmapped_kind_is_told_of(
     make_site: SiteFactory, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once, because it may stand for one of the users."""
+    """An unmapped class is logged once, because it might stand for one of the users."""
     site = site_with_two_kinds(make_site, kind)
     for _ in range(2):
         site.browser("Firefox").post("/other")
@@ -377,7 +377,7 @@ def test_unmapped_kind_is_told_of(
 
 
 def test_late_login_of_the_other_kind(two_kinds: Site) -> None:
-    """It is recorded nowhere, so that nothing of the session before takes it back."""
+    """It isn't recorded, so the end of the session before it doesn't undo it."""
     firefox = two_kinds.browser("Firefox")
     firefox.login("ann")
     late = firefox.copy()
@@ -387,7 +387,7 @@ def test_late_login_of_the_other_kind(two_kinds: Site) -> None:
 
 
 def test_unknown_class_where_none_was_named(site: Site, firefox: Browser) -> None:
-    """It may be one of the users, in the clothes of another class: refused, and how to say so."""
+    """The class might stand for one of the users. The login fails; the error says what to pass."""
 
     @site.app.post("/robot")
     def robot() -> str:
@@ -403,7 +403,7 @@ def test_unknown_class_where_none_was_named(site: Site, firefox: Browser) -> Non
 
 
 def family(db: SQLAlchemy, *, is_joined: bool) -> tuple[type[t.Any], type[t.Any]]:
-    """A class of Flask-Login users without a password, and one that inherits from it and has."""
+    """Return a class of Flask-Login users without a password, and a subclass with one."""
 
     class Person(UserMixin, db.Model):  # type: ignore[misc, name-defined]
         id: sa_orm.Mapped[int] = sa_orm.mapped_column(primary_key=True)
@@ -427,7 +427,7 @@ def family(db: SQLAlchemy, *, is_joined: bool) -> tuple[type[t.Any], type[t.Any]
 @pytest.mark.table
 @pytest.mark.parametrize("is_joined", [False, True])
 def test_password_on_a_subclass(make_site: SiteFactory, database: str, is_joined: bool) -> None:
-    """The class that was named is the one that counts."""
+    """The class passed as 'user_model' is the one that counts."""
 
     def model(db: SQLAlchemy) -> type[t.Any]:
         made.append(family(db, is_joined=is_joined))
@@ -449,7 +449,7 @@ def test_password_on_a_subclass(make_site: SiteFactory, database: str, is_joined
 
 
 def test_password_on_a_subclass_that_nobody_names() -> None:
-    """It is said which one to pass."""
+    """The error says which class to pass."""
     app = Flask("app")
     app.config.update(SECRET_KEY="x", SQLALCHEMY_DATABASE_URI="sqlite://")
     person, user = family(SQLAlchemy(app), is_joined=False)
@@ -459,7 +459,7 @@ def test_password_on_a_subclass_that_nobody_names() -> None:
 
 
 def test_password_on_the_base_of_what_is_named(make_site: SiteFactory) -> None:
-    """Those of its base sign in too, and are no other kind."""
+    """Instances of its base class sign in too, and aren't another kind."""
 
     def model(db: SQLAlchemy) -> type[t.Any]:
         base = user_class(db)
@@ -475,7 +475,7 @@ def test_password_on_the_base_of_what_is_named(make_site: SiteFactory) -> None:
 @pytest.mark.table
 @pytest.mark.parametrize("names", [None, "secret", ("secret", "secret_again")])
 def test_synonym(make_site: SiteFactory, names: t.Any) -> None:
-    """A password under another name is the column behind it."""
+    """A synonym for the password stands for the column behind it."""
 
     def model(db: SQLAlchemy) -> type[t.Any]:
         class User(UserMixin, db.Model):  # type: ignore[misc, name-defined]
@@ -501,11 +501,11 @@ def test_synonym(make_site: SiteFactory, names: t.Any) -> None:
     assert not chrome.is_signed_in
 
 
-# -- what they are called ----------------------------------------------------------------------
+# -- how 'get_id()' names them -----------------------------------------------------------------
 
 
 def user_with_token(db: SQLAlchemy) -> type[t.Any]:
-    """A user class whose sessions are named by something that is not the key."""
+    """Return a user class whose 'get_id()' isn't the primary key."""
     model = user_class(db, token=sa_orm.mapped_column(sa.String(50), default="first"))
     model.get_id = lambda self: self.token
     return model
@@ -534,7 +534,7 @@ def by_token(make_site: SiteFactory) -> Site:
 
 
 def test_token_that_is_changed_alone(by_token: Site) -> None:
-    """Nobody is signed in by the old one: the rows say so at once, and are not listed."""
+    """The old token signs in no one: the rows end at once and are no longer listed."""
     firefox, chrome = by_token.browser("Firefox"), by_token.browser("Chrome")
     for browser in (firefox, chrome):
         browser.login()
@@ -562,7 +562,7 @@ def test_token_that_is_changed_by_sql(by_token: Site) -> None:
 
 
 def test_token_that_can_not_be_asked(by_token: Site, caplog: pytest.LogCaptureFixture) -> None:
-    """A 'get_id()' that fails on an instance by itself tells nothing, and does no harm."""
+    """If 'get_id()' fails on a detached instance, nothing can be concluded, and nothing breaks."""
     firefox = by_token.browser("Firefox")
     firefox.login()
     by_token.User.get_id = lambda self: (sa_orm.object_session(self) and self.token) or 1 / 0
@@ -573,7 +573,7 @@ def test_token_that_can_not_be_asked(by_token: Site, caplog: pytest.LogCaptureFi
 
 
 def test_what_get_id_reads_besides(make_site: SiteFactory) -> None:
-    """What is not loaded, or hangs on something else, looks like no change."""
+    """An unloaded attribute, or a dependency on another row, doesn't look like a change."""
 
     def model(db: SQLAlchemy) -> type[t.Any]:
         user = user_with_token(db)
@@ -606,7 +606,7 @@ def test_what_get_id_reads_besides(make_site: SiteFactory) -> None:
 def test_token_and_password_are_changed_one_by_one(
     by_token: Site, first: str, between: str
 ) -> None:
-    """The browser that does it stays, and is remembered; the others are out."""
+    """The browser that changes them stays signed in and remembered. The others are signed out."""
 
     @by_token.app.post("/both")
     def both() -> str:
@@ -631,7 +631,7 @@ def test_token_and_password_are_changed_one_by_one(
 
 
 def test_token_that_its_own_browser_changes_alone(by_token: Site) -> None:
-    """The others end at once, and it at its next request."""
+    """The other sessions end at once, its own at the next request."""
 
     @by_token.app.post("/mine")
     def mine() -> str:
@@ -649,7 +649,7 @@ def test_token_that_its_own_browser_changes_alone(by_token: Site) -> None:
 
 
 def test_logout_of_nobody(two_kinds: Site) -> None:
-    """A login and a logout of the other kind in one request leave nothing."""
+    """A login and a logout of the other kind in one request leave nothing behind."""
 
     @two_kinds.app.post("/twice")
     def twice() -> str:

@@ -1,4 +1,4 @@
-"""Requests that a browser sent before its session changed, and that are answered after it."""
+"""Requests sent before the browser's session changed, and answered after it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from test_races import Held
 
 from flask_session_registry._request import persistence as tracking
 
-#: Longer ago than a browser's requests from before can still be under way.
+#: So long ago that a browser's earlier requests can no longer be in flight.
 LONG_AGO = days_ago(1 / 144)
 
 
@@ -64,7 +64,7 @@ def test_request_from_before_a_login(
 
 
 def test_request_from_before_a_login_without_remember_me(store_site: Site) -> None:
-    """16: where only the key of the lost entry leads to the session, too."""
+    """16: this also holds if only the key of the lost entry leads to the session."""
     add_late_view(store_site)
     firefox = store_site.browser("Firefox")
     firefox.login()
@@ -80,7 +80,7 @@ def test_request_from_before_a_login_without_remember_me(store_site: Site) -> No
 def test_browser_with_old_cookies_only(
     store_site: Site, change: t.Callable[[Browser], None], reason: str
 ) -> None:
-    """16, 46: seconds later no request is under way: the cookies are dead, and cleared."""
+    """16, 46: seconds later no request is in flight, so the old cookies are refused and cleared."""
     add_late_view(store_site)
     firefox = store_site.browser("Firefox")
     firefox.login(remember="1")
@@ -97,7 +97,7 @@ def test_browser_with_old_cookies_only(
 def test_browser_that_was_signed_out_a_moment_ago(
     make_site: SiteFactory, way: str, database: str
 ) -> None:
-    """16, 46: what its user or time has ended has no newer cookies: they are cleared at once."""
+    """16, 46: a session ended by its user or by time has no newer cookies; they are cleared."""
     site = make_site("cookie", database)
     firefox = site.browser("Firefox")
     firefox.login(remember="1")
@@ -116,11 +116,11 @@ def test_browser_that_was_signed_out_a_moment_ago(
         firefox.carry({"session": session_cookie})
     assert firefox.get("/me").json["name"] is None
     kept = {"remember_token", "remember_token_session"} & set(firefox.cookies)
-    # RedisRecords the browser that changed the password has an earlier fingerprint for a moment.
+    # In Redis, the session that changed the password has an earlier fingerprint for a moment.
     assert bool(kept) == (way == "password_changed" and site.home != "table")
 
 
-# -- in flight over the change ---------------------------------------------------------------------
+# -- in flight during the change -------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def add_poll(site: Site, held: Held) -> None:
 
 
 def make_permanent(site: Site) -> None:
-    """Without it, a signed cookie is not given on each request."""
+    """Make sessions permanent. Flask refreshes a signed cookie on each request only if it is."""
 
     login = site.app.view_functions["login"]
 
@@ -154,7 +154,7 @@ def make_permanent(site: Site) -> None:
 
 
 def test_poll_over_the_own_password_change(store_site: Site, held: Held) -> None:
-    """12, 33: a request that only reads answers last, however short, and takes nothing back."""
+    """12, 33: a request that only reads, however short, answers last and undoes nothing."""
     make_permanent(store_site)
     add_poll(store_site, held)
     chrome = store_site.browser("Chrome")
@@ -172,7 +172,7 @@ def test_poll_over_the_own_password_change(store_site: Site, held: Held) -> None
 
 
 def test_poll_that_is_due_to_prolong_the_session(database_site: Site, held: Held) -> None:
-    """12: at a touch the session is written, unless it has got another id in the meantime."""
+    """12: a touch writes the session, unless the session has a new id in the meantime."""
     site = database_site
     make_permanent(site)
     add_poll(site, held)
@@ -200,14 +200,14 @@ def test_poll_that_is_due_to_prolong_the_session(database_site: Site, held: Held
 def test_session_of_a_browser_in_use_is_prolonged(
     make_site: SiteFactory, store: str, config: dict[str, t.Any], prolongs: bool
 ) -> None:
-    """12: on each request, or where ten touches and more fit into its lifetime, at each touch."""
+    """12: on each request, or at each touch if its lifetime spans ten touches or more."""
     site = make_site(store, **config)
     make_permanent(site)
     firefox = site.browser("Firefox")
     firefox.login()
 
     def visit() -> bool:
-        """Whether the session has been prolonged."""
+        """Visit, and return whether the session was prolonged."""
         entries = list(site.entries())
         for key in entries:
             site.redis.expire(key, 100)
@@ -217,7 +217,7 @@ def test_session_of_a_browser_in_use_is_prolonged(
         return is_given
 
     assert visit() == prolongs
-    # Nor does a request that never asks for the user.
+    # A request that never asks for the user doesn't prolong it either.
     assert bool(firefox.get("/cart").headers.getlist("Set-Cookie")) == prolongs
     site.change(last_seen_at=LONG_AGO)
     assert visit()
@@ -225,7 +225,7 @@ def test_session_of_a_browser_in_use_is_prolonged(
 
 
 def test_session_that_is_written_by_hand_or_in_place(make_site: SiteFactory) -> None:
-    """12: what a view adds to a list in the session is stored, as without the registry."""
+    """12: what a view appends to a list in the session is stored, as without the registry."""
     site = make_site("redis")
 
     @site.app.post("/add")
@@ -240,7 +240,7 @@ def test_session_that_is_written_by_hand_or_in_place(make_site: SiteFactory) -> 
 
 
 def test_anonymous_session_is_prolonged_as_before(make_site: SiteFactory) -> None:
-    """12: a cart lives as long as its visitor comes back."""
+    """12: a cart lives for as long as its visitor keeps coming back."""
     site = make_site("redis")
     visitor = site.browser("Visitor")
     visitor.post("/cart", item="book")
@@ -252,7 +252,7 @@ def test_anonymous_session_is_prolonged_as_before(make_site: SiteFactory) -> Non
 
 @pytest.mark.table
 def test_app_without_the_registry_in_the_same_process(make_site: SiteFactory) -> None:
-    """12: Flask's session interface is one for all apps, and those of others are none of ours."""
+    """12: all apps share Flask's session interface class, but other apps' sessions aren't ours."""
     make_site("cookie")
     other = Flask("other")
     other.secret_key = "only for tests"
@@ -268,7 +268,7 @@ def test_app_without_the_registry_in_the_same_process(make_site: SiteFactory) ->
 
 
 class OwnInterface(SecureCookieSessionInterface):
-    """It gives the cookie on each request, and asks nothing."""
+    """A session interface that sets the cookie on each request, unconditionally."""
 
     def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
         session.modified = bool(session)
@@ -278,7 +278,7 @@ class OwnInterface(SecureCookieSessionInterface):
 def test_session_interface_that_saves_in_its_own_way(
     make_site: SiteFactory, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """12: it goes on to save on each request; a slow one looks before, as before."""
+    """12: it still saves on each request. A slow request checks the session before it saves."""
     monkeypatch.setattr(tracking, "LATE", 0)
     site = make_site("cookie", init=False)
     site.app.session_interface = OwnInterface()
@@ -301,12 +301,12 @@ def test_session_interface_that_saves_in_its_own_way(
 @pytest.mark.table
 @pytest.mark.parametrize("database_kind", ["postgresql", "mariadb"])
 def test_prolonging_waits_for_nobody(make_site: SiteFactory, database_kind: str) -> None:
-    """12: while another transaction holds its row, a session is prolonged by a later request."""
+    """12: while another transaction locks its row, a session is prolonged by a later request."""
     site = make_site("redis", database_kind)
 
     @site.app.get("/reading")
     def reading() -> str:
-        # With a transaction that goes on to the end.
+        # This transaction stays open until the end of the request.
         return str(current_user.name)
 
     firefox = site.browser("Firefox")
@@ -324,13 +324,13 @@ def test_prolonging_waits_for_nobody(make_site: SiteFactory, database_kind: str)
     assert site.redis.ttl(key) > 100
 
 
-# -- with "remember me" cookies that are given on each request -------------------------------------
+# -- with "remember me" cookies that are refreshed on each request ---------------------------------
 
 
 def test_late_answer_with_refreshed_remember_cookies(
     make_site: SiteFactory, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """14: REMEMBER_COOKIE_REFRESH_EACH_REQUEST gives none in an answer whose session is dropped."""
+    """14: with REMEMBER_COOKIE_REFRESH_EACH_REQUEST, a response without its session sets none."""
     monkeypatch.setattr(tracking, "LATE", 0)
     site = make_site("redis", REMEMBER_COOKIE_REFRESH_EACH_REQUEST=True)
     add_poll(site, held)
@@ -344,7 +344,7 @@ def test_late_answer_with_refreshed_remember_cookies(
 
 
 def test_late_logout_takes_refreshed_remember_cookies(make_site: SiteFactory, held: Held) -> None:
-    """14: a logout clears both, however late its answer is."""
+    """14: a logout clears both, however late its response is."""
     site = make_site("redis", REMEMBER_COOKIE_REFRESH_EACH_REQUEST=True)
 
     @site.app.post("/slow-logout")

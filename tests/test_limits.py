@@ -1,4 +1,4 @@
-"""Timeouts, limits and the end of an account (SCENARIOS 31, 49 to 51)."""
+"""Timeouts, session limits and the end of an account (SCENARIOS 31, 49 to 51)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOUR = 3600
 
 
 def age(site: Site, **hours: float) -> None:
-    """Move times of all rows into the past."""
+    """Move timestamps of all rows into the past."""
     now = dt.datetime.now(dt.timezone.utc)
     values = {name: now - dt.timedelta(hours=ago) for name, ago in hours.items()}
     site.change(**values)
@@ -54,7 +54,7 @@ def test_timeouts(
     ages: dict[str, float],
     ends: bool,
 ) -> None:
-    """49: each alone, both, none; just inside and just outside."""
+    """49: each timeout alone, both, or neither; just inside and just outside."""
     site = make_site(
         "files",
         database,
@@ -73,7 +73,7 @@ def test_timeouts(
 
 
 def test_timeouts_of_a_remembered_session(make_site: SiteFactory) -> None:
-    """49: an own timeout ends it; the lifetime of a session alone does not."""
+    """49: a timeout of the registry ends it. The session lifetime alone doesn't."""
     site = make_site(SESSION_REGISTRY_ABSOLUTE_TIMEOUT=24 * HOUR * 60)
     firefox = site.browser()
     firefox.login(remember="1")
@@ -89,7 +89,7 @@ def test_timeouts_of_a_remembered_session(make_site: SiteFactory) -> None:
 
 
 def test_idle_timeout_without_touching() -> None:
-    """58: the one needs the other."""
+    """58: an idle timeout needs touches."""
     from flask_session_registry._config import Settings
 
     values = {"SESSION_REGISTRY_IDLE_TIMEOUT": 60, "SESSION_REGISTRY_TOUCH_INTERVAL": None}
@@ -113,7 +113,7 @@ def test_idle_timeout_without_touching() -> None:
     ],
 )
 def test_wrong_settings(name: str, value: t.Any) -> None:
-    """58: stopped at start-up, by name."""
+    """58: a wrong value stops the app at start-up, naming the setting."""
     from flask_session_registry._config import Settings
 
     with pytest.raises(ConfigurationError, match=f"'SESSION_REGISTRY_{name}' is"):
@@ -121,7 +121,7 @@ def test_wrong_settings(name: str, value: t.Any) -> None:
 
 
 def test_oldest_session_ends(make_site: SiteFactory, database: str) -> None:
-    """50: the one that began first goes, with its entry, and that is told."""
+    """50: the session that began first ends, with its entry, and a signal reports it."""
     site = make_site("files", database, SESSION_REGISTRY_MAX_SESSIONS=2)
     told: list[dict[str, t.Any]] = []
 
@@ -140,13 +140,13 @@ def test_oldest_session_ends(make_site: SiteFactory, database: str) -> None:
     assert first.rejected == "max_sessions"
     assert [browser.is_signed_in for browser in (second, third, bob)] == [True] * 3
     assert len(site.signed_in_entries()) == 3
-    # Signing in again in the same browser replaces its session, and ends no other.
+    # Signing in again in the same browser replaces its session and ends no other.
     third.login()
     assert second.is_signed_in
 
 
 def test_login_beyond_the_limit_is_refused(make_site: SiteFactory, database: str) -> None:
-    """50: or the new one, with 403; the others stand, and there is room when one has ended."""
+    """50: or the new login is refused with 403. The others stay, and an ended one makes room."""
     site = make_site(
         "files",
         database,
@@ -167,7 +167,7 @@ def test_login_beyond_the_limit_is_refused(make_site: SiteFactory, database: str
 
 
 def lose_entry(browser: Browser) -> None:
-    """Let the session store drop the entry of a browser, as it does when its memory is full."""
+    """Delete a browser's entry, as a session store does when its memory is full."""
     site = browser.site
     with site.context():
         key = site.app.session_interface._get_store_id(browser.cookies["session"])  # type: ignore[attr-defined]
@@ -179,7 +179,7 @@ ON_SERVERS = [store for store in STORES if store != "cookie"]
 
 @pytest.mark.parametrize("store", ON_SERVERS)
 def test_login_replaces_what_the_store_has_lost(make_site: SiteFactory, store: str) -> None:
-    """50: a browser whose entry is gone gives up its own place for its next login."""
+    """50: a browser whose entry is gone replaces its own session at its next login."""
     site = make_site(
         store, SESSION_REGISTRY_MAX_SESSIONS=2, SESSION_REGISTRY_MAX_SESSIONS_ACTION="reject"
     )
@@ -197,7 +197,7 @@ def test_login_replaces_what_the_store_has_lost(make_site: SiteFactory, store: s
 
 
 def test_lost_session_is_the_one_that_goes(make_site: SiteFactory, database: str) -> None:
-    """50: not the oldest, where that would have to."""
+    """50: the lost session ends, not the oldest one."""
     site = make_site("files", database, SESSION_REGISTRY_MAX_SESSIONS=2)
     chrome, firefox = site.browser("Chrome"), site.browser("Firefox")
     chrome.login()
@@ -209,7 +209,7 @@ def test_lost_session_is_the_one_that_goes(make_site: SiteFactory, database: str
 
 
 def test_session_that_was_rotated_and_lost(site: Site, firefox: Browser) -> None:
-    """50: also where the answer with the new id never came: the cookie names the key before it."""
+    """50: also if the response with the new id got lost, so the cookie names the previous key."""
 
     @site.app.post("/rotate")
     def rotate() -> str:
@@ -226,7 +226,7 @@ def test_session_that_was_rotated_and_lost(site: Site, firefox: Browser) -> None
 
 
 def test_remembered_session_that_was_lost(site: Site, firefox: Browser) -> None:
-    """50: also where its row names the key of another tab, and the cookies of both are gone."""
+    """50: also if its row names the key of another tab, and the remember cookies are gone."""
     firefox.login(remember="1")
     firefox.lose("session")
     tab = firefox.copy()
@@ -240,7 +240,7 @@ def test_remembered_session_that_was_lost(site: Site, firefox: Browser) -> None:
 
 
 def test_lost_session_of_somebody_else(site: Site, firefox: Browser) -> None:
-    """50: who signs in gives up no session but an own one, and a lost cart is nobody's."""
+    """50: a login replaces only the user's own session, and a lost cart belongs to no user."""
     firefox.post("/cart", item="book")
     lose_entry(firefox)
     firefox.login("ann")
@@ -251,7 +251,7 @@ def test_lost_session_of_somebody_else(site: Site, firefox: Browser) -> None:
 
 @pytest.mark.table
 def test_what_a_lost_session_costs(make_site: SiteFactory) -> None:
-    """50: a login that has lost nothing runs no statement for it; nor does one without a cookie."""
+    """50: a login that has lost no session runs no statement for one, with or without a cookie."""
     site = make_site()
     site.browser("Other").login("bob")
     firefox = site.browser()
@@ -260,7 +260,7 @@ def test_what_a_lost_session_costs(make_site: SiteFactory) -> None:
     lose_entry(firefox)
     with site.count_statements() as again:
         firefox.login()
-    # Its key is looked for, its row is, it is ended, and its purge is noted.
+    # One statement each: look up the key, look up the row, end it, record its purge.
     assert len(again) == len(first) + 4
 
 
@@ -280,7 +280,7 @@ def test_fifty_logins_at_once(make_site: SiteFactory, database: str) -> None:
 
 
 def test_login_that_is_dead_on_arrival_ends_no_other(make_site: SiteFactory) -> None:
-    """28, 50: a login with the old password doesn't push out who changed it."""
+    """28, 50: a login with the old password doesn't evict the user who changed it."""
     from flask_login import login_user
 
     site = make_site(SESSION_REGISTRY_MAX_SESSIONS=1)
@@ -306,7 +306,7 @@ def test_login_that_is_dead_on_arrival_ends_no_other(make_site: SiteFactory) -> 
 
 @pytest.fixture
 def account_site(make_site: SiteFactory, database: str) -> Site:
-    """A site whose users can be made inactive."""
+    """Return a site whose users can be deactivated."""
 
     def model(db: t.Any) -> t.Any:
         return user_class(
@@ -319,7 +319,7 @@ def account_site(make_site: SiteFactory, database: str) -> Site:
 
 
 def test_user_who_is_made_inactive(account_site: Site) -> None:
-    """51: it ends their sessions in that transaction; active again, none is revived."""
+    """51: it ends their sessions in the same transaction. Reactivation doesn't revive them."""
     site = account_site
     firefox, bob = site.browser("Firefox"), site.browser("Bob")
     firefox.login()
@@ -339,7 +339,7 @@ def test_user_who_is_made_inactive(account_site: Site) -> None:
 
 
 def test_user_who_is_deleted(database_site: Site) -> None:
-    """51: their sessions end, and that is told; a new user with the same key inherits nothing."""
+    """51: their sessions end, and a signal reports it. A new user with this key inherits none."""
     site = database_site
     told: list[t.Any] = []
 
@@ -370,7 +370,7 @@ def test_user_who_is_deleted(database_site: Site) -> None:
 
 
 def test_user_who_is_inactive_by_sql_alone(account_site: Site) -> None:
-    """51: nobody has told the registry; the check sees it, refuses, and ends the session."""
+    """51: the registry wasn't notified. The check sees it, refuses, and ends the session."""
     site = account_site
     firefox = site.browser("Firefox")
     firefox.login()
@@ -383,7 +383,7 @@ def test_user_who_is_inactive_by_sql_alone(account_site: Site) -> None:
 
 
 def test_refused_twice_at_once(site: Site) -> None:
-    """What another request has ended in the meantime is ended once."""
+    """A session that another request has ended in the meantime is ended only once."""
     copies: list[Browser] = []
 
     @site.app.get("/slow")
@@ -402,7 +402,7 @@ def test_refused_twice_at_once(site: Site) -> None:
 
 
 def test_user_without_sessions_is_deleted(site: Site) -> None:
-    """Nothing ends, and nothing is told."""
+    """No session ends, and no signal is sent."""
     told: list[t.Any] = []
 
     def receiver(app: t.Any, **arguments: t.Any) -> None:
@@ -415,7 +415,7 @@ def test_user_without_sessions_is_deleted(site: Site) -> None:
 
 
 def test_user_is_deleted_outside_of_the_app(site: Site) -> None:
-    """By a script that knows the models only: the deletion goes through."""
+    """A script that only knows the models can delete a user."""
     with site.context():
         engine = site.db.engine
     with sa_orm.Session(engine) as session:
@@ -427,7 +427,7 @@ def test_user_is_deleted_outside_of_the_app(site: Site) -> None:
 
 @pytest.mark.table
 def test_last_seen_waits_for_nobody(make_site: SiteFactory, database: str) -> None:
-    """A browser is answered while somebody else's transaction holds its row, and seen later."""
+    """A browser is answered while another transaction locks its row. The touch happens later."""
     timeout = {"connect_args": {"timeout": 60}} if database == "sqlite" else {}
     site = make_site("files", database, SQLALCHEMY_ENGINE_OPTIONS=timeout)
     firefox = site.browser()
@@ -448,7 +448,7 @@ def test_last_seen_waits_for_nobody(make_site: SiteFactory, database: str) -> No
 
 
 def test_patience_of_sqlite_is_given_back(site: Site, firefox: Browser) -> None:
-    """Who comes after a row was touched waits for the database as before."""
+    """After a touch, the connection has its previous busy timeout."""
     firefox.login()
     age(site, last_seen_at=1)
     assert firefox.is_signed_in
@@ -470,7 +470,7 @@ def test_patience_of_sqlite_is_given_back(site: Site, firefox: Browser) -> None:
 )
 @pytest.mark.parametrize("duration", [10**11, dt.timedelta.max])
 def test_for_ever(make_site: SiteFactory, database: str, name: str, duration: t.Any) -> None:
-    """A duration that goes back to before all time is as good as none."""
+    """A duration that reaches back before all time is the same as none."""
     site = make_site("cookie", database, **{name: duration})
     firefox = site.browser()
     assert firefox.login().status_code == 200
@@ -482,7 +482,7 @@ def test_for_ever(make_site: SiteFactory, database: str, name: str, duration: t.
 
 
 def test_limit_takes_no_account_of_what_is_over(make_site: SiteFactory, database: str) -> None:
-    """50: the session that began first ends, not the one that was seen first; none for expired."""
+    """50: the session that began first ends, not the one seen first. Expired ones don't count."""
     site = make_site("files", database, SESSION_REGISTRY_MAX_SESSIONS=2)
     firefox, chrome, phone = (site.browser(name) for name in ("Firefox", "Chrome", "Phone"))
     firefox.login()
@@ -502,7 +502,7 @@ def test_limit_takes_no_account_of_what_is_over(make_site: SiteFactory, database
 def test_store_that_fails_while_a_user_is_deleted(
     make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch, database: str
 ) -> None:
-    """36, 51: what was deleted by then is taken down, the rest stays pending."""
+    """36, 51: entries deleted before the failure are recorded as purged. The rest stay pending."""
     monkeypatch.setattr("flask_session_registry._records.base.BATCH", 1)
     site = make_site("files", database)
     for _ in range(3):
@@ -539,7 +539,7 @@ def test_login_while_the_clock_was_ahead(
     timeout: str | None,
     interval: int | None,
 ) -> None:
-    """19, 49: once it is right, the next request counts as the beginning, and timeouts go on."""
+    """19, 49: once the clock is right, the next request resets the times; timeouts work again."""
     config = {f"SESSION_REGISTRY_{timeout}": 3600} if timeout else {}
     site = make_site(
         "files",
@@ -562,7 +562,7 @@ def test_login_while_the_clock_was_ahead(
 
 
 def test_touch_leaves_what_is_not_ahead(site: Site, firefox: Browser) -> None:
-    """19: when a session began, and when the password was given, stay as they are."""
+    """19: the beginning of a session, and the time of its password, stay as they are."""
     firefox.login()
     before = days_ago(0.5)
     site.change(created_at=before, authenticated_at=before, last_seen_at=days_ago(0.25))
@@ -575,7 +575,7 @@ def test_touch_leaves_what_is_not_ahead(site: Site, firefox: Browser) -> None:
 def test_rotation_while_the_clock_was_ahead(
     site: Site, firefox: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """19: a browser with the id from before it can sign in at once, and not a day later."""
+    """19: a browser with the previous id can sign in at once, not a day later."""
 
     @site.app.get("/form")
     def form() -> str:
@@ -593,7 +593,7 @@ def test_rotation_while_the_clock_was_ahead(
 
 
 def sign_in_at_each_request(site: Site) -> None:
-    """As an app does that believes what a proxy says in a header."""
+    """Sign in at each request, as an app does that trusts a proxy's header."""
 
     @site.app.before_request
     def sign_in() -> None:
@@ -613,7 +613,7 @@ def test_login_at_each_request(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A client that keeps no cookies, and is signed in by what a proxy says, fills no table."""
+    """A client that keeps no cookies, signed in by a proxy's header, doesn't fill the table."""
     monkeypatch.setattr(tracking, "_NEVER_RESUMED", 3)
     site = make_site(store)
     sign_in_at_each_request(site)
@@ -623,7 +623,7 @@ def test_login_at_each_request(
         robot = site.browser("Robot")
         visit(robot)
     rows = [row for row in site.rows() if row.user_agent == "Robot"]
-    # Each process looks at every third one.
+    # Each process checks every third login.
     assert len(rows) == 5
     assert all(row.revoked_at is None for row in rows)
     assert firefox.is_signed_in
@@ -634,7 +634,7 @@ def test_login_at_each_request(
 
 
 def test_logins_of_many_browsers(make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of those who sign in at a page, none has to go: a class room with one account, say."""
+    """Sessions opened on a login page all stay, such as a class that shares one account."""
     monkeypatch.setattr(tracking, "_NEVER_RESUMED", 3)
     site = make_site("cookie")
     browsers = [site.browser("Firefox") for _ in range(7)]
@@ -646,7 +646,7 @@ def test_logins_of_many_browsers(make_site: SiteFactory, monkeypatch: pytest.Mon
 def test_login_at_each_request_while_the_store_is_down(
     make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What can't be purged is kept, and left to a prune."""
+    """A session that can't be purged is kept for the next prune."""
     monkeypatch.setattr(tracking, "_NEVER_RESUMED", 1)
     site = make_site()
     sign_in_at_each_request(site)
@@ -663,7 +663,7 @@ def test_login_at_each_request_while_the_store_is_down(
 def test_logins_of_many_without_cookies(
     make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a process remembers of them does not grow for ever."""
+    """What a process remembers about them doesn't grow without bound."""
     monkeypatch.setattr(tracking, "_NEVER_RESUMED", 2)
     monkeypatch.setattr(registry, "_MOST_CLIENTS", 1)
     site = make_site()

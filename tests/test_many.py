@@ -1,4 +1,4 @@
-"""Ten thousand sessions of one user, amid a hundred thousand of others (SCENARIO 40)."""
+"""Ten thousand sessions of one user, among a hundred thousand of others (SCENARIO 40)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flask_session_registry import session_revoked
 
 
 def add_sessions(site: Site, name: str, count: int) -> None:
-    """Rows and entries, as so many logins would leave them."""
+    """Add rows and entries, as the same number of logins would."""
     with site.context():
         user_id = site.user(name).id
         moment = days_ago(0)
@@ -42,7 +42,7 @@ def add_sessions(site: Site, name: str, count: int) -> None:
 
 
 class Asked:
-    """How often Redis is asked to delete."""
+    """Counts the commands sent to Redis."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.commands = 0
@@ -62,7 +62,7 @@ def crowded(make_site: SiteFactory, database: str) -> Iterator[Site]:
         add_sessions(site, "bob", 10_000)
     add_sessions(site, "ann", 10_000)
     yield site
-    # One by one, the site would take its time.
+    # The site would delete them one by one, which takes long.
     keys = list(site.redis.scan_iter(f"{site.prefix}*", count=10_000))
     for number in range(0, len(keys), 10_000):
         site.redis.unlink(*keys[number : number + 10_000])
@@ -70,7 +70,7 @@ def crowded(make_site: SiteFactory, database: str) -> Iterator[Site]:
 
 @pytest.mark.table
 def test_one_update_and_purged_in_batches(crowded: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """40: all of them end by one UPDATE; their entries go a thousand at a time, nobody else's."""
+    """40: one UPDATE ends them all. Their entries, and no others, go a thousand at a time."""
     site = crowded
     told: list[int] = []
 
@@ -86,9 +86,9 @@ def test_one_update_and_purged_in_batches(crowded: Site, monkeypatch: pytest.Mon
         user = site.user("ann")
         assert site.sessions.revoke_all(user) == 10_000
         site.db.session.commit()
-    # One ends them; one more, after the commit, takes down that their entries are gone.
+    # One ends the sessions. One more, after the commit, records that their entries are purged.
     assert sum(text.startswith("UPDATE") for text in statements.texts) == 2
-    # The user; the lock; the ending; three reads; the lock and the marks.
+    # The user; the lock; the UPDATE; three reads; the lock and the marks.
     assert len(statements) <= 8
     assert asked.commands == 10
     assert told == [1000] * 10
@@ -104,7 +104,7 @@ def test_one_update_and_purged_in_batches(crowded: Site, monkeypatch: pytest.Mon
 
 
 def peak(site: Site, count: int) -> int:
-    """The most memory that a revocation of so many sessions takes."""
+    """Return the peak memory of revoking this number of sessions."""
     add_sessions(site, "ann", count)
     with site.context():
         user = site.user("ann")
@@ -119,10 +119,10 @@ def peak(site: Site, count: int) -> int:
 
 @pytest.mark.once
 def test_memory_is_flat(make_site: SiteFactory) -> None:
-    """40: twice as many sessions take no more memory, once there are several reads."""
+    """40: with more than one batch, twice as many sessions take no more memory."""
     site = make_site("redis")
     peak(site, 10)
-    # Of the table several batches are read at once.
+    # The table reads several batches at once.
     count = 20_000 if site.home == "table" else 3000
     few = peak(site, count)
     assert peak(site, 2 * count) < 1.3 * few

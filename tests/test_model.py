@@ -1,4 +1,4 @@
-"""Anything that may happen, in any order (SCENARIOS 1 to 47, but for servers and limits)."""
+"""Any events, in any order (SCENARIOS 1 to 47, except servers and limits)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stores import STORES
 
 @pytest.mark.parametrize("store", STORES)
 def test_cookie_jar_is_signed_in_exactly_when_the_model_says_so(store: str, home: str) -> None:
-    """After each step of a random story, on every store; what it catches is told in 'model.py'."""
+    """This holds after each step of a random story, on every store. See 'model.py'."""
     with open_stage(store, home) as stage:
         tell(stage, 1, max_examples=4, stateful_step_count=40)
         assert stage.steps > 100

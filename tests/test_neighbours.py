@@ -22,7 +22,7 @@ class Anybody(UserMixin):
 
 
 def flask_login_alone() -> Flask:
-    """An app without the registry, in which everybody may sign in."""
+    """Return an app without the registry, in which any user may sign in."""
     app = Flask("neighbour")
     app.config.update(SECRET_KEY="the neighbour's", SESSION_COOKIE_NAME="neighbour")
     LoginManager(app).user_loader(Anybody)
@@ -40,7 +40,7 @@ def flask_login_alone() -> Flask:
 
 
 class Host:
-    """A browser on a host of two apps: ``/a`` is ours, ``/b`` is the neighbour."""
+    """A browser that visits a host with two apps: ours at ``/a``, the neighbour at ``/b``."""
 
     def __init__(self, ours: Flask, neighbour: Flask) -> None:
         self.client = Client(DispatcherMiddleware(ours.wsgi_app, {"/b": neighbour.wsgi_app}))
@@ -77,7 +77,7 @@ def host(site: Site, neighbour: Flask) -> Host:
 
 
 def test_visit_of_somebody_whom_the_neighbour_remembers(host: Host, neighbour: Flask) -> None:
-    """17: our answer leaves the neighbour's cookie, and the neighbour still knows the browser."""
+    """17: our response leaves the neighbour's cookie, and the neighbour still knows the browser."""
     rejected: list[t.Any] = []
     host.login(NEIGHBOUR, remember="1")
     cookies = host.cookies()
@@ -88,7 +88,7 @@ def test_visit_of_somebody_whom_the_neighbour_remembers(host: Host, neighbour: F
     session_rejected.connect(note)
     host.client.post("/cart", data={"item": "book"})
     assert host.name(OURS) is None
-    # Nor is anything of ours taken for dead because of it.
+    # Nothing of ours is considered ended because of it, either.
     assert host.get("/cart") == {"cart": "book"}
     assert host.get("/me")["rejected"] is None
     assert rejected == []
@@ -99,7 +99,7 @@ def test_visit_of_somebody_whom_the_neighbour_remembers(host: Host, neighbour: F
 
 @pytest.mark.parametrize("way", ["login", "logout", "revoked", "gone"])
 def test_our_session_beside_the_neighbours_cookie(site: Site, host: Host, way: str) -> None:
-    """17: signing in and out here, and a session of ours that has ended, don't touch it."""
+    """17: logins, logouts and ended sessions of ours don't touch it."""
     host.login(OURS, name="bob", password="hash of bob")
     host.login(NEIGHBOUR, remember="1")
     cookies = host.cookies()
@@ -119,7 +119,7 @@ def test_our_session_beside_the_neighbours_cookie(site: Site, host: Host, way: s
 
 
 def test_neighbour_that_has_overwritten_our_cookie(site: Site, host: Host) -> None:
-    """17: a new id here would renew both of ours; the one that is the neighbour's by now stays."""
+    """17: a new id renews both of our cookies, except the one the neighbour has overwritten."""
     host.login(OURS, remember="1")
     host.login(NEIGHBOUR, remember="1")
     theirs = host.cookies()["remember_token"]
@@ -129,7 +129,7 @@ def test_neighbour_that_has_overwritten_our_cookie(site: Site, host: Host) -> No
 
 
 def test_neighbours_visit_of_somebody_whom_we_remember(site: Site, host: Host) -> None:
-    """17: the other way round, our remembered login survives a visit to the neighbour."""
+    """17: conversely, our remembered login survives a visit to the neighbour."""
     host.login(OURS, remember="1")
     assert host.name(NEIGHBOUR) is None
     host.client.delete_cookie("session")
@@ -137,7 +137,7 @@ def test_neighbours_visit_of_somebody_whom_we_remember(site: Site, host: Host) -
 
 
 def test_remember_cookie_of_an_earlier_key(site: Site) -> None:
-    """46: it is ours: refused, as Flask-Login does, and cleared."""
+    """46: it is ours, so it is refused, as Flask-Login does, and cleared."""
     firefox = site.browser("Firefox")
     firefox.login(remember="1")
     site.app.config.update(SECRET_KEY="new", SECRET_KEY_FALLBACKS=["only for tests"])

@@ -1,8 +1,8 @@
 """An app context that is pushed within a request, on this Flask and on the next one.
 
-Flask 3.2 merges its two contexts: an app context that is pushed within a request hides it, and what
-dispatches a request takes the context as its first argument. Where this Flask is an earlier one,
-both are imitated. The suite can be run on the real one: see the lane "upstream" in ``run.py``.
+Flask 3.2 merges its two contexts: an app context pushed within a request hides the request, and
+methods that dispatch a request take the context as their first argument. On an earlier Flask, both
+are imitated. To run the suite on the real one, see the lane "upstream" in ``run.py``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ IS_MERGED = not hasattr(flask.globals, "_cv_request")
 
 
 class Contexts:
-    """What Flask 3.2's one context variable would hold; to set it moves both of this Flask's."""
+    """The contents of Flask 3.2's single context variable. Setting it sets both of this Flask's."""
 
     def __init__(self) -> None:
         self.of_apps: ContextVar[t.Any] = flask.globals._cv_app
@@ -43,7 +43,7 @@ class Contexts:
 
 
 def imitate(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Let this Flask be like the next one; which methods are given the context, as they are."""
+    """Imitate the next Flask. Return the list of methods that were given the context."""
     contexts, given = Contexts(), list[str]()
     push_request, push, pop = flask.ctx.RequestContext.push, AppContext.push, AppContext.pop
 
@@ -89,7 +89,7 @@ class _Token:
 
 @pytest.fixture(params=["this", "next"])
 def given(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str] | None:
-    """Which methods were given a context, on the next Flask; ``None``: on this one."""
+    """The methods that were given a context on the next Flask. ``None`` on this one."""
     if request.param == "next" and not IS_MERGED:
         return imitate(monkeypatch)
     return None
@@ -97,7 +97,7 @@ def given(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> li
 
 @pytest.fixture
 def site(given: list[str] | None, make_site: Callable[..., Site]) -> Site:
-    """A site with a view that changes the password within an app context of its own."""
+    """Return a site with a view that changes the password within an app context of its own."""
     site = make_site()
 
     @site.app.post("/nested")
@@ -128,7 +128,7 @@ def site(given: list[str] | None, make_site: Callable[..., Site]) -> Site:
 
 
 def test_password_change(site: Site, given: list[str] | None, firefox: Browser) -> None:
-    """It keeps the browser signed in that has made it, and no other."""
+    """The browser that makes it stays signed in, and no other does."""
     chrome = site.browser("Chrome")
     for browser in (firefox, chrome):
         browser.login(remember="1")
@@ -144,7 +144,7 @@ def test_password_change(site: Site, given: list[str] | None, firefox: Browser) 
 
 
 def test_current_session(site: Site, firefox: Browser, chrome: Browser) -> None:
-    """It is known there, though nobody has asked for the user before."""
+    """It is known there, even if the user hasn't been loaded before."""
     firefox.login()
     chrome.login()
     assert firefox.post("/unasked").json == {
@@ -159,7 +159,7 @@ def test_current_session(site: Site, firefox: Browser, chrome: Browser) -> None:
 
 
 def test_rotation_and_witness(site: Site, firefox: Browser) -> None:
-    """Both are of the request, wherever they are asked for."""
+    """Both belong to the request, wherever they are called."""
 
     @site.app.post("/rotate")
     def rotate() -> str:
@@ -180,7 +180,7 @@ def test_rotation_and_witness(site: Site, firefox: Browser) -> None:
 
 
 def test_thread_that_outlives_its_context(given: list[str] | None, make_site: t.Any) -> None:
-    """What it does then is of no request, and no error."""
+    """Its later work belongs to no request, and raises no error."""
     site = make_site()
     with site.context():
         copied = contextvars.copy_context()
@@ -191,7 +191,7 @@ def test_thread_that_outlives_its_context(given: list[str] | None, make_site: t.
 def test_refused_login(
     given: list[str] | None, make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """403, and not 500, by the app's own page."""
+    """The app's own page for 403 is shown, not a 500."""
     limits = {"SESSION_REGISTRY_MAX_SESSIONS": 1, "SESSION_REGISTRY_MAX_SESSIONS_ACTION": "reject"}
     site = make_site(**limits)
 
@@ -209,7 +209,7 @@ def test_refused_login(
 def test_request_within_a_request_of_another_app(
     given: list[str] | None, make_site: Callable[..., Site]
 ) -> None:
-    """The session of one app is no business of another one's."""
+    """The session of one app isn't visible to another app."""
     one, other = make_site("cookie"), make_site("cookie")
 
     @one.app.get("/other")
@@ -226,7 +226,7 @@ def test_request_within_a_request_of_another_app(
 def test_context_that_begins_a_request(
     given: list[str] | None, make_site: Callable[..., Site]
 ) -> None:
-    """An app context that is pushed for a request is told from one that is not."""
+    """An app context pushed for a request is distinguished from others."""
     site, found = make_site(), list[bool]()
 
     def note(*_: t.Any, **__: t.Any) -> None:
@@ -240,7 +240,7 @@ def test_context_that_begins_a_request(
 
 
 def test_client(site: Site, given: list[str] | None) -> None:
-    """The client for an app's own tests."""
+    """The client for an app's own tests works."""
     from flask_session_registry.testing import SessionRegistryClient
 
     site.app.test_client_class = SessionRegistryClient

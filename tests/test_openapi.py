@@ -1,4 +1,4 @@
-"""The OpenAPI file of the package says what the page answers in JSON."""
+"""The package's OpenAPI file describes the page's JSON responses."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ DESCRIPTION = json.loads(
 @pytest.fixture
 def described(site: Site) -> Site:
     with_page(site)
-    # What sends the requests has another address and user agent than who has signed in.
+    # The requests have a different address and user agent than the login.
     site.login_manager.session_protection = None
     site.app.get("/openapi.json")(lambda: DESCRIPTION)
     return site
 
 
 def test_every_address_is_described(described: Site) -> None:
-    """All addresses of the blueprint, and no others."""
+    """All URLs of the blueprint are described, and no others."""
     rules = {
         rule.rule.removeprefix(PREFIX).replace("<", "{").replace(">", "}")
         for rule in described.app.url_map.iter_rules()
@@ -50,7 +50,7 @@ def test_every_address_is_described(described: Site) -> None:
     suppress_health_check=list(hypothesis.HealthCheck),
 )
 def hold(described: Site, operation: t.Any, answers: Counter[t.Any], data: st.DataObject) -> None:
-    """Send what the description allows, and compare the answer with it."""
+    """Send what the description allows, and validate the response against it."""
     browser, other = described.browser("Firefox"), described.browser(IPHONE)
     if data.draw(st.booleans(), label="is signed in"):
         browser.login()
@@ -80,7 +80,7 @@ def hold(described: Site, operation: t.Any, answers: Counter[t.Any], data: st.Da
 
 @pytest.mark.once
 def test_answers_are_as_described(described: Site) -> None:
-    """Whatever is sent: status, type, headers and body."""
+    """Whatever is sent, status, type, headers and body are as described."""
     schema = schemathesis.openapi.from_wsgi("/openapi.json", described.app)
     answers: Counter[t.Any] = Counter()
     for result in schema.get_all_operations():
