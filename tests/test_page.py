@@ -1,4 +1,4 @@
-"""The page on which a user sees where they are signed in, and ends it."""
+"""The page on which users see where they are signed in, and sign out devices."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def end(browser: Browser, path: str, **headers: str) -> t.Any:
 
 
 def submit(browser: Browser, path: str) -> t.Any:
-    """Send a form of the page, as a person does; what is said thereafter."""
+    """Submit a form of the page, as a browser does. Return the messages flashed afterwards."""
     answer = browser.post(f"{PREFIX}/{path}", csrf_token=token_of(browser))
     assert answer.status_code == 303, answer.text
     assert answer.location == f"{PREFIX}/"
@@ -104,19 +104,19 @@ def id_of(browser: Browser) -> str:
 
 
 def test_page_shows_all_devices(firefox: Browser, phone: Browser) -> None:
-    """This device comes first, each with a name that a person understands."""
+    """This device comes first. Each device has a name that people understand."""
     text = firefox.get(f"{PREFIX}/").text
     names = re.findall(r"<h2><bdi>(.*?)</bdi>(?: <strong>(.*?)</strong>)?</h2>", text)
     assert names == [("Firefox on Linux", "This device"), ("Safari on iPhone", "")]
     assert text.count("127.0.0.1") == 2
     assert text.count("<time ") == 4
     assert f'title="{IPHONE}"' in text
-    # That of the other device, all others, all.
+    # One for the other device, one for all others, one for all.
     assert text.count("<form ") == 3
 
 
 def test_page_of_the_only_device(firefox: Browser) -> None:
-    """There is nothing to end but everything."""
+    """The page offers only to sign out everywhere."""
     text = firefox.get(f"{PREFIX}/").text
     assert re.findall("<button>(.*?)</button>", text) == ["Sign out everywhere, here too"]
     assert "Recently signed out" not in text
@@ -124,7 +124,7 @@ def test_page_of_the_only_device(firefox: Browser) -> None:
 
 @pytest.mark.parametrize("attribute", ["password_hash", None])
 def test_of_nobody_else(make_site: SiteFactory, attribute: str | None) -> None:
-    """Another user's sessions are not shown, active or ended, whatever they have in common."""
+    """Another user's sessions aren't shown, active or ended, whatever they have in common."""
     site = with_page(make_site(SESSION_REGISTRY_PASSWORD_ATTRIBUTE=attribute))
     ann, bob, gone = site.browser(FIREFOX), site.browser(IPHONE), site.browser(IPHONE)
     ann.login()
@@ -139,7 +139,7 @@ def test_of_nobody_else(make_site: SiteFactory, attribute: str | None) -> None:
 
 @pytest.mark.table
 def test_rows_that_are_no_sessions(make_site: SiteFactory) -> None:
-    """What a rotation has left behind is none, whoever owns the row."""
+    """The stale keys that a rotation leaves aren't shown, whoever owns their rows."""
     site = with_page(make_site())
     site.app.post("/rotate")(lambda: site.sessions.rotate() or "rotated")
     firefox = site.browser(FIREFOX)
@@ -154,7 +154,7 @@ def test_rows_that_are_no_sessions(make_site: SiteFactory) -> None:
 
 
 def test_ended_at_once(firefox: Browser, page: Site) -> None:
-    """What one revocation has ended is told in one order."""
+    """Sessions that one revocation ended have a stable order."""
     others = [page.browser(f"Other{number}") for number in range(4)]
     for browser in others:
         browser.login()
@@ -166,7 +166,7 @@ def test_ended_at_once(firefox: Browser, page: Site) -> None:
 
 
 def test_confirmation_says_which_device(firefox: Browser, phone: Browser) -> None:
-    """Of several with one name, and of this one, too."""
+    """The confirmation page tells devices of the same name apart, and marks this one."""
     text = firefox.get(f"{PREFIX}/{id_of(phone)}/revoke").text
     assert "127.0.0.1" in text
     assert "This device" not in text
@@ -174,7 +174,7 @@ def test_confirmation_says_which_device(firefox: Browser, phone: Browser) -> Non
 
 
 def test_list_in_json(firefox: Browser, phone: Browser, page: Site) -> None:
-    """The same facts, in JSON, and no other."""
+    """The JSON has the same data as the page, and nothing else."""
     found = see(firefox)
     assert set(found) == {"sessions", "recently_ended", "next", "csrf_token"}
     this, other = found["sessions"]
@@ -202,7 +202,7 @@ def test_list_in_json(firefox: Browser, phone: Browser, page: Site) -> None:
 
 
 def test_recently_ended(firefox: Browser, phone: Browser) -> None:
-    """What has ended of late, with the reason."""
+    """The page shows which sessions ended recently, and why."""
     phone.post("/logout")
     (ended,) = see(firefox)["recently_ended"]
     assert (ended["name"], ended["reason"]) == ("Safari on iPhone", "logged_out")
@@ -211,7 +211,7 @@ def test_recently_ended(firefox: Browser, phone: Browser) -> None:
 
 
 def test_remembered_until(page: Site) -> None:
-    """How long a device stays signed in without the password, as long as that is so."""
+    """The page shows how long a device stays signed in without the password, while it does."""
     browser = page.browser(FIREFOX)
     browser.login(remember="1")
     assert see(browser)["sessions"][0]["remember_until"] is not None
@@ -222,7 +222,7 @@ def test_remembered_until(page: Site) -> None:
 
 
 def test_what_does_not_stand_is_not_shown(firefox: Browser, phone: Browser, page: Site) -> None:
-    """A session that has expired, or that an earlier password opened, is not active."""
+    """A session that has expired, or has the fingerprint of an earlier password, isn't active."""
     page.change({"user_agent": IPHONE}, last_seen_at=days_ago(100))
     assert len(see(firefox)["sessions"]) == 1
     page.change({"user_agent": IPHONE}, last_seen_at=days_ago(0))
@@ -232,7 +232,7 @@ def test_what_does_not_stand_is_not_shown(firefox: Browser, phone: Browser, page
 
 
 def test_no_secret_is_shown(firefox: Browser, phone: Browser, page: Site) -> None:
-    """54: no session id, nor anything else that stands in a row or a cookie."""
+    """54: the page shows no session id, and no other secret of a row or a cookie."""
     phone.post("/logout")
     secrets = {value for one in (firefox, phone) for value in one.cookies.values()}
     for row in page.rows():
@@ -244,7 +244,7 @@ def test_no_secret_is_shown(firefox: Browser, phone: Browser, page: Site) -> Non
 
 
 def test_answers_are_kept_nowhere(firefox: Browser, page: Site) -> None:
-    """No cache keeps the page, nor its redirections, nor its errors; nobody can frame it."""
+    """No cache stores the page, its redirects or its errors, and no site can frame it."""
     nobody = page.browser()
     for answer in (
         firefox.get(f"{PREFIX}/"),
@@ -261,7 +261,7 @@ def test_answers_are_kept_nowhere(firefox: Browser, page: Site) -> None:
 
 
 def test_nothing_inline(firefox: Browser, phone: Browser) -> None:
-    """A strict Content-Security-Policy holds: no script, no style, no handler in the page."""
+    """The page works under a strict Content-Security-Policy: no inline script, style or handler."""
     text = firefox.get(f"{PREFIX}/").text
     assert len(re.findall("<svg", text)) == 2
     assert not re.search(r"<style|style=|\son\w+=|javascript:", text)
@@ -282,7 +282,7 @@ def test_nothing_inline(firefox: Browser, phone: Browser) -> None:
     ],
 )
 def test_hostile_user_agent(firefox: Browser, page: Site, user_agent: str) -> None:
-    """53: it is text, and not too much of it."""
+    """53: a user agent is shown as text, and shortened."""
     page.browser(user_agent).login()
     phone = page.browser(user_agent)
     phone.login()
@@ -298,7 +298,7 @@ def test_hostile_user_agent(firefox: Browser, page: Site, user_agent: str) -> No
 
 
 def many(site: Site, number: int, *, ended: bool = False) -> None:
-    """So many more sessions of Ann's, each last seen a second earlier than the one before."""
+    """Add sessions of Ann's, two of them last seen each second before now."""
     first = site.rows()[0]
     now = dt.datetime.now(dt.timezone.utc)
     site.add_rows(
@@ -309,7 +309,7 @@ def many(site: Site, number: int, *, ended: bool = False) -> None:
                 "generation": 0,
                 "user_agent": f"Device {n}",
                 "created_at": now,
-                # Pairs of them at the same moment.
+                # Pairs with the same timestamp.
                 "last_seen_at": now - dt.timedelta(seconds=n // 2),
                 "authenticated_at": now,
                 "fingerprint": first.fingerprint,
@@ -349,7 +349,7 @@ def test_page_by_page(database_site: Site) -> None:
 
 @pytest.mark.once
 def test_page_of_10_000_sessions(firefox: Browser, page: Site) -> None:
-    """As many statements, and rows, as for the page of one session."""
+    """The page runs as many statements, and shows as many rows, as with few sessions."""
     firefox.get(f"{PREFIX}/")
     with page.count_statements() as statements:
         firefox.get(f"{PREFIX}/")
@@ -361,14 +361,14 @@ def test_page_of_10_000_sessions(firefox: Browser, page: Site) -> None:
         text = firefox.get(f"{PREFIX}/").text
     assert len(statements) == few
     assert len(re.findall(r"<li\b", text)) == views.PAGE + 1 + views.RECENT
-    # Five times a thousand: the last of each ended at once.
+    # Five batches of a thousand, with equal timestamps across batches.
     ended = {one["user_agent"] for one in see(firefox)["recently_ended"]}
     assert ended <= {f"Device {n}" for n in range(views.RECENT)}
 
 
 @pytest.mark.parametrize("after", ["", "1", "1-1", "-1-" + "a" * 32, "9" * 18 + "-" + "a" * 32])
 def test_page_that_was_not_given(firefox: Browser, after: str) -> None:
-    """It is refused."""
+    """An invalid 'after' is refused."""
     answer = firefox.get(f"{PREFIX}/?after={after}", headers=JSON)
     assert answer.status_code == 400
     assert answer.json["detail"] == "'after' is not what 'next' has said."
@@ -376,15 +376,15 @@ def test_page_that_was_not_given(firefox: Browser, after: str) -> None:
 
 
 def test_last_page_of_all(firefox: Browser) -> None:
-    """The highest moment that can be asked for is one."""
+    """The highest timestamp that 'after' can express is valid."""
     assert see(firefox, "?after=" + "9" * 17 + "-" + "f" * 32)["next"] is None
 
 
-# -- ending ----------------------------------------------------------------------------------------
+# -- signing out -----------------------------------------------------------------------------------
 
 
 def test_end_one(firefox: Browser, phone: Browser, page: Site) -> None:
-    """That device is signed out, this one and others of the user are not; and it is said."""
+    """That device is signed out, this one and the user's others aren't, and a message says so."""
     third = page.browser("Third")
     third.login()
     assert submit(firefox, f"{id_of(phone)}/revoke") == ["Safari on iPhone is signed out."]
@@ -395,7 +395,7 @@ def test_end_one(firefox: Browser, phone: Browser, page: Site) -> None:
 
 
 def test_end_the_others(firefox: Browser, phone: Browser, page: Site) -> None:
-    """All but this one; nobody else's."""
+    """All of the user's devices but this one are signed out, and no other user's."""
     third, bob = page.browser("Third"), page.browser("Bob's")
     third.login()
     bob.login("bob")
@@ -406,7 +406,7 @@ def test_end_the_others(firefox: Browser, phone: Browser, page: Site) -> None:
 
 
 def test_end_everything(firefox: Browser, phone: Browser, page: Site) -> None:
-    """This device, too, and its "remember me" cookie."""
+    """This device is signed out too, along with its "remember me" cookie."""
     phone.login(remember="1")
     bob = page.browser("Bob's")
     bob.login("bob")
@@ -417,14 +417,14 @@ def test_end_everything(firefox: Browser, phone: Browser, page: Site) -> None:
 
 
 def test_end_this_one(firefox: Browser, phone: Browser) -> None:
-    """This device may be signed out here as well."""
+    """This device can be signed out here as well."""
     assert end(firefox, f"{id_of(firefox)}/revoke").json == {"ended": 1}
     assert not firefox.is_signed_in
     assert phone.is_signed_in
 
 
 def test_ending_in_json(firefox: Browser, phone: Browser, page: Site) -> None:
-    """The number of those that have ended."""
+    """The response has the number of sessions that ended."""
     page.browser("Third").login()
     assert end(firefox, f"{id_of(phone)}/revoke").json == {"ended": 1}
     assert end(firefox, "revoke-others").json == {"ended": 1}
@@ -435,7 +435,7 @@ def test_ending_in_json(firefox: Browser, phone: Browser, page: Site) -> None:
 
 @pytest.mark.parametrize("kind", ["unknown", "of somebody else", "ended", "no id", "bytes"])
 def test_unknown_session(firefox: Browser, phone: Browser, page: Site, kind: str) -> None:
-    """55: somebody else's id is an unknown id: the same answer, and nothing ends."""
+    """55: another user's id gets the same response as an unknown id, and no session ends."""
     bob = page.browser("Bob's")
     bob.login("bob")
     ended = id_of(phone)
@@ -462,7 +462,7 @@ def test_unknown_session(firefox: Browser, phone: Browser, page: Site, kind: str
 
 @pytest.mark.parametrize("what", ["revoke", "revoke-others"])
 def test_ended_by_two_at_once(make_site: SiteFactory, database: str, what: str) -> None:
-    """12: of two that end the same at the same moment, one is told so, and it counts once."""
+    """12: of two requests that end the same at once, one reports it, and each end counts once."""
     site = with_page(make_site("files", database))
     told: list[uuid.UUID] = []
     one, other, victim = browsers = [site.browser(FIREFOX) for _ in range(3)]
@@ -490,7 +490,7 @@ def test_ended_by_two_at_once(make_site: SiteFactory, database: str, what: str) 
         first = pool.submit(visit, one)
         assert is_first.wait(30)
         second = pool.submit(visit, other)
-        # In a table it waits for a lock, and needs time to reach it.
+        # With a table, it waits for a lock and needs time to reach it.
         wait([second], timeout=0.5 if site.home == "table" else 30)
         may_go_on.set()
         answers = [first.result(30), second.result(30)]
@@ -504,7 +504,7 @@ def test_ended_by_two_at_once(make_site: SiteFactory, database: str, what: str) 
 
 
 def test_confirmation(firefox: Browser, phone: Browser) -> None:
-    """A link asks before it does anything, and its form does it."""
+    """A link asks for confirmation before it does anything. Its form does it."""
     for path, question in {
         f"{id_of(phone)}/revoke": "Sign out Safari on iPhone?",
         "revoke-others": "Sign out all other devices?",
@@ -535,12 +535,12 @@ def test_told_after_the_commit(firefox: Browser, phone: Browser, page: Site) -> 
     assert len(page.signed_in_entries()) == 1
 
 
-# -- who may ---------------------------------------------------------------------------------------
+# -- access ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["", "revoke-others", "revoke-all", f"{uuid.UUID(int=1)}/revoke"])
 def test_nobody(page: Site, path: str) -> None:
-    """A visitor is sent to sign in; a script is told so."""
+    """A visitor is redirected to the login page. A script gets a 401."""
     nobody = page.browser()
     answer = nobody.get(f"{PREFIX}/{path}")
     assert answer.status_code == 302
@@ -556,7 +556,7 @@ def test_nobody(page: Site, path: str) -> None:
 
 
 def test_reason_in_json(firefox: Browser, phone: Browser) -> None:
-    """A script of a device that was signed out is told why."""
+    """A script on a device that was signed out gets the reason."""
     firefox.post("/password", password="new")
     assert phone.get(f"{PREFIX}/", headers=JSON).json["reason"] == "password_changed"
 
@@ -566,7 +566,7 @@ def test_reason_in_json(firefox: Browser, phone: Browser) -> None:
 def test_forged_request(
     firefox: Browser, phone: Browser, page: Site, path: str, token: str
 ) -> None:
-    """Without the token of this session nothing ends, nor does the login become stale."""
+    """Without this session's token no session ends, and the login doesn't become stale either."""
     bob = page.browser("Bob's")
     bob.login("bob")
     if path == "one":
@@ -586,7 +586,7 @@ def test_forged_request(
 
 
 def test_app_with_a_protection_of_its_own(make_site: SiteFactory) -> None:
-    """Flask-WTF's for all forms: a script gets problem details all the same, and one token does."""
+    """With Flask-WTF's protection of all forms, scripts get problem details. One token suffices."""
     site = make_site()
     CSRFProtect(site.app).exempt(site.app.view_functions["login"])
     with_page(site)
@@ -600,7 +600,7 @@ def test_app_with_a_protection_of_its_own(make_site: SiteFactory) -> None:
 
 
 def test_names_of_the_app(make_site: SiteFactory) -> None:
-    """The token is called, and sent, as the app has it."""
+    """The token's field and header have the names that the app has configured."""
     site = with_page(make_site(WTF_CSRF_FIELD_NAME="secret", WTF_CSRF_HEADERS=["X-Secret"]))
     browser = site.browser(FIREFOX)
     browser.login()
@@ -614,7 +614,7 @@ def test_names_of_the_app(make_site: SiteFactory) -> None:
 
 
 def test_forms_without_protection(firefox: Browser, page: Site) -> None:
-    """An app that turns Flask-WTF's protection off, in its tests say, needs no token here."""
+    """An app that disables Flask-WTF's protection, such as in its tests, needs no token here."""
     page.app.config["WTF_CSRF_ENABLED"] = False
     assert firefox.post(f"{PREFIX}/revoke-others").status_code == 303
 
@@ -624,7 +624,7 @@ def test_forms_without_protection(firefox: Browser, page: Site) -> None:
 def test_only_a_post_ends_anything(
     firefox: Browser, phone: Browser, path: str, method: str
 ) -> None:
-    """Another site can make a browser send the others, without a token."""
+    """Another site can make a browser send the other methods, without a token."""
     if path == "one":
         path = f"{id_of(phone)}/revoke"
     before = see(firefox)["sessions"]
@@ -636,7 +636,7 @@ def test_only_a_post_ends_anything(
 
 @pytest.mark.parametrize("path", ["revoke-others", "revoke-all", "one"])
 def test_question_is_for_people(firefox: Browser, phone: Browser, path: str) -> None:
-    """A script that asks for it is told that there is only a POST."""
+    """A script that asks for the confirmation page gets a 405 that allows POST."""
     if path == "one":
         path = f"{id_of(phone)}/revoke"
     answer = firefox.get(f"{PREFIX}/{path}", headers=JSON)
@@ -660,7 +660,7 @@ def test_question_is_for_people(firefox: Browser, phone: Browser, path: str) -> 
     ],
 )
 def test_which_of_the_two(firefox: Browser, accept: str, type: str) -> None:
-    """JSON for those who would rather have it."""
+    """Clients that prefer JSON get JSON."""
     answer = firefox.get(f"{PREFIX}/", headers={"Accept": accept})
     assert (answer.status_code, answer.content_type) == (200, type)
 
@@ -675,7 +675,7 @@ def test_password_is_asked_for(
     path: str,
     age: int,
 ) -> None:
-    """ASVS 7.5.2: a session whose password was given too long ago ends none."""
+    """ASVS 7.5.2: a session whose password was entered too long ago can't end any session."""
     if path == "one":
         path = f"{id_of(phone)}/revoke"
     now = dt.datetime.now(dt.timezone.utc).replace(microsecond=0)
@@ -690,7 +690,7 @@ def test_password_is_asked_for(
     answer = firefox.post(f"{PREFIX}/{path}", csrf_token=token_of(firefox))
     assert answer.status_code == 302
     assert answer.location.startswith("/sign-in?next=")
-    # Where the browser comes back to when the password was given.
+    # The browser returns here after the password has been entered.
     assert firefox.get(f"{PREFIX}/{path}").status_code == 200
     assert (firefox.is_signed_in, phone.is_signed_in) == (True, True)
     assert firefox.get(f"{PREFIX}/").status_code == 200
@@ -700,7 +700,7 @@ def test_password_is_asked_for(
 
 
 def test_stale_login_is_no_fresh_one(firefox: Browser, page: Site) -> None:
-    """Or the view that asks for the password would send the browser back at once, and so on."""
+    """The login becomes stale, or the view that asks for the password would redirect in a loop."""
     assert firefox.get("/fresh").json == {"fresh": True}
     page.change(authenticated_at=days_ago(1))
     firefox.get(f"{PREFIX}/revoke-all")
@@ -711,7 +711,7 @@ def test_stale_login_is_no_fresh_one(firefox: Browser, page: Site) -> None:
 
 
 def test_remembered_session_is_asked_for_the_password(page: Site) -> None:
-    """A login by "remember me" cookie is not fresh, however recent the password."""
+    """A login by "remember me" cookie isn't fresh, however recently the password was entered."""
     browser = page.browser(FIREFOX)
     browser.login(remember="1")
     browser.lose("session")
@@ -720,7 +720,7 @@ def test_remembered_session_is_asked_for_the_password(page: Site) -> None:
 
 
 def test_age_of_the_password_does_not_matter(make_site: SiteFactory) -> None:
-    """``REAUTH_AGE = None``: what Flask-Login calls fresh is enough, and necessary."""
+    """With ``REAUTH_AGE = None``, a login that Flask-Login calls fresh suffices and is required."""
     site = with_page(make_site(SESSION_REGISTRY_REAUTH_AGE=None))
     browser = site.browser(FIREFOX)
     browser.login(remember="1")
@@ -731,7 +731,7 @@ def test_age_of_the_password_does_not_matter(make_site: SiteFactory) -> None:
 
 
 def test_user_without_a_session(page: Site) -> None:
-    """Somebody who comes with a token has no session, and can't see or end those that there are."""
+    """A user who sends a token has no session, and can't see or end existing ones."""
     page.login_manager.request_loader(lambda request: page.user("ann"))
     browser = page.browser()
     assert browser.get(f"{PREFIX}/").location.startswith("/sign-in?next=")
@@ -742,7 +742,7 @@ def test_user_without_a_session(page: Site) -> None:
 def test_ended_since_the_check(
     firefox: Browser, phone: Browser, page: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A session that ends between the check and the view ends no other."""
+    """A session that ends between the check and the view can't end another one."""
     token = token_of(firefox)
     with page.context():
         records = page.registry.records
@@ -761,7 +761,7 @@ def test_ended_since_the_check(
 
 
 def test_user_loader_of_another_kind(make_site: SiteFactory) -> None:
-    """What the app's user loader returns need not be the mapped user."""
+    """The app's user loader needn't return the mapped user."""
     site = make_site()
 
     class Wrapped(UserMixin):
@@ -793,7 +793,7 @@ def test_sessions_can_not_be_read(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """503, in JSON too; it is logged, and the browser stays signed in."""
+    """The response is 503, in JSON too. The failure is logged, and the browser stays signed in."""
 
     def fail(*_: t.Any, **__: t.Any) -> t.Any:
         raise sa.exc.OperationalError("SELECT", {}, Exception("down"))

@@ -1,4 +1,4 @@
-"""The page in a real browser: Chromium, with a context for each person's device."""
+"""The page in a real browser: Chromium, with one context per device."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def settings(request: pytest.FixtureRequest) -> dict[str, t.Any]:
 def app(tmp_path: Path, settings: dict[str, t.Any]) -> Iterator[Flask]:
     with example(tmp_path, **settings) as app:
         if settings:
-            # Without what the example changes of the page to fit it into its own layout.
+            # Without the changes that fit the page into the example's own layout.
             its_own = app.jinja_loader
 
             def load(name: str) -> t.Any:
@@ -57,7 +57,7 @@ def app(tmp_path: Path, settings: dict[str, t.Any]) -> Iterator[Flask]:
 
 @pytest.fixture
 def open_device(app: Flask, browser: Browser) -> Iterator[t.Callable[..., Device]]:
-    """Open another browser: a user agent, and what Playwright calls options of a context."""
+    """Open another browser with this user agent and options of a Playwright context."""
     devices: list[Device] = []
     with serving(app) as url:
 
@@ -74,7 +74,7 @@ OpenDevice = t.Callable[..., Device]
 
 
 def pretend(app: Flask, **values: t.Any) -> None:
-    """Add a session of Ann's to those that there are, as long ago and as odd as is wanted."""
+    """Add a session of Ann's with any values."""
     from accounts.extensions import db, sessions
 
     with app.app_context():
@@ -94,7 +94,7 @@ def pretend(app: Flask, **values: t.Any) -> None:
 
 
 def test_two_devices_of_one_person(open_device: OpenDevice) -> None:
-    """Sign in on both, see both, end the other, which is signed out at its next click."""
+    """Sign in on both, see both, sign out the other one: its next click leads to the login page."""
     desktop, phone = (
         open_device(SAFARI),
         open_device(IPHONE, viewport={"width": 390, "height": 844}),
@@ -117,7 +117,7 @@ def test_two_devices_of_one_person(open_device: OpenDevice) -> None:
 
 
 def test_changed_password(open_device: OpenDevice) -> None:
-    """The other device reads on the login page why it was signed out."""
+    """The login page tells the other device why it was signed out."""
     desktop, phone = open_device(), open_device(IPHONE)
     desktop.sign_in()
     phone.sign_in()
@@ -132,7 +132,7 @@ def test_changed_password(open_device: OpenDevice) -> None:
 
 
 def test_end_everything(open_device: OpenDevice) -> None:
-    """This device, too, which is told so where it may sign in again."""
+    """This device is signed out too, and the login page says so."""
     desktop, phone = open_device(), open_device(IPHONE)
     desktop.sign_in()
     phone.sign_in()
@@ -145,7 +145,7 @@ def test_end_everything(open_device: OpenDevice) -> None:
 
 
 def test_password_is_asked_for(app: Flask, open_device: OpenDevice) -> None:
-    """After a quarter of an hour; then the browser is asked whether it is meant still."""
+    """After a quarter of an hour the password is required, then a confirmation."""
     from accounts.extensions import db, sessions
 
     desktop, phone = open_device(), open_device(IPHONE)
@@ -171,7 +171,7 @@ def test_password_is_asked_for(app: Flask, open_device: OpenDevice) -> None:
 
 
 def test_script_of_the_readme(open_device: OpenDevice) -> None:
-    """The one that ends the others works, from a page of the app."""
+    """The script that signs out the other devices works from a page of the app."""
     desktop, phone = open_device(), open_device(IPHONE)
     desktop.sign_in()
     phone.sign_in()
@@ -183,7 +183,7 @@ def test_script_of_the_readme(open_device: OpenDevice) -> None:
 
 
 def test_without_javascript(open_device: OpenDevice) -> None:
-    """Everything works, and exact times are in UTC."""
+    """Everything works without JavaScript, and exact times are in UTC."""
     desktop, phone = open_device(java_script_enabled=False), open_device(IPHONE)
     desktop.sign_in()
     phone.sign_in()
@@ -196,7 +196,7 @@ def test_without_javascript(open_device: OpenDevice) -> None:
 
 
 def test_time_zone_of_the_reader(open_device: OpenDevice) -> None:
-    """With JavaScript, the browser says the exact times as its reader does."""
+    """With JavaScript, exact times are in the reader's time zone and format."""
     desktop = open_device(timezone_id="Asia/Tokyo", locale="en-GB")
     desktop.sign_in()
     desktop.page.goto(PAGE)
@@ -210,7 +210,7 @@ def test_time_zone_of_the_reader(open_device: OpenDevice) -> None:
 
 
 def test_keyboard(open_device: OpenDevice) -> None:
-    """Each button is reached by the tab key, in the order of the page, shows it, and works."""
+    """The tab key reaches each button in page order, with a visible focus, and Enter presses it."""
     desktop, phone = open_device(), open_device(IPHONE)
     desktop.sign_in()
     phone.sign_in()
@@ -235,7 +235,7 @@ def test_keyboard(open_device: OpenDevice) -> None:
     assert desktop.said == ["Safari on iPhone is signed out."]
 
 
-#: In the example's layout, and alone.
+#: In the example's layout, and in the page's own.
 LAYOUTS = [{}, {"SESSION_REGISTRY_BASE_TEMPLATE": "session_registry/base.html"}]
 
 
@@ -243,7 +243,7 @@ LAYOUTS = [{}, {"SESSION_REGISTRY_BASE_TEMPLATE": "session_registry/base.html"}]
 @pytest.mark.parametrize("width", [1280, 320])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_accessible(app: Flask, open_device: OpenDevice, width: int, scheme: str) -> None:
-    """axe-core finds nothing, in light and dark, wide and narrow; and nothing scrolls sideways."""
+    """axe-core finds nothing, light or dark, wide or narrow, and nothing scrolls sideways."""
     device = open_device(viewport={"width": width, "height": 800}, color_scheme=scheme)
     device.sign_in()
     for user_agent in (*HOSTILE, IPHONE, SAFARI, "curl/8.0", None):
@@ -274,7 +274,7 @@ def test_accessible(app: Flask, open_device: OpenDevice, width: int, scheme: str
 
 @pytest.mark.parametrize("settings", LAYOUTS, indirect=True)
 def test_hostile_user_agents(app: Flask, open_device: OpenDevice) -> None:
-    """What a stranger calls their browser runs nothing, hides nothing, and turns nothing round."""
+    """A hostile user agent runs nothing, hides nothing and reverses no text."""
     device = open_device()
     device.page.on("dialog", lambda dialog: device.complaints.append(dialog.message))
     device.sign_in()

@@ -1,4 +1,4 @@
-"""The page in the app's layout, words and language, and what it calls a device and a place."""
+"""The page's layout, texts and languages, and its names for devices and places."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def page_of(browser: Browser) -> str:
 
 
 def with_templates(site: Site, **files: str) -> Site:
-    """Give the app a folder of templates."""
+    """Give the app a folder of templates, and the page."""
     folder = site.folder / "templates"
     for name, text in files.items():
         path = folder / f"{name.replace('__', '/')}.html"
@@ -59,7 +59,7 @@ def signed_in(site: Site, user_agent: str = FIREFOX) -> Browser:
 
 
 def test_layout_of_the_app(make_site: SiteFactory) -> None:
-    """It is put into the app's own base template, as the README shows it."""
+    """The page extends the app's own base template, as the README shows."""
     bridge, own = blocks("jinja")
     site = with_templates(
         make_site(SESSION_REGISTRY_BASE_TEMPLATE="bridge.html"),
@@ -68,7 +68,7 @@ def test_layout_of_the_app(make_site: SiteFactory) -> None:
         bridge=bridge,
         session_registry__sessions=own,
     )
-    # Names that its own template may use are left to it.
+    # Variables that the app's template might use are left to it.
     site.app.context_processor(lambda: dict.fromkeys(("language", "active", "form"), "home"))
     firefox = signed_in(site)
     text = page_of(firefox)
@@ -82,7 +82,7 @@ def test_layout_of_the_app(make_site: SiteFactory) -> None:
 
 
 def test_layout_of_its_own(make_site: SiteFactory) -> None:
-    """Without one it is a page by itself, which shows what was said."""
+    """Without a base template, the page is a document of its own and shows flashed messages."""
     site = with_page(make_site())
     firefox, phone = signed_in(site), signed_in(site, IPHONE)
     token = see(firefox)["csrf_token"]
@@ -97,7 +97,7 @@ def test_layout_of_its_own(make_site: SiteFactory) -> None:
 
 
 def test_words_of_the_app(make_site: SiteFactory) -> None:
-    """Each text can be replaced, one with a plural by a pair, also one that is translated late."""
+    """Each text can be replaced, one with a plural by a pair, also with a lazy translation."""
     site = make_site(
         SESSION_REGISTRY_TEXTS={
             "title": "Devices",
@@ -136,7 +136,7 @@ def test_words_of_the_app(make_site: SiteFactory) -> None:
     ],
 )
 def test_words_that_there_are_not(make_site: SiteFactory, words: t.Any) -> None:
-    """They stop the app, with the names that there are."""
+    """They stop the app, and the error lists the valid names."""
     with pytest.raises(ConfigurationError, match=r"'SESSION_REGISTRY_TEXTS' is .*title, intro"):
         make_site(SESSION_REGISTRY_TEXTS=words)
 
@@ -151,13 +151,13 @@ def test_words_that_there_are_not(make_site: SiteFactory, words: t.Any) -> None:
     ],
 )
 def test_wrong_settings(make_site: SiteFactory, setting: str, value: t.Any) -> None:
-    """58: a wrong value stops the app."""
+    """58: an invalid value stops the app."""
     with pytest.raises(ConfigurationError, match=f"SESSION_REGISTRY_{setting}"):
         make_site(**{f"SESSION_REGISTRY_{setting}": value})
 
 
 def test_translation_that_does_not_fit(make_site: SiteFactory, caplog: t.Any) -> None:
-    """A text that is only translated later, and has other names in it, gives way to ours."""
+    """A lazy translation with different placeholders is replaced by the default text."""
     late = flask_babel.lazy_gettext("%(brower)s")
     site = make_site(SESSION_REGISTRY_TEXTS={"device": late, "confirm_others": "100% of them?"})
     flask_babel.Babel(site.app)
@@ -169,7 +169,7 @@ def test_translation_that_does_not_fit(make_site: SiteFactory, caplog: t.Any) ->
 
 
 def test_language_of_the_reader(make_site: SiteFactory) -> None:
-    """With Flask-Babel the page speaks German, and tells times in the reader's zone."""
+    """With Flask-Babel the page is in German, and times are in the reader's time zone."""
     site = make_site()
     flask_babel.Babel(
         site.app, locale_selector=lambda: "de", timezone_selector=lambda: "Europe/Berlin"
@@ -192,7 +192,7 @@ def test_language_of_the_reader(make_site: SiteFactory) -> None:
 
 
 def test_language_of_a_country(make_site: SiteFactory) -> None:
-    """As BCP 47 has it, so that a browser knows it."""
+    """The language tag follows BCP 47, so that browsers recognize it."""
     site = make_site()
     flask_babel.Babel(site.app, locale_selector=lambda: "de_AT")
     with_page(site)
@@ -200,7 +200,7 @@ def test_language_of_a_country(make_site: SiteFactory) -> None:
 
 
 def test_language_that_there_is_not(make_site: SiteFactory) -> None:
-    """English then."""
+    """The page is in English."""
     site = make_site()
     flask_babel.Babel(site.app, locale_selector=lambda: "fi")
     with_page(site)
@@ -215,7 +215,7 @@ def texts_in(catalog: t.Any) -> dict[t.Any, t.Any]:
 
 
 def test_every_text_is_translated() -> None:
-    """The catalog that comes along is complete and compiled, with the same names in it."""
+    """The included catalog is complete and compiled, with the same placeholders."""
     folder = texts._TRANSLATIONS / "de" / "LC_MESSAGES"
     with (folder / f"{texts._DOMAIN}.po").open("rb") as file:
         written = texts_in(read_po(file, locale="de"))
@@ -251,14 +251,14 @@ NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.timezone.utc)
 def test_how_long_ago(
     site: Site, monkeypatch: pytest.MonkeyPatch, age: dict[str, int], told: str
 ) -> None:
-    """As people say it; from two months on, the day."""
+    """Ages are in everyday words, and become a date after two months."""
     monkeypatch.setattr(clock, "now", lambda: NOW)
     with site.context():
         assert site.registry.texts.ago(NOW - dt.timedelta(**age)) == told
 
 
 def test_remembered_to_the_second(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ends now has ended."""
+    """A "remember me" that ends at this very second has ended."""
     with_page(site)
     firefox = signed_in(site)
     now = dt.datetime.now(dt.timezone.utc).replace(microsecond=0)
@@ -270,7 +270,7 @@ def test_remembered_to_the_second(site: Site, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_reason_of_the_app(make_site: SiteFactory) -> None:
-    """A reason that the app has made up stands there as it is, and is text."""
+    """A custom reason is shown unchanged, and as text."""
     site = with_page(make_site())
     firefox = signed_in(site)
     signed_in(site, IPHONE)
@@ -340,13 +340,13 @@ def test_reason_of_the_app(make_site: SiteFactory) -> None:
     ],
 )
 def test_name_of_a_device(user_agent: str | None, name: str | None, kind: str) -> None:
-    """As people call it, and what kind of thing it is."""
+    """Devices have everyday names, and a kind."""
     device = device_of(user_agent)
     assert (device.name, device.kind) == (name, kind)
 
 
 def test_device_without_a_name(make_site: SiteFactory) -> None:
-    """It is called unknown, or by the one thing that is known of it."""
+    """It is called unknown, or by the one name that is known."""
     site = with_page(make_site())
     firefox = signed_in(site)
     for user_agent in ("Mozilla/5.0", "curl/7.88.1", ""):
@@ -357,14 +357,14 @@ def test_device_without_a_name(make_site: SiteFactory) -> None:
 
 @given(st.text() | st.text("Mozila/5.0 ()AndroidiPhone;Mobl Safr", min_size=20))
 def test_any_user_agent(user_agent: str) -> None:
-    """Whatever it says, there is a short name in one line, or none."""
+    """Any user agent results in a short name on one line, or none."""
     device = device_of(user_agent)
     assert device.kind in ("desktop", "phone", "tablet", "program", "unknown")
     assert device.name is None or (0 < len(device.name) <= 90 and device.name.isprintable())
 
 
 def database_of(folder: Path, kind: str) -> str:
-    """A database of places, in which documentation addresses are in Berlin."""
+    """Create a GeoIP database in which documentation addresses are in Berlin."""
     writer = MMDBWriter(4, kind, languages=["en", "de"], description="only for tests")
     country = {"iso_code": "DE", "names": {"en": "Germany", "de": "Deutschland"}}
     city = {"names": {"en": "Berlin"}}
@@ -393,7 +393,7 @@ def database_of(folder: Path, kind: str) -> str:
 def test_place(
     make_site: SiteFactory, tmp_path: Path, kind: str, language: str, place: str
 ) -> None:
-    """Where an address is, as far as the database knows, in the reader's language if it can."""
+    """The page shows an address's place if known, in the reader's language if possible."""
     site = make_site(SESSION_REGISTRY_GEOIP_DATABASE=Path(database_of(tmp_path, kind)))
     flask_babel.Babel(site.app, locale_selector=lambda: language)
     with_page(site)
@@ -411,7 +411,7 @@ def test_place(
 def test_database_that_is_none(
     make_site: SiteFactory, tmp_path: Path, content: bytes | str | None
 ) -> None:
-    """It stops the app, and so does one of something else."""
+    """A missing, broken or different database stops the app."""
     path = tmp_path / "places.mmdb"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -425,7 +425,7 @@ def test_database_that_is_none(
 def test_page_without_what_it_needs(
     make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
-    """It says what to install."""
+    """The error says what to install."""
     site = make_site()
     for name in ("views", "presenter", "user_agents"):
         monkeypatch.delitem(sys.modules, f"flask_session_registry._web.{name}")
@@ -439,7 +439,7 @@ def test_page_without_what_it_needs(
 def test_places_without_what_they_need(
     make_site: SiteFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The app stops, and it is said what to install."""
+    """The app stops, and the error says what to install."""
     monkeypatch.delitem(sys.modules, "flask_session_registry._web.geoip", raising=False)
     monkeypatch.setitem(sys.modules, "geoip2.database", None)
     with pytest.raises(ConfigurationError, match=r"'Flask-Session-Registry\[geoip\]'"):

@@ -28,7 +28,7 @@ def sign_in_three(site: Site) -> tuple[Browser, Browser, Browser]:
 
 @pytest.fixture
 def revoked(site: Site) -> t.Iterator[list[dict[str, t.Any]]]:
-    """What the signal has told."""
+    """Return what the signal has reported."""
     told: list[dict[str, t.Any]] = []
 
     def receiver(app: t.Any, **arguments: t.Any) -> None:
@@ -53,7 +53,7 @@ def check_main_scenario(site: Site) -> None:
 
 
 def test_other_browsers_are_signed_out_on_every_store(store_site: Site) -> None:
-    """1: Chrome changes the password and stays; Firefox and the phone are dead."""
+    """1: Chrome changes the password and stays signed in. Firefox and the phone are signed out."""
     check_main_scenario(store_site)
 
 
@@ -63,7 +63,7 @@ def test_other_browsers_are_signed_out_on_every_database(database_site: Site) ->
 
 
 def test_own_session_goes_on_under_a_new_id(store_site: Site) -> None:
-    """2: a copy of Chrome's own cookies dies with the change, and its late request does no harm."""
+    """2: a copy of Chrome's own cookies dies with the change. Its late request does no harm."""
     chrome = store_site.browser("Chrome")
     chrome.login("ann", remember="1")
     chrome.post("/cart", item="book")
@@ -165,7 +165,7 @@ def test_change_that_is_not_committed_revokes_nothing(
     what: t.Callable[[Site], None],
     decorated: bool,
 ) -> None:
-    """4, 5, 15: raised, rejected, rolled back (to a savepoint, too), abandoned or forgotten."""
+    """4, 5, 15: raised, rejected, rolled back (also to a savepoint), abandoned or forgotten."""
     site = make_site(*where)
     site.app.config["PROPAGATE_EXCEPTIONS"] = False
     if where[1] == "sqlite":
@@ -189,7 +189,7 @@ def test_change_that_is_not_committed_revokes_nothing(
 
 
 def begin_savepoints_on_sqlite(site: Site) -> None:
-    """SQLAlchemy's recipe: the driver would commit at the release of a savepoint otherwise."""
+    """Apply SQLAlchemy's recipe. Otherwise the driver commits when a savepoint is released."""
     with site.context():
         engine = site.db.engine
 
@@ -236,7 +236,7 @@ def test_commit_that_fails_revokes_nothing(make_site: SiteFactory) -> None:
 def test_forgotten_commit_warns(
     site: Site, chrome: Browser, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """15: a revocation that the view did not commit is rolled back, and a warning says so."""
+    """15: a revocation that the view doesn't commit is rolled back, and a warning says so."""
 
     @site.app.post("/forget")
     def forget() -> str:
@@ -253,7 +253,7 @@ def test_forgotten_commit_warns(
 def test_revocation_of_nobody_needs_no_commit(
     site: Site, chrome: Browser, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """15: where nothing ended there is nothing to commit, and nothing to warn of."""
+    """15: if no session ended, there is nothing to commit and nothing to warn about."""
 
     @site.app.post("/nobody")
     def nobody() -> str:
@@ -295,7 +295,7 @@ def test_reset_by_somebody_who_is_not_signed_in(
 def test_administrator_changes_the_password_of_another(
     site: Site, firefox: Browser, chrome: Browser
 ) -> None:
-    """7: all of that user's sessions end, the administrator's stays."""
+    """7: all of that user's sessions end. The administrator's stays."""
 
     @site.app.post("/admin")
     @login_required
@@ -314,7 +314,7 @@ def test_administrator_changes_the_password_of_another(
 
 
 def test_change_without_a_request(store_site: Site) -> None:
-    """8: a shell, a command, a worker: all sessions end, and their entries go."""
+    """8: in a shell, a command or a worker, all sessions end, and their entries are purged."""
     browsers = sign_in_three(store_site)
     with store_site.context():
         store_site.user("ann").password_hash = "new"
@@ -324,7 +324,7 @@ def test_change_without_a_request(store_site: Site) -> None:
 
 
 def test_change_by_hand_in_sql(database_site: Site) -> None:
-    """9: an UPDATE that no code of the app sees ends all sessions, the current one included."""
+    """9: an UPDATE outside the app's code ends all sessions, including the current one."""
     browsers = sign_in_three(database_site)
     with database_site.context():
         database_site.db.session.execute(sa.text("UPDATE account SET password_hash = 'x'"))
@@ -343,7 +343,7 @@ def test_bulk_update_ends_all(site: Site, firefox: Browser) -> None:
 
 
 def test_edit_without_a_new_password_revokes_nothing(site: Site) -> None:
-    """10: another attribute, or the password set to what it is (expired or not)."""
+    """10: another attribute changes, or the password is set to its own value, expired or not."""
 
     @site.app.post("/edit")
     @site.sessions.revoke_on_password_change
@@ -366,7 +366,7 @@ def test_edit_without_a_new_password_revokes_nothing(site: Site) -> None:
 
 @pytest.mark.parametrize("inside", [True, False])
 def test_rehash_of_the_same_password(site: Site, firefox: Browser, inside: bool) -> None:
-    """11: a new hash of the same password signs nobody out, and the login itself stands."""
+    """11: a new hash of the same password signs out no one, and a login with it succeeds."""
 
     @site.app.post("/rehash")
     def rehash() -> str:
@@ -392,7 +392,7 @@ def test_rehash_of_the_same_password(site: Site, firefox: Browser, inside: bool)
 
 
 def test_rehash_revives_nothing(site: Site, firefox: Browser) -> None:
-    """A session that was dead by its fingerprint is not moved along by a rehash."""
+    """A rehash doesn't update a session whose fingerprint is already outdated."""
     firefox.login()
     with site.context():
         site.db.session.execute(sa.text("UPDATE account SET password_hash = 'by hand'"))
@@ -405,7 +405,7 @@ def test_rehash_revives_nothing(site: Site, firefox: Browser) -> None:
 
 
 def test_rehash_that_fails_is_forgotten(site: Site, firefox: Browser) -> None:
-    """After an exception within the block, a change is a change again."""
+    """After an exception within the block, a change counts as a change again."""
     firefox.login()
     with site.context():
         user = site.user("ann")
@@ -417,7 +417,7 @@ def test_rehash_that_fails_is_forgotten(site: Site, firefox: Browser) -> None:
 
 
 def test_revoke_all_twice(site: Site, revoked: list[dict[str, t.Any]]) -> None:
-    """12: count and ids are exactly those ended; the second time there are none, and no signal."""
+    """12: count and ids are exactly those ended. The second call ends none and sends no signal."""
     sign_in_three(site)
     ids = {row.id for row in site.rows()}
     with site.context():
@@ -436,7 +436,7 @@ def test_revoke_all_twice(site: Site, revoked: list[dict[str, t.Any]]) -> None:
 
 
 def test_signal_comes_with_the_change(site: Site, revoked: list[dict[str, t.Any]]) -> None:
-    """12: a password change tells of the others, not of the one that goes on."""
+    """12: the signal of a password change reports the other sessions, not the current one."""
     _, chrome, _ = sign_in_three(site)
     mine = next(row.id for row in site.rows() if row.user_agent == "Chrome")
     chrome.post("/password", password="new")
@@ -448,7 +448,7 @@ def test_signal_comes_with_the_change(site: Site, revoked: list[dict[str, t.Any]
 def test_signal_names_only_what_a_savepoint_left(
     site: Site, revoked: list[dict[str, t.Any]]
 ) -> None:
-    """5, 12: what a savepoint took back is neither purged nor told."""
+    """5, 12: a session whose revocation a savepoint rolled back is neither purged nor signalled."""
     begin_savepoints_on_sqlite(site)
     firefox = site.browser("Firefox")
     firefox.login("ann")
@@ -468,7 +468,7 @@ def test_signal_names_only_what_a_savepoint_left(
 def test_receiver_that_fails_undoes_nothing(
     site: Site, firefox: Browser, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An exception in a receiver is logged, and the commit goes through."""
+    """An exception in a receiver is logged, and the commit succeeds."""
 
     def receiver(app: t.Any, **_: t.Any) -> None:
         raise NotChangedError
@@ -483,7 +483,7 @@ def test_receiver_that_fails_undoes_nothing(
 
 
 def test_revoke_all_except_current_without_a_request(site: Site) -> None:
-    """13: where there is no current session, all end."""
+    """13: if there is no current session, all end."""
     browsers = sign_in_three(site)
     with site.context():
         assert site.sessions.revoke_all(site.user("ann"), except_current=True) == 3
@@ -492,7 +492,7 @@ def test_revoke_all_except_current_without_a_request(site: Site) -> None:
 
 
 def test_revoke_all_except_current(store_site: Site) -> None:
-    """The others end, this one goes on as it was; another user's current session spares none."""
+    """The others end, this one goes on unchanged. With another user, all of theirs end."""
 
     @store_site.app.post("/others/<name>")
     def others(name: str) -> str:
@@ -511,7 +511,7 @@ def test_revoke_all_except_current(store_site: Site) -> None:
 
 @pytest.mark.parametrize("rollback", [False, True])
 def test_revoke_all_of_oneself(store_site: Site, rollback: bool) -> None:
-    """14: this browser is signed out too, and its entry is not written back; a flash still is."""
+    """14: this browser is signed out too, and its entry isn't written back; a flash still is."""
     site = store_site
 
     @site.app.post("/everywhere")
@@ -538,7 +538,7 @@ def test_revoke_all_of_oneself(store_site: Site, rollback: bool) -> None:
 
 
 def test_revoke_all_of_oneself_writes_nothing_by_itself(store_site: Site) -> None:
-    """14: if the view leaves nothing in the session, no entry is written at all."""
+    """14: if the view leaves the session empty, no entry is written at all."""
     site = store_site
 
     @site.app.post("/everywhere")
@@ -556,7 +556,7 @@ def test_revoke_all_of_oneself_writes_nothing_by_itself(store_site: Site) -> Non
 
 
 def test_revoke_on_another_session(site: Site, firefox: Browser) -> None:
-    """'session' names whose transaction to join."""
+    """'session' names the session whose transaction to join."""
     firefox.login()
     with site.context():
         other = site.db.session.session_factory()
@@ -570,7 +570,7 @@ def test_revoke_on_another_session(site: Site, firefox: Browser) -> None:
 
 
 def test_revoke_joins_the_session_of_the_user(site: Site, firefox: Browser) -> None:
-    """By default it is the session that the user belongs to."""
+    """By default it joins the session that the user belongs to."""
     firefox.login()
     with site.context(), site.db.session.session_factory() as other:
         user = other.scalar(sa.select(site.User).filter_by(name="ann"))
@@ -580,7 +580,7 @@ def test_revoke_joins_the_session_of_the_user(site: Site, firefox: Browser) -> N
 
 
 def test_commit_outside_of_an_app_context(site: Site, firefox: Browser) -> None:
-    """A worker may commit when the context is gone: the entries are purged all the same."""
+    """A worker may commit after its app context has ended. The entries are purged regardless."""
     firefox.login()
     with site.context():
         engine = site.db.engine
@@ -593,7 +593,7 @@ def test_commit_outside_of_an_app_context(site: Site, firefox: Browser) -> None:
 
 
 def test_two_changes_in_one_transaction(site: Site) -> None:
-    """The current session follows every one of them."""
+    """The current session survives each of them."""
 
     @site.app.post("/twice")
     @login_required
@@ -624,7 +624,7 @@ def test_watch_switched_off(make_site: SiteFactory) -> None:
 def test_decorator_is_the_watch_of_its_view(
     make_site: SiteFactory, arguments: dict[str, str]
 ) -> None:
-    """With the setting off, the decorated view keeps its own session, and ends the others."""
+    """With the setting off, the decorated view keeps its own session and ends the others."""
     site = make_site(SESSION_REGISTRY_REVOKE_ON_PASSWORD_CHANGE=False)
     decorate: t.Any = site.sessions.revoke_on_password_change
 
@@ -652,7 +652,7 @@ def test_no_password_attribute(make_site: SiteFactory) -> None:
 
 
 def test_several_password_attributes(make_site: SiteFactory) -> None:
-    """A change of any member of the tuple is a change: a factor added, or removed.
+    """A change of any listed attribute is a change, such as a factor added or removed.
 
     OWASP ASVS 5.0, 7.4.3.
     """
@@ -680,7 +680,7 @@ def test_several_password_attributes(make_site: SiteFactory) -> None:
 
 
 def test_password_that_starts_as_none(make_site: SiteFactory) -> None:
-    """A user without a password, who gets one."""
+    """A user's first password ends the other sessions too."""
     site = make_site(SESSION_REGISTRY_PASSWORD_ATTRIBUTE="note")
 
     @site.app.post("/set")
@@ -697,7 +697,7 @@ def test_password_that_starts_as_none(make_site: SiteFactory) -> None:
 
 
 def test_session_cleared_before_the_commit(store_site: Site) -> None:
-    """What the view has taken out of the session is not put back by the commit."""
+    """The commit doesn't restore what the view has removed from the session."""
 
     @store_site.app.post("/leave")
     @login_required
@@ -718,7 +718,7 @@ def test_session_cleared_before_the_commit(store_site: Site) -> None:
 
 
 def test_session_cleared_before_everything_is_revoked(store_site: Site) -> None:
-    """The same, when the current session is among those that end."""
+    """The same holds if the current session is among those that end."""
 
     @store_site.app.post("/leave")
     @login_required
@@ -737,7 +737,7 @@ def test_session_cleared_before_everything_is_revoked(store_site: Site) -> None:
 
 
 def test_user_deleted_right_after_the_change(site: Site, chrome: Browser) -> None:
-    """A view that changes the password, and then deletes the account."""
+    """A view may change the password and then delete the account."""
 
     @site.app.post("/delete")
     @login_required
@@ -757,7 +757,7 @@ def test_user_deleted_right_after_the_change(site: Site, chrome: Browser) -> Non
 def test_large_revocation_goes_in_batches(
     site: Site, revoked: list[dict[str, t.Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """12: the signal is sent once for each batch, and names each session once."""
+    """12: the signal is sent once per batch, and names each session once."""
     monkeypatch.setattr(records, "BATCH", 2)
     sign_in_three(site)
     site.browser("Bob").login("bob")
@@ -771,7 +771,7 @@ def test_large_revocation_goes_in_batches(
 
 
 def test_change_in_the_context_of_another_app(make_site: SiteFactory) -> None:
-    """A user of one app, changed within the context of another: the fingerprint ends them all."""
+    """A user of one app, changed in another app's context: the fingerprint ends all sessions."""
     one = make_site()
     other = make_site()
     firefox = one.browser()
@@ -785,7 +785,7 @@ def test_change_in_the_context_of_another_app(make_site: SiteFactory) -> None:
 
 
 def test_change_outside_of_any_app(site: Site, firefox: Browser) -> None:
-    """A script with a plain SQLAlchemy session: the fingerprint ends them all."""
+    """A script with a plain SQLAlchemy session: the fingerprint ends all sessions."""
     firefox.login()
     with site.context():
         engine = site.db.engine
@@ -800,7 +800,7 @@ def test_change_outside_of_any_app(site: Site, firefox: Browser) -> None:
 def test_view_that_never_asks_who_it_is(
     make_site: SiteFactory, database: str, sessions: int, end: str
 ) -> None:
-    """4, 15: a session store in SQL must not commit what such a view has left behind."""
+    """4, 15: a session store in SQL must not commit what such a view has left uncommitted."""
     site = make_site("sqlalchemy", database)
     site.app.config["PROPAGATE_EXCEPTIONS"] = False
 
@@ -847,7 +847,7 @@ def change_in_rolled_back_savepoint(site: Site, user: t.Any) -> None:
 def test_login_after_a_change_that_was_not_stored(
     make_site: SiteFactory, database: str, what: t.Callable[[Site, t.Any], None]
 ) -> None:
-    """6, 11: the login stands, as the password that it was opened with is still the current one."""
+    """6, 11: the login succeeds, since the password it was opened with is still current."""
     site = make_site("files", database)
     if database == "sqlite":
         begin_savepoints_on_sqlite(site)
@@ -865,7 +865,7 @@ def test_login_after_a_change_that_was_not_stored(
 
 
 def test_pending_change_is_no_rehash(site: Site, firefox: Browser) -> None:
-    """11: what was set before 'same_credentials' is a change; nested blocks keep the mark."""
+    """11: a change made before 'same_credentials' is a change. Nested blocks keep the mark."""
     firefox.login()
     with site.context():
         user = site.user("ann")
@@ -886,7 +886,7 @@ def test_pending_change_is_no_rehash(site: Site, firefox: Browser) -> None:
 
 
 def test_password_that_the_database_computes(make_site: SiteFactory, database: str) -> None:
-    """An SQL expression as the new value: the acting browser stays, the others end."""
+    """With an SQL expression as the new value, the acting browser stays and the others end."""
     site = make_site("files", database)
 
     @site.app.post("/expression")
@@ -903,7 +903,7 @@ def test_password_that_the_database_computes(make_site: SiteFactory, database: s
 
 
 def test_flagged_as_modified(site: Site) -> None:
-    """10: an UPDATE with the value that was there before is no change."""
+    """10: an UPDATE that writes the previous value isn't a change."""
 
     @site.app.post("/touch")
     @login_required
@@ -923,7 +923,7 @@ def test_flagged_as_modified(site: Site) -> None:
 def test_changing_id_through_another_database_session(
     make_site: SiteFactory, database: str, expire: bool
 ) -> None:
-    """26: 'get_id()' changes with the password, in a session that this request does not use."""
+    """26: 'get_id()' changes with the password, in a session that this request doesn't use."""
     site = make_site("files", database, model=changing_ids)
 
     @site.login_manager.user_loader
@@ -947,7 +947,7 @@ def test_changing_id_through_another_database_session(
 
 
 def test_thread_that_goes_on_after_the_answer(site: Site, chrome: Browser) -> None:
-    """15: a transaction of another thread is not rolled back under its feet."""
+    """15: the end of the request doesn't roll back another thread's transaction."""
     may_go_on, done = threading.Event(), threading.Event()
 
     @site.app.post("/later")
@@ -979,7 +979,7 @@ def test_thread_that_goes_on_after_the_answer(site: Site, chrome: Browser) -> No
 
 @pytest.mark.parametrize("what", ["change", "revoke"])
 def test_login_before_the_commit(site: Site, chrome: Browser, what: str) -> None:
-    """6: somebody who signs in between the flush and the commit of it stays signed in."""
+    """6: a user who signs in between the flush and the commit stays signed in."""
 
     @site.app.post("/switch")
     @login_required
@@ -1003,7 +1003,7 @@ def test_login_before_the_commit(site: Site, chrome: Browser, what: str) -> None
 
 
 def test_error_page_that_commits(site: Site, firefox: Browser, chrome: Browser) -> None:
-    """4: what a decorated view that raises has left behind is not committed by an error page."""
+    """4: an error page doesn't commit what the decorated view left behind when it raised."""
 
     @site.app.post("/change")
     @login_required
@@ -1028,7 +1028,7 @@ def test_error_page_that_commits(site: Site, firefox: Browser, chrome: Browser) 
 
 
 def test_decorator_ends_with_its_view(make_site: SiteFactory) -> None:
-    """With the setting off, a change after the decorated function is not one of it."""
+    """With the setting off, the decorator doesn't cover changes made after its function."""
     site = make_site(SESSION_REGISTRY_REVOKE_ON_PASSWORD_CHANGE=False)
 
     @site.sessions.revoke_on_password_change
@@ -1049,7 +1049,7 @@ def test_decorator_ends_with_its_view(make_site: SiteFactory) -> None:
 
 
 def test_failed_flush_leaves_nothing_behind(site: Site, chrome: Browser) -> None:
-    """9: a change by another hand, after a flush of this request has failed, is no own one."""
+    """9: after a failed flush, a change made outside this request doesn't count as its own."""
 
     @site.app.post("/edit")
     @login_required
@@ -1071,7 +1071,7 @@ def test_failed_flush_leaves_nothing_behind(site: Site, chrome: Browser) -> None
 
 
 def test_rehash_that_is_left_uncommitted(store_site: Site) -> None:
-    """11: it is rolled back on every store; Flask-Session's in SQL would commit it."""
+    """11: it is rolled back on every store. Flask-Session's SQL store would commit it."""
     site = store_site
 
     @site.app.post("/rehash")
@@ -1088,11 +1088,11 @@ def test_rehash_that_is_left_uncommitted(store_site: Site) -> None:
     assert chrome.is_signed_in
 
 
-# -- 76: handlers of the app's own, and late commits -----------------------------------------------
+# -- 76: event handlers of the app, and late commits -----------------------------------------------
 
 
 def add_handler(model: type[t.Any], event: str, session: t.Any) -> None:
-    """Let the app hash the password of which a plain attribute was set, as late as it can."""
+    """Add a handler that hashes a plain password attribute as late as possible."""
 
     def hash_password(user: t.Any) -> None:
         plain = vars(user).get("new_password")
@@ -1112,7 +1112,7 @@ def add_handler(model: type[t.Any], event: str, session: t.Any) -> None:
 @pytest.mark.parametrize("event", ["before_update", "before_flush"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_password_hashed_by_a_handler(make_site: SiteFactory, event: str, when: str) -> None:
-    """76: set before or after 'init_app', it ends the others, and this browser goes on."""
+    """76: registered before or after 'init_app', it ends the others, and this browser stays."""
 
     def model(db: t.Any) -> type[t.Any]:
         users = user_class(db)
@@ -1152,10 +1152,10 @@ def test_password_hashed_by_a_handler(make_site: SiteFactory, event: str, when: 
 def test_change_that_is_committed_after_the_answer(
     make_site: SiteFactory, by: str, has_handler: bool
 ) -> None:
-    """76: the browser can't follow any more: its session ends with the others, and its entry goes.
+    """76: the response is gone, so this browser's session ends with the others, and its entry too.
 
-    A view that does not commit has the change committed by a teardown function, or by a session
-    store in SQL, which saves the session by the same commit.
+    If the view doesn't commit, a teardown function does, or a session store in SQL does so when it
+    saves the session.
     """
     site = make_site("sqlalchemy" if by == "store" else "files")
     if has_handler:
@@ -1196,7 +1196,7 @@ def test_change_that_is_committed_after_the_answer(
 def test_late_commit_whose_session_can_not_be_ended(
     site: Site, monkeypatch: pytest.MonkeyPatch, is_down: bool
 ) -> None:
-    """76: if it has just ended, or nobody can be asked, it is dead by its generation."""
+    """76: if it has just ended, or the records are unavailable, its generation is outdated."""
     told: list[t.Any] = []
 
     @site.app.teardown_request

@@ -1,4 +1,4 @@
-"""The store "postgresql" that Flask-Session's development version has."""
+"""The store "postgresql" of Flask-Session's development version."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SiteFactory = Callable[..., Site]
 
 
 class Imitation(ServerSideSessionInterface):
-    """What of it the registry relies on, and what stands in its way."""
+    """Imitates what the registry relies on, and what gets in its way."""
 
     session_class = ServerSideSession
     ttl = False
@@ -36,7 +36,7 @@ class Imitation(ServerSideSessionInterface):
             yield cursor
 
     def _delete_expired_sessions(self) -> None:
-        """Not here."""
+        """Do nothing."""
 
     def _delete_session(self, store_id: str) -> None:
         with self._get_cursor() as cursor:
@@ -105,7 +105,7 @@ def keys(site: Site) -> list[str]:
 
 
 def test_password_change(site: Site) -> None:
-    """The others are out, their entries are gone; and no key is a session id."""
+    """The other browser is signed out, its entry is gone, and no key is a session id."""
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
     for browser in (firefox, chrome):
         browser.login()

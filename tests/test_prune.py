@@ -1,4 +1,4 @@
-"""Housekeeping: what has expired, what is pending, what is old (SCENARIOS 34, 35, 43)."""
+"""Pruning expired, pending and old sessions (SCENARIOS 34, 35, 43)."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def prune(site: Site, limit: int | None = None) -> tuple[int, int, int]:
 
 
 def age(site: Site, **values: t.Any) -> None:
-    """Write into all rows."""
+    """Change columns of all rows."""
     site.change(**values)
 
 
 def down(monkeypatch: pytest.MonkeyPatch) -> t.Any:
-    """A session store from which nothing can be deleted."""
+    """Let no entry be deleted from the session store."""
 
     def fail(*_: t.Any, **__: t.Any) -> None:
         raise OSError("no store")
@@ -50,7 +50,7 @@ def down(monkeypatch: pytest.MonkeyPatch) -> t.Any:
 
 
 def test_nothing_to_do(store_site: Site) -> None:
-    """A session in use is let be, and so is its entry."""
+    """A session in use, and its entry, are left alone."""
     firefox = store_site.browser()
     firefox.login()
     before = store_site.signed_in_entries()
@@ -60,7 +60,7 @@ def test_nothing_to_do(store_site: Site) -> None:
 
 
 def test_pending_purge(store_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """34: what could not be deleted at the change is deleted by the next prune, once."""
+    """34: entries that couldn't be deleted at the change are deleted by the next prune, once."""
     firefox, chrome = store_site.browser("Firefox"), store_site.browser("Chrome")
     firefox.login()
     chrome.login()
@@ -68,7 +68,7 @@ def test_pending_purge(store_site: Site, monkeypatch: pytest.MonkeyPatch) -> Non
     chrome.post("/password", password="new")
     broken.__exit__(None, None, None)
     stored = store_site.store != "cookie"
-    # Firefox's, and the one that Chrome had before.
+    # Firefox's, and Chrome's from before the change.
     assert len(store_site.signed_in_entries()) == 3 * stored
     assert prune(store_site) == (0, 1 * stored, 0)
     assert len(store_site.signed_in_entries()) == 1 * stored
@@ -80,7 +80,7 @@ def test_pending_purge(store_site: Site, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_pending_of_an_ended_session_that_was_rotated(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """34: both its entries, of before and after the rotation, are deleted."""
+    """34: its entries from before and after the rotation are both deleted."""
     chrome = site.browser("Chrome")
     chrome.login()
     broken = down(monkeypatch)
@@ -95,7 +95,7 @@ def test_pending_of_an_ended_session_that_was_rotated(
 
 
 def test_store_that_is_still_down(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """34: a prune that can't ask the store says so, changes nothing, and ends."""
+    """34: if the store is unavailable, a prune reports it, changes nothing, and ends."""
     told: list[t.Any] = []
 
     def receiver(app: t.Any, **arguments: t.Any) -> None:
@@ -110,7 +110,7 @@ def test_store_that_is_still_down(site: Site, monkeypatch: pytest.MonkeyPatch) -
     site.change(ended=True, revoked_at=days_ago(40))
     with purge_failed.connected_to(receiver, site.app):
         assert prune(site) == (0, 0, 0)
-        # Of what was purged, and of what is rotated, nothing can be deleted either.
+        # Nor can the entries of purged and rotated sessions be deleted.
         site.change(ended=True, purged_at=days_ago(40))
         assert prune(site) == (0, 0, 0)
     broken.__exit__(None, None, None)
@@ -120,7 +120,7 @@ def test_store_that_is_still_down(site: Site, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_left_behind_by_a_rotation(database_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """35: the entry of before the rotation goes, the key is remembered for requests under way."""
+    """35: the entry from before the rotation is purged. Its key is kept for requests in flight."""
     site = database_site
     chrome = site.browser("Chrome")
     chrome.login()
@@ -147,7 +147,7 @@ def test_left_behind_by_a_rotation(database_site: Site, monkeypatch: pytest.Monk
 def test_expired(
     database_site: Site, last_seen: int, remembered: dt.datetime | None, ended: int
 ) -> None:
-    """43: ended after the lifetime of a session, 31 days by default, unless it is remembered."""
+    """43: a session ends after its lifetime, 31 days by default, unless it is remembered."""
     site = database_site
     site.browser().login()
     age(site, last_seen_at=days_ago(last_seen), remember_until=remembered)
@@ -157,7 +157,7 @@ def test_expired(
 
 
 def test_seen_while_it_is_pruned(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """43: a session that is used between the search and the ending goes on."""
+    """43: a session that is used between the search and the UPDATE goes on."""
     firefox = site.browser()
     firefox.login()
     age(site, last_seen_at=days_ago(40))
@@ -176,7 +176,7 @@ def test_seen_while_it_is_pruned(site: Site, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_session_of_a_deleted_user(database_site: Site) -> None:
-    """Its row and its entry are nobody's, and go."""
+    """Its row belongs to no user. It ends, and its entry is purged."""
     site = database_site
     site.browser().login()
     age(site, user_id=None)
@@ -185,7 +185,7 @@ def test_session_of_a_deleted_user(database_site: Site) -> None:
 
 
 def test_forgotten(database_site: Site) -> None:
-    """An ended row goes after its time; what a request in flight has written back, before it."""
+    """A row is deleted after its retention, and before it, what a late request has written back."""
     site = database_site
     firefox, phone = site.browser("Firefox"), site.browser("Phone")
     firefox.login()
@@ -207,7 +207,7 @@ def test_forgotten(database_site: Site) -> None:
 
 @pytest.mark.parametrize("store", ["cookie", "files"])
 def test_no_retention(make_site: SiteFactory, store: str) -> None:
-    """With a retention of 0, rows go with the next prune, and what was written back before it."""
+    """With a retention of 0, the next prune deletes rows, after purging what was written back."""
     site = make_site(store, SESSION_REGISTRY_RETENTION=0)
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
     firefox.login()
@@ -230,7 +230,7 @@ def test_no_retention(make_site: SiteFactory, store: str) -> None:
 def test_in_batches_and_up_to_a_limit(
     make_site: SiteFactory, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each kind on its own, and never more than asked for."""
+    """The limit applies to each kind of work separately, and is never exceeded."""
     monkeypatch.setattr("flask_session_registry._records.sql.records._BATCHES", 1)
     monkeypatch.setattr("flask_session_registry._records.base.BATCH", 2)
     site = make_site("files", database)
@@ -247,7 +247,7 @@ def test_in_batches_and_up_to_a_limit(
 
 
 def test_each_process_prunes_by_itself(make_site: SiteFactory) -> None:
-    """At the end of a request, when the time has come, and not at the next one."""
+    """A process prunes at the end of a request when it is due, and not at the next request."""
     site = make_site(SESSION_REGISTRY_AUTO_PRUNE=3600)
     gone, here = site.browser("Gone"), site.browser("Here")
     gone.login()
@@ -266,7 +266,7 @@ def test_each_process_prunes_by_itself(make_site: SiteFactory) -> None:
 
 
 def test_command(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command says what was done."""
+    """The command prints what was done."""
     site.browser().login()
     age(site, last_seen_at=days_ago(40))
     result = site.app.test_cli_runner().invoke(args=["sessions", "prune", "--limit", "10"])
@@ -287,7 +287,7 @@ AGAIN = " must still be purged. Run it again when the store is back.\n"
 def test_command_while_the_store_is_down(
     site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """34: it fails, and says what has failed and how much remains, once; then it goes on."""
+    """34: it fails, and reports the failure and what remains, once. Later it continues."""
     for _ in range(3):
         site.browser().login()
     age(site, last_seen_at=days_ago(40))
@@ -318,7 +318,7 @@ def test_command_while_the_store_is_down(
 def test_command_that_leaves_what_was_left_behind(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """34: the same where all that remains is deleted once more before it is forgotten."""
+    """34: the same if all that remains are entries to delete once more before the rows go."""
     site.browser().login()
     age(site, last_seen_at=days_ago(40))
     command(site)
@@ -349,14 +349,14 @@ def test_rows_that_can_not_be_marked(
 
 
 def test_prune_waits_longer(site: Site) -> None:
-    """A command may wait for a slow store longer than an answer may."""
+    """A command may wait longer for a slow store than a response may."""
     assert store_purge.LONG_TIMEOUT > entries.TIMEOUT
 
 
 def test_late_request_after_a_rotation_is_known_on_every_database(
     database_site: Site,
 ) -> None:
-    """2: the row remembers the key of before, which MariaDB assigns from left to right."""
+    """2: the row keeps the previous key, although MariaDB assigns columns from left to right."""
     site = database_site
     chrome = site.browser("Chrome")
     chrome.login()
@@ -365,11 +365,11 @@ def test_late_request_after_a_rotation_is_known_on_every_database(
     assert old.rejected == "rotated"
 
 
-# -- what a rotation has left --------------------------------------------------------------------
+# -- stale keys of rotations ---------------------------------------------------------------------
 
 
 def past(site: Site) -> None:
-    """Let a day go by since everything that has happened."""
+    """Let a day pass since everything that has happened."""
     age(site, rotated_at=days_ago(1))
     site.change(ended=True, revoked_at=days_ago(1))
 
@@ -378,7 +378,7 @@ def past(site: Site) -> None:
 def test_two_rotations_while_the_store_is_down(
     make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch, store: str
 ) -> None:
-    """3, 34: the entry of before the first one goes, too."""
+    """3, 34: the entry from before the first rotation is purged too."""
     site = make_site(store)
     chrome = site.browser("Chrome")
     chrome.login()
@@ -399,7 +399,7 @@ def test_two_rotations_while_the_store_is_down(
 def test_rotated_while_the_store_is_down_and_ended_after(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """34: that the entry of before the rotation is still there is not forgotten at the logout."""
+    """34: the logout doesn't lose track of the entry from before the rotation."""
     chrome = site.browser("Chrome")
     chrome.login()
     broken = down(monkeypatch)
@@ -411,7 +411,7 @@ def test_rotated_while_the_store_is_down_and_ended_after(
     assert site.entries() == {}
 
 
-# -- how far it goes -----------------------------------------------------------------------------
+# -- limits --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("limit", [0, -1])
@@ -422,7 +422,7 @@ def test_wrong_limit(site: Site, limit: int) -> None:
 
 @pytest.mark.parametrize("kind", ["pending", "rotated"])
 def test_limit_of_each_kind(site: Site, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """What is pending, and what rotations have left, is purged up to the limit, too."""
+    """Pending and stale entries are also purged up to the limit."""
     monkeypatch.setattr("flask_session_registry._records.base.BATCH", 2)
     browsers = [site.browser() for _ in range(5)]
     for browser in browsers:
@@ -463,7 +463,7 @@ def change_own(site: Site, browser: Browser) -> None:
 def test_prunes_a_bounded_batch_by_itself(
     make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """AUTO_PRUNE does no more than a batch at the end of one request."""
+    """AUTO_PRUNE processes at most one batch at the end of one request."""
     monkeypatch.setattr("flask_session_registry._request.persistence.BATCH", 3)
     site = make_site(SESSION_REGISTRY_AUTO_PRUNE=3600)
     for _ in range(7):
@@ -473,7 +473,7 @@ def test_prunes_a_bounded_batch_by_itself(
     visitor = site.browser()
     visitor.login("bob")
     ended = len(site.rows(revoked_reason="expired"))
-    # The visitor's own may be one of the three that are looked at.
+    # The visitor's own session might be among the three in the batch.
     assert ended in (2, 3)
     visitor.get("/me")
     assert len(site.rows(revoked_reason="expired")) == ended
@@ -482,7 +482,7 @@ def test_prunes_a_bounded_batch_by_itself(
 @pytest.mark.table
 @pytest.mark.parametrize("rows", [0, 3, 4, 5, 11])
 def test_automatic_prune_goes_round(database_site: Site, rows: int) -> None:
-    """It looks at no more rows than it should, however many there are, and in the end at all."""
+    """It scans no more rows than it should, however many there are, and all of them in the end."""
     site = database_site
     for _ in range(rows):
         site.browser().login()
@@ -497,21 +497,21 @@ def test_automatic_prune_goes_round(database_site: Site, rows: int) -> None:
 
         rounds = [look() for _ in range(8)]
         for _ in range(20):
-            # As other processes begin: somewhere else, and with no more.
+            # As other processes start: at a random row, and with the same window.
             records._looked_at = None
             assert len(look()) == min(4, rows)
     assert {len(found) for found in rounds} == {min(4, rows)}
-    # From anywhere on, all are seen by as many looks as they take.
+    # From any start, as few scans as possible cover all rows.
     enough = -(-rows // 4)
     assert all(set().union(*rounds[n : n + enough]) == ids for n in range(8 - enough))
 
 
 @pytest.mark.table
 def test_automatic_prune_begins_anywhere(database_site: Site) -> None:
-    """Processes that live for a short time look at all of it, too, among all kinds of ids."""
+    """Processes with a short life cover all rows too, among all kinds of ids."""
     site, now = database_site, clock.now()
     ids = [new_id((days_ago(days) - clock.EPOCH) // MILLISECOND) for days in range(40)]
-    # Those of sessions that were adopted, and of InnoDB.
+    # Ids of adopted sessions, and of sessions on InnoDB.
     ids += [uuid.uuid4() for _ in range(20)]
     with site.context():
         ann = site.user("ann").id
@@ -535,7 +535,7 @@ def test_automatic_prune_begins_anywhere(database_site: Site) -> None:
 def test_automatic_prune_beside_a_login(
     database_site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More rows after the place where it begins, in the very moment that it counts them."""
+    """Rows are added after its start while it counts them."""
     site = database_site
     for _ in range(4):
         site.browser().login()
@@ -557,9 +557,9 @@ def test_automatic_prune_beside_a_login(
 def test_ids_lie_in_the_order_of_logins(
     make_site: SiteFactory, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the index as in the table: a prune that looks at a part reads neighbours.
+    """The index has the order of the table, so a prune's scan window reads neighboring rows.
 
-    UUIDs of version 7 (RFC 9562, 5.7), of which nobody can guess one from another.
+    The ids are UUIDs of version 7 (RFC 9562, 5.7), which can't be guessed from one another.
     """
     site, begin = make_site("files", database), clock.now()
     for hours in (0, 1, 2, 3):
@@ -576,7 +576,7 @@ def test_ids_lie_in_the_order_of_logins(
 
 
 def test_no_id_can_be_guessed() -> None:
-    """Each of 74 bits is random, and the rest is the time and the version."""
+    """74 bits are random. The others are the time and the version."""
     ids = [new_id().int for _ in range(200)]
     chance = (1 << 76) - (1 << 64) | (1 << 62) - 1
     ever, always = functools.reduce(operator.or_, ids), functools.reduce(operator.and_, ids)
@@ -586,7 +586,7 @@ def test_no_id_can_be_guessed() -> None:
 
 
 def test_processes_prune_at_different_times(make_site: SiteFactory) -> None:
-    """Each chooses its own first time within the interval, when it is first asked."""
+    """Each process chooses its own first time within the interval when it is first asked."""
     times = set()
     for _ in range(5):
         site = make_site(SESSION_REGISTRY_AUTO_PRUNE=3600)
@@ -601,7 +601,7 @@ def test_processes_prune_at_different_times(make_site: SiteFactory) -> None:
 
 @pytest.mark.parametrize("way", ["verb", "command"])
 def test_patience_of_a_command(site: Site, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    """Whoever asks for it waits longer for the store than an answer does."""
+    """An explicit prune waits longer for the store than a response does."""
     site.browser().login()
     age(site, last_seen_at=days_ago(40))
     waited = []
@@ -620,7 +620,7 @@ def test_patience_of_a_command(site: Site, monkeypatch: pytest.MonkeyPatch, way:
 
 
 def test_patience_of_an_answer(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """34: all batches of a purge together may hold it up for so long, and nothing else counts."""
+    """34: the time limit is for all batches of a purge together, and for the store alone."""
     waited: list[float] = []
 
     class Clock:
@@ -640,7 +640,7 @@ def test_patience_of_an_answer(site: Site, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("flask_session_registry._store.purge.time", clock)
     for key in "abc":
         purge.delete([key])
-        # What lies between is no time of the store.
+        # Time between deletions doesn't count.
         clock.now += 100
     assert waited == [3, 1, 0]
 
@@ -671,7 +671,7 @@ def test_prune_within_a_transaction(database_site: Site) -> None:
 
 
 def test_prune_with_one_connection(make_site: SiteFactory, database: str) -> None:
-    """41: in a view that has ended its transaction, and by itself."""
+    """41: it works in a view that has ended its transaction, and automatically."""
     options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 5, "poolclass": sa.QueuePool}
     site = make_site(
         "files",

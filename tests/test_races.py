@@ -1,4 +1,4 @@
-"""Two things at once (SCENARIOS 27 to 29, 32, 33, 42)."""
+"""Two things at the same time (SCENARIOS 27 to 29, 32, 33, 42)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from flask_session_registry._request import persistence as tracking
 
 
 class Held:
-    """A view that waits in the middle until it is let go."""
+    """A view that is held half-way until it is released."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()
@@ -38,7 +38,7 @@ class Held:
         assert self.may_go_on.wait(30)
 
     def start(self, visit: t.Callable[[], t.Any]) -> Future[t.Any]:
-        """Begin the visit, and return when it is in the middle."""
+        """Start the visit, and return once it is half-way."""
         future = self.pool.submit(visit)
         assert self.reached.wait(30)
         return future
@@ -70,7 +70,7 @@ def add_slow_view(site: Site, held: Held) -> None:
 
 @pytest.mark.parametrize("writes", [{}, {"write": "1"}])
 def test_request_in_flight(store_site: Site, held: Held, writes: dict[str, str]) -> None:
-    """27: Firefox's answer may still come, and Firefox is dead afterwards."""
+    """27: Firefox may still get its response. Afterwards it is signed out."""
     add_slow_view(store_site, held)
     firefox, chrome = store_site.browser("Firefox"), store_site.browser("Chrome")
     firefox.login(remember="1")
@@ -95,9 +95,9 @@ def test_own_request_that_answers_late(
     database_kind: str,
     open_transaction: bool,
 ) -> None:
-    """33: Chrome's own late answer neither writes its session nor gives it a dead cookie.
+    """33: Chrome's own late response neither writes its session nor sets an outdated cookie.
 
-    Without the second look, the late answer leaves Chrome with the id from before the change.
+    Without the second check, the late response resets Chrome to the id from before the change.
     """
     monkeypatch.setattr(tracking, "LATE", 0)
     site = make_site("files", database_kind)
@@ -146,14 +146,14 @@ def test_own_request_that_answers_late_on_every_store(
 def test_late_request_that_is_still_good(
     make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch, database: str
 ) -> None:
-    """A slow request over which nothing has happened writes its session as always."""
+    """A slow request during which nothing happened writes its session as usual."""
     monkeypatch.setattr(tracking, "LATE", 0)
     site = make_site("files", database)
 
     @site.app.post("/broken")
     @login_required
     def broken() -> str:
-        # The app's transaction has failed, and the second look must not trip over it.
+        # The app's transaction has failed. The second check must not trip over it.
         with pytest.raises(Exception, match="nowhere"):
             site.db.session.execute(site.db.text("SELECT * FROM nowhere"))
         session["cart"] = "book"
@@ -172,10 +172,10 @@ def test_late_request_that_is_still_good(
 def test_login_that_races_the_change(
     make_site: SiteFactory, database: str, held: Held, where: str, commits: bool
 ) -> None:
-    """28: a login that has checked the *old* password is dead at its first request.
+    """28: a login that checked the *old* password is refused at its first request.
 
-    The same when the login view commits in between, whereby the user is loaded anew: with the
-    fingerprint taken from the instance then, Firefox would stay signed in.
+    This also holds if the login view commits in between, which reloads the user. With the
+    fingerprint taken from the instance at that time, Firefox would stay signed in.
     """
     site = make_site("files", database)
 
@@ -210,7 +210,7 @@ def test_login_that_races_the_change(
 
 @pytest.mark.parametrize("database_kind", ["postgresql", "mariadb"])
 def test_two_devices_change_the_password(make_site: SiteFactory, database_kind: str) -> None:
-    """29: at the same moment, again and again: at most one is left, and nothing deadlocks."""
+    """29: at the same moment, repeatedly: at most one stays signed in, and nothing deadlocks."""
     site = make_site("files", database_kind)
     with ThreadPoolExecutor(6) as pool:
         for turn in range(10):
@@ -231,7 +231,7 @@ def test_two_devices_change_the_password(make_site: SiteFactory, database_kind: 
 
 @pytest.mark.parametrize("database_kind", ["postgresql", "mariadb"])
 def test_logins_and_changes_hammered(make_site: SiteFactory, database_kind: str) -> None:
-    """29: logins and password changes of one user at once: no deadlock, no 500."""
+    """29: concurrent logins and password changes of one user: no deadlock, no 500."""
     site = make_site("files", database_kind)
 
     @site.app.post("/either")
@@ -249,12 +249,12 @@ def test_logins_and_changes_hammered(make_site: SiteFactory, database_kind: str)
         return int(browser.post("/either", **form).status_code)
 
     with ThreadPoolExecutor(8) as pool:
-        # 409: another change was stored since this one has loaded the user.
+        # 409: another change was stored after this request loaded the user.
         assert {200} <= set(pool.map(visit, range(60))) <= {200, 409}
 
 
 def test_old_id_in_flight_while_it_rotates(store_site: Site, held: Held) -> None:
-    """32: whatever the old id writes back, it stays dead, and the new one lives."""
+    """32: whatever the old id writes back, it stays invalid, and the new one works."""
     add_slow_view(store_site, held)
 
     @store_site.app.post("/sudo")
@@ -273,7 +273,7 @@ def test_old_id_in_flight_while_it_rotates(store_site: Site, held: Held) -> None
 
 
 def test_ended_while_it_rotates(store_site: Site, held: Held) -> None:
-    """32: a session that ended while it was under way is not rotated back to life."""
+    """32: a session that ends during the request isn't rotated back to life."""
 
     @store_site.app.post("/sudo")
     def sudo() -> str:
@@ -293,7 +293,7 @@ def test_ended_while_it_rotates(store_site: Site, held: Held) -> None:
 
 
 def test_login_view_that_forgets_to_commit(make_site: SiteFactory, database: str) -> None:
-    """42: the view has flushed: the answer comes, and the row is there."""
+    """42: the view has flushed. The response is sent, and the row exists."""
     site = make_site("files", database)
 
     @site.app.post("/flushing-login")
@@ -313,7 +313,7 @@ def test_login_view_that_forgets_to_commit(make_site: SiteFactory, database: str
 @pytest.mark.table
 @pytest.mark.parametrize("database_kind", ["postgresql", "mariadb"])
 def test_ending_one_after_another(make_site: SiteFactory, database_kind: str, held: Held) -> None:
-    """29: 'revoke' takes the user's row first, too: it deadlocks with no 'revoke_all'."""
+    """29: 'revoke' locks the user's row first, too, so it can't deadlock with 'revoke_all'."""
     site = make_site("files", database_kind)
     for _ in range(2):
         site.browser().login()
@@ -331,7 +331,7 @@ def test_ending_one_after_another(make_site: SiteFactory, database_kind: str, he
     with site.context():
         assert site.sessions.revoke(first)
         other = held.start(end_everything)
-        # Time for the other one to reach a lock; with the wrong order it holds the user's by now.
+        # Let the other reach a lock. In the wrong order it would hold the user's row by now.
         threading.Event().wait(0.5)
         assert site.sessions.revoke(second)
         assert site.sessions.revoke_all(site.user("ann")) == 0
@@ -341,9 +341,9 @@ def test_ending_one_after_another(make_site: SiteFactory, database_kind: str, he
 
 @pytest.mark.parametrize("ends", ["one", "all"])
 def test_two_end_the_same(make_site: SiteFactory, database: str, held: Held, ends: str) -> None:
-    """12: of two that end the same sessions at the same moment, one is told that it did.
+    """12: of two that end the same sessions at the same moment, only one counts them.
 
-    RedisRecords than in a table nobody can tell before the commit; but each is signalled once.
+    In Redis this is unknown before the commit, but each session is signalled once.
     """
     site = make_site("files", database)
     told: list[t.Any] = []
@@ -386,9 +386,9 @@ def test_two_end_the_same(make_site: SiteFactory, database: str, held: Held, end
 def test_old_snapshot_counts_as_late(
     make_site: SiteFactory, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """33: on MariaDB a check late in the request may see the state at its beginning.
+    """33: on MariaDB a check late in the request might see the state from its beginning.
 
-    With the age taken from the check, the late answer would give Chrome its old id back.
+    With the age taken from the check, the late response would give Chrome its old id back.
     """
     monkeypatch.setattr(tracking, "LATE", 0.4)
     site = make_site("files", "mariadb")
@@ -412,7 +412,7 @@ def test_old_snapshot_counts_as_late(
 
 
 def test_copy_that_changes_the_password_too_late(store_site: Site, held: Held) -> None:
-    """29: it passed the check before Chrome's own change, and takes nothing over afterwards."""
+    """29: it passed the check before Chrome's own change, and takes over nothing afterwards."""
 
     @store_site.app.post("/slow-password")
     @login_required
@@ -438,7 +438,7 @@ def test_copy_that_changes_the_password_too_late(store_site: Site, held: Held) -
 
 
 def test_two_rotations_at_once(store_site: Site, held: Held) -> None:
-    """32: of one session that is rotated twice at the same time one copy is left."""
+    """32: if one session is rotated twice at the same time, one copy remains."""
 
     @store_site.app.post("/sudo")
     def sudo() -> str:
@@ -459,7 +459,7 @@ def test_two_rotations_at_once(store_site: Site, held: Held) -> None:
 
 
 def test_last_sight_that_races_a_revocation(database_site: Site, held: Held) -> None:
-    """30: it is written after the row has ended, and changes nothing of it."""
+    """30: the touch comes after the row has ended, and changes nothing in it."""
     site = database_site
     add_slow_view(site, held)
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
@@ -477,7 +477,7 @@ def test_last_sight_that_races_a_revocation(database_site: Site, held: Held) -> 
 
 
 def test_logout_that_races_a_revocation(site: Site, held: Held) -> None:
-    """What has ended stays ended for the reason that it first ended for."""
+    """An ended session keeps the reason it first ended for."""
 
     @site.app.post("/slow-logout")
     def slow_logout() -> str:
@@ -500,7 +500,7 @@ def test_logout_that_races_a_revocation(site: Site, held: Held) -> None:
 def test_login_with_a_deferred_password_that_races_the_change(
     make_site: SiteFactory, held: Held, database_kind: str
 ) -> None:
-    """28: where the column is not loaded with the user, the hash as it was at 'login_user'."""
+    """28: if the column isn't loaded with the user, the hash at the time of 'login_user' counts."""
     site = make_site(
         "files",
         database_kind,
@@ -536,9 +536,9 @@ def test_login_with_a_deferred_password_that_races_the_change(
 def test_password_changes_of_several_users(
     make_site: SiteFactory, database: str, others: int
 ) -> None:
-    """29: no deadlock where a few users have all the rows, or one has most of them.
+    """29: no deadlock if a few users have all the rows, or one has most of them.
 
-    Without the index that MariaDB is told to use, every second change of four failed there.
+    Without the index hint for MariaDB, every second of four changes failed there.
     """
     names = [f"user {number}" for number in range(4)]
     site = make_site("redis", database, users=tuple(names))
@@ -557,7 +557,7 @@ def test_password_changes_of_several_users(
 
 
 def test_prune_beside_logins_and_changes(make_site: SiteFactory, database: str) -> None:
-    """29, 43: two processes that prune stand in nobody's way, and nobody in theirs.
+    """29, 43: two pruning processes don't block other requests, or each other.
 
     With rows deleted by a list of ids, MariaDB found a deadlock in two runs of three.
     """
@@ -591,17 +591,17 @@ def test_prune_beside_logins_and_changes(make_site: SiteFactory, database: str) 
     with all_the_while([prune, prune]), ThreadPoolExecutor(3) as pool:
         for visits in [pool.submit(visit, name) for name in names for _ in range(10)]:
             visits.result()
-    # Of two who change one password at once, one is signed out, has the old one, or is too late.
+    # If two change one password at once, one is signed out, has the old one, or is too late.
     assert set(codes) <= {200, 401, 403, 409}
 
 
 @pytest.mark.table
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"])
 def test_change_waits_for_no_other_user(make_site: SiteFactory, database: str) -> None:
-    """29: somebody holds the rows of the users beside, and Ann's change goes on.
+    """29: another transaction locks the rows of the neighboring users, and Ann's change goes on.
 
-    Seen to fail on MariaDB where an UPDATE of a user's rows goes by a range of ids: it locks the
-    first row of the next user, too, and two changes and a purge can deadlock by that.
+    Seen to fail on MariaDB when the UPDATE of a user's rows uses a range of ids: it also locks the
+    first row of the next user, so two changes and a purge can deadlock.
     """
     site = make_site("files", database, users=("before", "ann", "next"))
     for name in ("before", "ann", "next"):
@@ -628,11 +628,11 @@ def test_change_waits_for_no_other_user(make_site: SiteFactory, database: str) -
 @pytest.mark.table
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"])
 def test_login_waits_for_no_other_user(make_site: SiteFactory, database: str) -> None:
-    """29: the next user is changing the password, and Ann signs in.
+    """29: while the next user changes the password, Ann signs in.
 
-    Seen to fail on MariaDB with ids that begin with the time: the newest one of Ann always falls
-    into the gap before the sessions of the next user, which is locked with them. At random it falls
-    there as often as it is the greatest of Ann's.
+    Seen to fail on MariaDB with ids that begin with the time: Ann's newest id always falls into the
+    gap before the next user's sessions, which is locked with them. A random id falls there only if
+    it is the greatest of Ann's.
     """
     site = make_site("files", database, users=("before", "ann", "next"))
     for name in ("before", "next"):
@@ -663,7 +663,7 @@ def _waits_for_a_second(connection: t.Any, _: object) -> None:
 @pytest.mark.table
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"])
 def test_prune_waits_for_nobody(make_site: SiteFactory, database: str) -> None:
-    """43: sessions of a user whose row somebody holds are left for the next time."""
+    """43: sessions of a user whose row is locked are left for the next run."""
     site = make_site("files", database)
     for name in ("ann", "bob"):
         site.browser(name).login(name)
@@ -689,7 +689,7 @@ def test_prune_waits_for_nobody(make_site: SiteFactory, database: str) -> None:
 
 
 def returned_in_parallel(site: Site, held: Held) -> Browser:
-    """A browser that came back with two tabs; it has kept the cookie that the row knows not."""
+    """Return a browser that came back in two tabs and kept the cookie that the row doesn't name."""
 
     @site.app.get("/tab")
     def tab() -> str:
@@ -719,7 +719,7 @@ def prune(site: Site) -> t.Any:
 def test_entry_in_use_after_parallel_returns(
     make_site: SiteFactory, held: Held, store: str, is_seen: bool
 ) -> None:
-    """33, 43: it is not pruned, whichever of them the row names."""
+    """33, 43: it isn't pruned, whichever of the two the row names."""
     site = make_site(store)
     firefox = returned_in_parallel(site, held)
     if is_seen:
@@ -736,7 +736,7 @@ def test_entry_in_use_after_parallel_returns(
 
 
 def test_entry_that_has_been_in_use_for_long(site: Site, held: Held) -> None:
-    """33, 43: longer than any session lives unseen; it is seen, and the row follows it."""
+    """33, 43: used for longer than a session may be idle, it is touched, and the row follows it."""
     firefox = returned_in_parallel(site, held)
     firefox.post("/cart", item="book")
     assert firefox.is_signed_in
@@ -748,7 +748,7 @@ def test_entry_that_has_been_in_use_for_long(site: Site, held: Held) -> None:
 
 
 def test_late_request_after_two_rotations(make_site: SiteFactory) -> None:
-    """32: a prune in between does not forget, for a minute, that its id was rotated away."""
+    """32: for a minute, a prune in between doesn't forget that its id was rotated."""
     site = make_site("redis")
 
     @site.app.post("/sudo")
@@ -769,7 +769,7 @@ def test_late_request_after_two_rotations(make_site: SiteFactory) -> None:
 
 
 def left_behind(site: Site) -> int:
-    """How many keys are kept that a session has left behind."""
+    """Return the number of stale keys that are kept."""
     with site.context():
         records = site.registry.records
         if isinstance(records, RedisRecords):
@@ -786,7 +786,7 @@ def left_behind(site: Site) -> int:
 def test_session_cookie_that_is_never_returned(
     make_site: SiteFactory, store: str, database: str
 ) -> None:
-    """44: a browser that comes back by "remember me" on each request fills no table."""
+    """44: a browser that comes back by "remember me" on each request doesn't fill the table."""
     site = make_site(store, database)
     firefox = site.browser()
     firefox.login(remember="1")
@@ -803,7 +803,7 @@ def test_session_cookie_that_is_never_returned(
     ("store", "database"), [("redis", "postgresql"), ("files", "sqlite"), ("redis", "mariadb")]
 )
 def test_many_parallel_returns(make_site: SiteFactory, store: str, database: str) -> None:
-    """33: of many tabs that came back at once, the last ones find their entries as they were."""
+    """33: of many tabs that came back at once, the last ones find their entries intact."""
     site = make_site(store, database, SQLALCHEMY_ENGINE_OPTIONS={"max_overflow": 20})
     barrier = threading.Barrier(12)
 
@@ -825,7 +825,7 @@ def test_many_parallel_returns(make_site: SiteFactory, store: str, database: str
         browser.lose("remember_token", "remember_token_session")
     carts = {name: browser.get("/cart").json for name, browser in tabs.items()}
     found = [name for name, cart in carts.items() if cart == {"cart": name}]
-    # In Redis nothing is locked: a late one may have noted an older key over a newer one.
+    # Redis has no locks: a late request might have replaced a newer key by an older one.
     assert len(found) >= (9 if site.home == "table" else 6)
     assert tabs[found[0]].is_signed_in
     assert left_behind(site) == 8
@@ -834,7 +834,7 @@ def test_many_parallel_returns(make_site: SiteFactory, store: str, database: str
 
 @pytest.mark.parametrize("store", ["redis", "files", "sqlalchemy"])
 def test_entries_of_parallel_returns_are_purged(make_site: SiteFactory, store: str) -> None:
-    """3, 33: all of them, after the session has ended."""
+    """3, 33: all of them are purged after the session has ended."""
     site = make_site(store)
     barrier = threading.Barrier(4)
 

@@ -1,9 +1,9 @@
 """Many threads on one SQLite database (SCENARIOS 27 to 30, 32, 33).
 
-SQLite has one writer at a time. Who wants to write waits for it, five seconds by default, but not
-in a transaction that has read already: if another one has written since, it is "locked" at once.
-Python's driver begins a transaction at its first write, so there it doesn't happen, unless an app
-begins each transaction by itself, as SQLAlchemy tells how to.
+SQLite has one writer at a time. Others wait for it, five seconds by default, but not in a
+transaction that has already read: if another one has written since, it is "locked" at once.
+Python's driver begins a transaction at its first write, so this doesn't happen there, unless an app
+begins each transaction itself, as SQLAlchemy's documentation explains.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from crowd import all_the_while, at_once
 from flask_login import current_user, login_required
 from site_under_test import Browser, Site
 
-#: How often a race is run: several times what the broken code needed to fail.
+#: How often each race runs: several times what the broken code needed to fail.
 ROUNDS = 8
 PAIR = ("remember_token", "remember_token_session")
 
@@ -29,7 +29,7 @@ Prepare = Callable[..., Site]
 
 @pytest.fixture(autouse=True)
 def threads_meet() -> Iterator[None]:
-    """Let threads take turns more often than they would, so that they meet in more places."""
+    """Make threads switch more often than usual, so that they meet in more places."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(0.0002)
     yield
@@ -39,7 +39,7 @@ def threads_meet() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def nothing_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
-    # But by the cache: two threads that write and delete the same file.
+    # Except by the cache: two threads may write and delete the same file.
     records = [record for record in caplog.get_records("call") if record.name != "root"]
     assert [record.getMessage() for record in records] == []
 
@@ -47,7 +47,7 @@ def nothing_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def prepare(
     make_site: SiteFactory, journal: str, begin: str | None = None, store: str = "files"
 ) -> Site:
-    """A site with this journal, whose transactions begin so; each request writes 'last_seen_at'."""
+    """Return a site with this journal and BEGIN. Each request writes 'last_seen_at'."""
     site = make_site(store, SESSION_REGISTRY_TOUCH_INTERVAL=0.001)
     with site.context():
         engine = site.db.engine
@@ -91,24 +91,24 @@ def add_views(site: Site) -> None:
         return "rotated"
 
 
-# Transactions that begin with their lock are fine in all of it, like those that the driver begins.
+# Transactions that begin with their lock can all wait, like those that the driver begins.
 MODES = [("DELETE", None), ("WAL", None), ("WAL", "BEGIN IMMEDIATE")]
 
 
 @pytest.fixture(params=MODES, ids=lambda mode: " ".join(filter(None, mode)))
 def site(request: pytest.FixtureRequest, make_site: SiteFactory) -> Site:
-    """A site whose transactions can all wait for their turn."""
+    """Return a site whose transactions can all wait for their turn."""
     return prepare(make_site, *request.param)
 
 
 @pytest.fixture(params=[*MODES, ("WAL", "BEGIN")], ids=lambda mode: " ".join(filter(None, mode)))
 def any_site(request: pytest.FixtureRequest, make_site: SiteFactory) -> Site:
-    """The same, and one whose transactions can't wait once they have read."""
+    """Return the same, or a site whose transactions can't wait once they have read."""
     return prepare(make_site, *request.param)
 
 
 def signed_in(site: Site, count: int, **form: str) -> list[Browser]:
-    """So many browsers of Ann, and she has her first password."""
+    """Reset Ann's password, and sign her in on this number of browsers."""
     with site.context():
         site.user("ann").password_hash = "first"
         site.db.session.commit()
@@ -123,9 +123,9 @@ def answer(browser: Browser, path: str, **form: str) -> int:
 
 
 def test_requests_without_end_over_a_change(site: Site) -> None:
-    """27: Firefox writes all the while; it is dead every time.
+    """27: Firefox writes throughout the change, and is signed out every time.
 
-    Seen to fail with what the check has read kept in the process for a second.
+    Seen to fail when the process caches the check's result for a second.
     """
     for _ in range(ROUNDS):
         firefox, chrome = signed_in(site, 2)
@@ -137,9 +137,9 @@ def test_requests_without_end_over_a_change(site: Site) -> None:
 
 
 def test_logins_that_race_the_change(site: Site) -> None:
-    """28: four logins with the old password at the moment of the change: all of them are dead.
+    """28: four logins with the old password at the moment of the change are all refused.
 
-    Seen to fail with the fingerprint of the password that is stored when the row is added.
+    Seen to fail when the fingerprint is that of the password stored when the row is added.
     """
     for _ in range(ROUNDS):
         (chrome,) = signed_in(site, 1)
@@ -155,9 +155,9 @@ def test_logins_that_race_the_change(site: Site) -> None:
 
 
 def test_devices_change_the_password_at_once(site: Site) -> None:
-    """29: at most one of them is left signed in; the others are too late.
+    """29: at most one of them stays signed in. The others are too late.
 
-    Seen to fail, where transactions begin with their lock, with the app's transaction still open
+    Seen to fail, where transactions begin with their lock, when the app's transaction is still open
     while the registry begins its own.
     """
     for _ in range(ROUNDS):
@@ -171,9 +171,9 @@ def test_devices_change_the_password_at_once(site: Site) -> None:
 
 
 def test_everything_of_one_user_at_once(site: Site) -> None:
-    """29: logins, a logout, changes, revocations, rotations: none is locked out.
+    """29: concurrent logins, logout, changes, revocations and rotations: none fails on a lock.
 
-    Seen to fail, where transactions begin with their lock, with the app's transaction still open
+    Seen to fail, where transactions begin with their lock, when the app's transaction is still open
     while the registry begins its own.
     """
     paths = ("/end-others-and-change", "/end-others", "/rotate", "/logout", "/password")
@@ -188,11 +188,11 @@ def test_everything_of_one_user_at_once(site: Site) -> None:
 
 
 def test_all_that_the_registry_writes_by_itself(any_site: Site) -> None:
-    """29: logins, a logout, rotations, last sights, at once: none is locked out.
+    """29: concurrent logins, logout, rotations and touches: none fails on a lock.
 
-    The views only read, so what is written the registry writes, in transactions of its own. With
-    one of those that reads first (the deletion left out that a login begins with, for SQLite), it
-    was seen to fail where transactions begin with BEGIN.
+    The views only read, so all writes are the registry's, in transactions of its own. If one of
+    those reads first (without the deletion with which a login begins on SQLite), this was seen to
+    fail where transactions begin with BEGIN.
     """
     site = any_site
     for _ in range(2 * ROUNDS):
@@ -215,15 +215,15 @@ def test_all_that_the_registry_writes_by_itself(any_site: Site) -> None:
 def test_last_sight_that_races_a_revocation(site: Site) -> None:
     """30: each of Firefox's requests writes 'last_seen_at', and none revives its row.
 
-    Seen to fail with a write that does. Each request that need not wait writes, too: without that,
-    nothing would race.
+    Seen to fail with a write that does. Requests that needn't wait write too. Otherwise, nothing
+    would race.
     """
     races = 0
     for _ in range(ROUNDS):
         firefox, chrome = signed_in(site, 2)
         copies = [firefox.copy() for _ in range(3)]
         (row,) = site.rows(user_agent="Browser 0", revoked_at=None)
-        # Alone: that one is written.
+        # Without a race, this touch is written.
         assert copies[0].is_signed_in
         (seen,) = site.rows(id=row.id)
         with all_the_while([lambda copy=copy: copy.name_shown for copy in copies]):
@@ -238,9 +238,9 @@ def test_last_sight_that_races_a_revocation(site: Site) -> None:
 
 
 def test_copies_rotate_at_once(any_site: Site) -> None:
-    """32: one session, rotated by four copies at the same time: exactly one of them is left.
+    """32: four copies rotate one session at the same time. Exactly one of them remains.
 
-    Seen to fail with the generation not compared when the row is renewed.
+    Seen to fail when the row is updated without comparing the generation.
     """
     for _ in range(ROUNDS):
         (firefox,) = signed_in(any_site, 1)
@@ -250,9 +250,9 @@ def test_copies_rotate_at_once(any_site: Site) -> None:
 
 
 def test_parallel_returns(any_site: Site) -> None:
-    """33: six requests at once bring the remember cookie: one row, and all are signed in.
+    """33: six requests with the remember cookie at once: one row, and all are signed in.
 
-    Seen to fail with the next generation given to a session that returns.
+    Seen to fail when a returning session gets the next generation.
     """
     for _ in range(ROUNDS):
         (firefox,) = signed_in(any_site, 1, remember="1")

@@ -1,4 +1,4 @@
-"""Every example of the README is run (SCENARIO 60)."""
+"""Run every example of the README (SCENARIO 60)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def commands() -> list[str]:
 
 
 def test_is_well_formed() -> None:
-    """docutils finds nothing to complain about."""
+    """docutils reports no problem."""
     document = docutils.core.publish_doctree(
         README.replace("code-block::", "code::"),
         settings_overrides={"halt_level": 2, "syntax_highlight": "none"},
@@ -56,14 +56,14 @@ def test_is_well_formed() -> None:
 
 
 def test_every_setting_is_explained() -> None:
-    """The README names the settings that there are, and no other."""
+    """The README names all existing settings, and no others."""
     named = set(re.findall(rf"``({PREFIX}[A-Z_]+)``", README))
     assert named == {PREFIX + setting.name for setting in SETTINGS}
     assert all(setting.meaning for setting in SETTINGS)
 
 
 def test_every_claim_has_its_test() -> None:
-    """Where the README says which test shows something, there is that test."""
+    """Each test that the README refers to exists."""
     claims = set(re.findall(r"``(\w+)\.py::(test_\w+)``", README))
     assert len(claims) > 10
     for module, name in claims:
@@ -73,7 +73,7 @@ def test_every_claim_has_its_test() -> None:
 
 
 def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The three-line start, and everything that is shown afterwards, on one app."""
+    """The quick start, and everything shown after it, works on one app."""
     monkeypatch.setenv("FLASK_SQLALCHEMY_DATABASE_URI", f"sqlite:///{tmp_path}/app.db")
     module = types.ModuleType("readme_app")
     monkeypatch.setitem(sys.modules, "readme_app", module)
@@ -89,7 +89,7 @@ def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         db.session.commit()
 
     names["add_page"](app)
-    # Flask-Admin needs it where Flask-Babel is installed, as it is here.
+    # Flask-Admin needs it if Flask-Babel is installed, as it is here.
     flask_babel.Babel(app)
     names["add_admin_pages"](app)
 
@@ -142,7 +142,7 @@ def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check_homes(names: dict[str, t.Any]) -> None:
-    """Records in Redis, and in a home of one's own, as they are shown."""
+    """Check the examples for records in Redis, and for custom records."""
     for keep, where in (
         (names["keep_records_in_redis"], servers.redis_url()),
         (names["keep_records_elsewhere"], MemoryHome()),
@@ -155,7 +155,7 @@ def check_homes(names: dict[str, t.Any]) -> None:
 
 
 def check_stores(names: dict[str, t.Any]) -> None:
-    """A Redis Cluster and a store of one's own, as they are shown."""
+    """Check the examples for a Redis Cluster, and for a custom store."""
     app = Flask("cluster")
     app.config.update(SECRET_KEY="only for tests", SQLALCHEMY_DATABASE_URI="sqlite://")
     cluster = servers.redis_cluster()
@@ -250,7 +250,7 @@ def check_commands(folder: Path, programs: Path) -> None:
 
 
 def test_flask_commands(tmp_path: Path) -> None:
-    """The migration and the command line, on the app of the three-line start."""
+    """The migration and the command line work on the app of the quick start."""
     check_commands(tmp_path, Path(sys.executable).parent)
 
 
@@ -261,7 +261,7 @@ def files_of(package: Path) -> set[str]:
 
 @pytest.mark.once
 def test_wheel_with_nothing_else(tmp_path: Path) -> None:
-    """60: the built wheel, installed with nothing else, runs the quick start."""
+    """60: the built wheel, installed without anything else, runs the quick start."""
     pip = ["-m", "pip", "--quiet", "--disable-pip-version-check"]
     source = tmp_path / "source"
     source.mkdir()
@@ -301,14 +301,14 @@ def test_wheel_with_nothing_else(tmp_path: Path) -> None:
 
 
 def test_set_up_commands_are_there() -> None:
-    """The two commands that do all set-up name programs of the repository."""
+    """The two set-up commands name programs in the repository."""
     files = [command.split()[1] for command in commands() if command.startswith("python3 ")]
     assert files == ["examples/accounts/run.py", "tests/run.py"]
     assert all((ROOT / file).is_file() for file in files)
 
 
 def test_tested_package_is_the_wheel() -> None:
-    """When the wheel is to be tested, it is not the checkout that is imported."""
+    """If the wheel is under test, the checkout isn't imported."""
     import flask_session_registry
 
     is_checkout = ROOT in Path(flask_session_registry.__file__).parents and (
