@@ -20,7 +20,7 @@ PAIR = ("remember_token", "remember_token_session")
 
 
 def test_return_without_the_session_cookie(store_site: Site) -> None:
-    """44: signed in again, the same row, a new id; the old id's entry is gone."""
+    """44: signed in again with the same row and a new id. The old id's entry is gone."""
     firefox = store_site.browser("Firefox")
     firefox.login(remember="1")
     for _ in range(3):
@@ -39,7 +39,7 @@ def test_return_without_the_session_cookie(store_site: Site) -> None:
 
 @pytest.mark.parametrize("protection", ["basic", "strong", None])
 def test_return_over_an_anonymous_session(make_site: SiteFactory, protection: str | None) -> None:
-    """44: what an anonymous session had gathered stays, under a new id."""
+    """44: the data of the anonymous session stay, under a new id."""
     site = make_site()
     firefox = site.browser("Firefox")
     firefox.login(remember="1")
@@ -55,7 +55,7 @@ def test_return_over_an_anonymous_session(make_site: SiteFactory, protection: st
 
 
 def test_password_change_kills_only_the_others(store_site: Site) -> None:
-    """45: Firefox's remember cookie is dead, Chrome's works."""
+    """45: Firefox's remember cookie is invalid, Chrome's works."""
     firefox, chrome = store_site.browser("Firefox"), store_site.browser("Chrome")
     for browser in (firefox, chrome):
         browser.login(remember="1")
@@ -70,7 +70,7 @@ def test_password_change_kills_only_the_others(store_site: Site) -> None:
 
 
 def test_old_companion_of_the_same_browser(site: Site, firefox: Browser) -> None:
-    """45: a copy of the pair from before the own password change is dead; nothing is cleared."""
+    """45: a copy of both from before the own password change is refused. Nothing is cleared."""
     firefox.login(remember="1")
     before = firefox.cookies
     firefox.post("/password", password="new")
@@ -100,7 +100,7 @@ def signed(site: Site, *content: t.Any) -> str:
     ["none", "somebody else's", "forged", "expired", "no marker", "no pair", "no time", "ended"],
 )
 def test_without_its_companion(site: Site, firefox: Browser, what: str) -> None:
-    """46: refused before Flask-Login reads it, and cleared."""
+    """46: the cookie is refused before Flask-Login reads it, and cleared."""
     chrome = site.browser("Chrome")
     firefox.login("ann", remember="1")
     chrome.login("bob", remember="1")
@@ -129,7 +129,7 @@ def test_without_its_companion(site: Site, firefox: Browser, what: str) -> None:
 
 @pytest.mark.parametrize("token", ["1|é", "1|ff", "nothing", ""])
 def test_forged_remember_cookie(site: Site, firefox: Browser, token: str) -> None:
-    """46: a good companion beside a forged cookie of Flask-Login's: refused, no error."""
+    """46: a valid binding cookie beside a forged cookie of Flask-Login is refused; no error."""
     firefox.login(remember="1")
     header = (
         f"remember_token={token}; remember_token_session="
@@ -142,7 +142,7 @@ def test_forged_remember_cookie(site: Site, firefox: Browser, token: str) -> Non
 
 
 def test_logout_kills_this_device_only(store_site: Site) -> None:
-    """47: this device's cookie is dead, copies included, and no other device's."""
+    """47: this device's cookie and its copies are invalid. Other devices' cookies work."""
     firefox, chrome = store_site.browser("Firefox"), store_site.browser("Chrome")
     for browser in (firefox, chrome):
         browser.login(remember="1")
@@ -177,7 +177,7 @@ ATTRIBUTES = {
 def test_companion_has_the_same_attributes(
     make_site: SiteFactory, config: dict[str, t.Any]
 ) -> None:
-    """48: at the login, after a rotation, and when it is taken away."""
+    """48: this holds at the login, after a rotation, and when it is cleared."""
     site = make_site("cookie", **config)
     name = config.get("REMEMBER_COOKIE_NAME", "remember_token")
 
@@ -211,7 +211,7 @@ def test_companion_has_the_same_attributes(
 
 
 def test_refresh_on_each_request(make_site: SiteFactory) -> None:
-    """48: with REMEMBER_COOKIE_REFRESH_EACH_REQUEST both are given anew, and the row follows."""
+    """48: with REMEMBER_COOKIE_REFRESH_EACH_REQUEST both are renewed, and the row is updated."""
     site = make_site(REMEMBER_COOKIE_REFRESH_EACH_REQUEST=True)
     firefox = site.browser("Firefox")
     firefox.login(remember="1")
@@ -227,7 +227,7 @@ def test_refresh_on_each_request(make_site: SiteFactory) -> None:
 
 
 def test_refresh_on_each_request_leaves_refused_browsers_alone(make_site: SiteFactory) -> None:
-    """2, 48: Flask-Login touches the session then; the browser's cookie stays all the same."""
+    """2, 48: although Flask-Login touches the session, the browser's cookie stays."""
     site = make_site(REMEMBER_COOKIE_REFRESH_EACH_REQUEST=True)
     chrome = site.browser("Chrome")
     chrome.login()
@@ -239,7 +239,7 @@ def test_refresh_on_each_request_leaves_refused_browsers_alone(make_site: SiteFa
 
 
 def test_session_remember_cookie(make_site: SiteFactory, monkeypatch: t.Any) -> None:
-    """48: a remember cookie without an expiry, by an app's own LoginManager, works too."""
+    """48: a remember cookie without an expiry, set by a custom LoginManager, works too."""
     site = make_site()
 
     def set_cookie(response: t.Any) -> None:
@@ -253,7 +253,7 @@ def test_session_remember_cookie(make_site: SiteFactory, monkeypatch: t.Any) -> 
 
 
 def test_new_login_without_remember_me(site: Site, firefox: Browser) -> None:
-    """The old cookie, which is dead by then, is taken away."""
+    """The old cookie, which is invalid by then, is cleared."""
     firefox.login(remember="1")
     firefox.login()
     assert set(firefox.cookies) == {"session"}
@@ -261,7 +261,7 @@ def test_new_login_without_remember_me(site: Site, firefox: Browser) -> None:
 
 @pytest.mark.parametrize("store", ["cookie", "redis"])
 def test_parallel_returns(make_site: SiteFactory, store: str) -> None:
-    """33: requests that return at the same time: one row, and all of them are signed in."""
+    """33: requests that return at the same time share one row, and all are signed in."""
     site = make_site(store, "postgresql")
     firefox = site.browser("Firefox")
     firefox.login(remember="1")
@@ -275,7 +275,7 @@ def test_parallel_returns(make_site: SiteFactory, store: str) -> None:
 
 
 def test_refused_cookie_is_hidden_from_the_view(site: Site, firefox: Browser) -> None:
-    """46: nothing that comes later in the request sees it."""
+    """46: later code in the request doesn't see it."""
 
     @site.app.get("/cookies")
     def cookies() -> list[str]:
@@ -290,7 +290,7 @@ def test_refused_cookie_is_hidden_from_the_view(site: Site, firefox: Browser) ->
 
 
 def test_companion_of_another_purpose(site: Site, firefox: Browser) -> None:
-    """46: something else that the app has signed with its key is no companion."""
+    """46: another value signed with the app's key isn't a valid binding cookie."""
     firefox.login(remember="1")
     serializer = URLSafeSerializer(
         "only for tests", signer_kwargs={"digest_method": hashlib.sha256}
@@ -302,7 +302,7 @@ def test_companion_of_another_purpose(site: Site, firefox: Browser) -> None:
 
 
 def test_rotation_does_not_prolong(site: Site, firefox: Browser) -> None:
-    """45: the new companion expires when the old one would have, within its signature too."""
+    """45: the new binding cookie expires when the old one would have, also by its signature."""
     firefox.login(remember="1")
 
     def until() -> int:
@@ -315,7 +315,7 @@ def test_rotation_does_not_prolong(site: Site, firefox: Browser) -> None:
 
 
 def test_both_refused_cookies_are_hidden(site: Site, firefox: Browser) -> None:
-    """46: the companion as well as the cookie that it goes with."""
+    """46: both the binding cookie and Flask-Login's are hidden."""
 
     @site.app.get("/cookies")
     def cookies() -> list[str]:
@@ -331,7 +331,7 @@ def test_both_refused_cookies_are_hidden(site: Site, firefox: Browser) -> None:
 
 
 def test_return_over_an_anonymous_session_leaves_nothing_under_its_id(site: Site) -> None:
-    """17, 44: the id of the anonymous session is dead with what it held."""
+    """17, 44: the anonymous session's id becomes invalid, along with its data."""
     firefox = site.browser("Firefox")
     firefox.login(remember="1")
     firefox.lose("session")
@@ -344,7 +344,8 @@ def test_return_over_an_anonymous_session_leaves_nothing_under_its_id(site: Site
 
 
 def test_password_given_again_before_anybody_has_asked(site: Site, firefox: Browser) -> None:
-    """What comes back by cookie is not fresh; but 'confirm_login()' is, whoever asks first."""
+    """A session restored by cookie isn't fresh, but 'confirm_login()' makes it fresh at any time.
+    """
 
     @site.app.post("/confirm")
     def confirm() -> str:

@@ -1,4 +1,4 @@
-"""No secret in what is shown, logged, raised or sent (SCENARIOS 22, 53, 54, 79)."""
+"""No secret is shown, logged, raised or sent (SCENARIOS 22, 53, 54, 79)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from flask_session_registry._request import signing
 
 SECRET = "hunter2"
 
-#: What text of a client might be: with a key, a value, or an address that has a password in it.
+#: Text that a client might produce, with a key, a value, or a URL with a password.
 TEXT = f"redis://:{SECRET}@host refused 'session:{SECRET}'"
 
 
@@ -51,7 +51,7 @@ TEXT = f"redis://:{SECRET}@host refused 'session:{SECRET}'"
 
 
 def _records_of_the_package() -> list[type[t.Any]]:
-    """All its dataclasses and named tuples."""
+    """Return all of the package's dataclasses and named tuples."""
     names = [f"flask_session_registry.{found.name}" for found in _modules()]
     classes = {
         cls
@@ -67,7 +67,7 @@ def _modules() -> list[pkgutil.ModuleInfo]:
     return list(pkgutil.iter_modules(flask_session_registry.__path__))
 
 
-#: The fields that hold the id of a session, the key of an entry, a fingerprint, or such.
+#: The fields that hold a session id, a store key, a fingerprint, or the like.
 SECRET_FIELDS = {
     *("store_id", "previous_store_id", "session_id", "fingerprint"),
     # The "remember me" cookie; the values of a row; ids of user sessions with their keys.
@@ -76,13 +76,13 @@ SECRET_FIELDS = {
     *("seen", "shown", "stored", "before", "after", "held", "evidence"),
 }
 
-#: Where fields of such a name hold none.
+#: Fields with such a name, but without secrets.
 NO_SECRETS = {("Tally", "ended"), ("PruneResult", "ended"), ("_ToEnd", "values")}
 
 
 @pytest.mark.parametrize("cls", _records_of_the_package(), ids=lambda cls: cls.__name__)
 def test_objects_show_no_secret(cls: type[t.Any]) -> None:
-    """79: none shows in an error, a debugger or a log what it knows of a session's secrets."""
+    """79: no object shows a session's secrets in an error, a debugger or a log."""
     is_tuple = hasattr(cls, "_fields")
     names = cls._fields if is_tuple else [f.name for f in dataclasses.fields(cls) if f.init]
     one = cls(**{name: f"<{name}>" for name in names})
@@ -93,11 +93,11 @@ def test_objects_show_no_secret(cls: type[t.Any]) -> None:
 
 
 def _shown_by_our_objects() -> str:
-    """What all objects of the package show that there are now, and calls that are put off."""
+    """Return the ``repr()`` of all the package's live objects and scheduled calls."""
     ours = flask_session_registry.__name__
     shown = []
     for one in gc.get_objects():
-        # A bound method or a 'partial' shows what it belongs to, or is called with.
+        # A bound method or a 'partial' shows its object or its arguments.
         called = {types.MethodType: "__func__", functools.partial: "func"}.get(type(one))
         subject = getattr(one, called) if called else type(one)
         if str(getattr(subject, "__module__", "")).startswith(ours):
@@ -106,7 +106,7 @@ def _shown_by_our_objects() -> str:
 
 
 def test_objects_in_use_show_no_secret(site: Site) -> None:
-    """79: nor does any that there is before, at, or after a commit that ends sessions."""
+    """79: nor does any object that exists before, during or after a commit that ends sessions."""
     firefox, chrome = site.browser(), site.browser()
     shown: list[str] = []
 
@@ -142,12 +142,12 @@ def test_objects_in_use_show_no_secret(site: Site) -> None:
 
 
 def _show_all(one: t.Any) -> str:
-    """As the base of many apps' models shows them."""
+    """Show all columns, as many apps' base models do."""
     return repr({name: getattr(one, name) for name, _ in sa.inspect(type(one)).columns.items()})
 
 
 def test_mapped_user_session_shows_no_secret() -> None:
-    """79: nor does one of the app's own class, even if the app's models show all columns."""
+    """79: nor does an app's own class, even if the app's base model shows all columns."""
     db = SQLAlchemy()
     t.cast(t.Any, db.Model).__repr__ = _show_all
     app = Flask("shows all")
@@ -184,14 +184,14 @@ class _Client:
 @pytest.mark.parametrize("value", [TEXT, _Client()], ids=type)
 @pytest.mark.parametrize("name", [setting.name for setting in SETTINGS])
 def test_wrong_setting_is_not_repeated(name: str, value: t.Any) -> None:
-    """54: the address of a server, put into any setting, is in no error."""
+    """54: a server's URL, put into any setting, doesn't appear in an error."""
     app = Flask("wrong")
     app.config.update(SECRET_KEY="x", SQLALCHEMY_DATABASE_URI="sqlite://")
     app.config[PREFIX + name] = value
     if name == "REDIS":
         app.config[f"{PREFIX}RECORDS"] = "redis"
     if name in ("PASSWORD_ATTRIBUTE", "REDIS_PREFIX", "BASE_TEMPLATE") and isinstance(value, str):
-        return  # It may be any text.
+        return  # Any text is valid.
     with pytest.raises(ConfigurationError, match=name) as error:
         SessionRegistry(app)
     assert SECRET not in "".join(traceback.format_exception(error.value))
@@ -201,7 +201,7 @@ def test_wrong_setting_is_not_repeated(name: str, value: t.Any) -> None:
     ("records", "client"), [("redis://localhost", None), ("redis", "redis://localhost")]
 )
 def test_address_in_the_place_of_a_client(records: str, client: str | None) -> None:
-    """58: the sentence says what is wanted."""
+    """58: the error says what is expected."""
     app = Flask("wrong")
     app.config.update(SESSION_REGISTRY_RECORDS=records, SESSION_REGISTRY_REDIS=client)
     with pytest.raises(ConfigurationError, match=r"'redis.Redis.from_url\(…\)'"):
@@ -210,7 +210,7 @@ def test_address_in_the_place_of_a_client(records: str, client: str | None) -> N
 
 @pytest.mark.parametrize("value", ["sqll", 5, None])
 def test_plain_value_is_repeated(value: t.Any) -> None:
-    """58: a slip of the pen is shown as it was written."""
+    """58: a typo is shown as it was written."""
     app = Flask("wrong")
     app.config["SESSION_REGISTRY_RECORDS"] = value
     with pytest.raises(ConfigurationError, match=re.escape(f"is {value!r}. It must be")):
@@ -225,7 +225,7 @@ class _DriverError(Exception):
 
 
 def _fails(cause: BaseException | None) -> BaseException:
-    """An error of a library, after another one, and because of a third."""
+    """Return an error of a library, raised during a second and caused by a third."""
 
     def fail() -> None:
         try:
@@ -246,7 +246,7 @@ def log() -> logging.Logger:
 def test_log_has_no_text_of_other_errors(
     log: logging.Logger, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """54: but their class, code and place, of all that led to them."""
+    """54: the log has the class, code and place of each error in the chain, but no text."""
     driver = _DriverError(TEXT)
     statement = sa.exc.IntegrityError("INSERT", {"store_id": SECRET}, driver)
     error = _fails(statement)
@@ -255,7 +255,7 @@ def test_log_has_no_text_of_other_errors(
         assert found in caplog.text
     assert "test_secrets.py" in caplog.text
     assert SECRET not in caplog.text
-    # It is the app's, which may log it as it likes.
+    # The error belongs to the app, which may log it as it likes.
     assert SECRET in str(error)
     assert SECRET in str(statement)
     assert error.__cause__ is statement
@@ -264,7 +264,7 @@ def test_log_has_no_text_of_other_errors(
 def test_log_has_the_codes_of_drivers(
     log: logging.Logger, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """54: what is wrong can be looked up."""
+    """54: an operator can look up the code."""
     for error in (_DriverError(TEXT), Exception(1062, TEXT), OSError(28, TEXT)):
         log.error("Failed.", exc_info=error)
     assert re.findall(r"\(([0-9]+)\)", caplog.text) == ["23505", "1062", "28"]
@@ -274,7 +274,7 @@ def test_log_has_the_codes_of_drivers(
 def test_log_has_the_more_exact_of_two_codes(
     log: logging.Logger, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """MariaDB's number says more than an SQLSTATE that stands for many errors."""
+    """MariaDB's number says more than an SQLSTATE shared by many errors."""
     error = Exception(1205, TEXT)
     vars(error)["sqlstate"] = "HY000"
     log.error("Failed.", exc_info=error)
@@ -284,14 +284,14 @@ def test_log_has_the_more_exact_of_two_codes(
 def test_log_has_the_texts_of_our_errors(
     log: logging.Logger, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They say what to do."""
+    """Our errors say what to do."""
     log.error("Failed.", exc_info=RecordsError("Try again."))
     assert "RecordsError: Try again." in caplog.text
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="There are no groups before.")
 def test_log_has_no_text_of_a_group(log: logging.Logger, caplog: pytest.LogCaptureFixture) -> None:
-    """54: of none of its members; of an endless chain there is an end."""
+    """54: the text of no member is logged, and an endless chain is cut."""
     group = ExceptionGroup(TEXT, [ValueError(TEXT), _fails(None)])  # noqa: F821
     group.exceptions[0].__context__ = group
     log.error("Failed.", exc_info=group)
@@ -314,20 +314,20 @@ class _OddError(Exception):
 
 
 def test_log_of_an_odd_error(log: logging.Logger, caplog: pytest.LogCaptureFixture) -> None:
-    """An error that can't be looked at is named, and fails no request."""
+    """An error that can't be inspected is logged by name, and doesn't break the request."""
     log.error("Failed.", exc_info=_OddError(TEXT))
     assert "_OddError" in caplog.text
     assert SECRET not in caplog.text
 
 
 def test_log_without_an_error(log: logging.Logger, caplog: pytest.LogCaptureFixture) -> None:
-    """A line that is logged where no error is being handled stays a line."""
+    """A line logged without a current error stays a single line."""
     log.error("Failed.", exc_info=(None, None, None))
     assert caplog.text.count("\n") <= 2
 
 
 class _Refusing(MemoryHome):
-    """A home whose client names what it was asked for."""
+    """Records whose client's errors contain what it was asked for."""
 
     refuses = False
 
@@ -346,7 +346,7 @@ class _Refusing(MemoryHome):
 def test_error_of_a_home_shows_no_text_of_its_client(
     make_site: SiteFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """54: whoever logs it gets the class of the client's error."""
+    """54: logging the error shows only the class of the client's error."""
     home = _Refusing()
     site = make_site(home="memory", SESSION_REGISTRY_RECORDS=home)
     firefox = site.browser()
@@ -379,7 +379,7 @@ def test_database_that_names_a_value(site: Site, caplog: pytest.LogCaptureFixtur
 
 
 def test_purge_that_fails_tells_no_text(make_site: SiteFactory) -> None:
-    """54: the signal says the class of what the client of the store has raised."""
+    """54: the signal has only the class of the error that the store's client raised."""
     site = make_site("memory")
     errors: list[BaseException] = []
 
@@ -403,7 +403,7 @@ def test_purge_that_fails_tells_no_text(make_site: SiteFactory) -> None:
 @pytest.mark.table
 @pytest.mark.parametrize("adopts", [False, True])
 def test_statement_in_the_app_s_transaction(make_site: SiteFactory, adopts: bool) -> None:
-    """54: one of ours that fails there shows the app no key, which could be a session id."""
+    """54: if our statement fails there, the app's error has no key, which might be a session id."""
     site = make_site(
         "redis",
         SESSION_REGISTRY_HASH_SESSION_IDS=False,
@@ -463,7 +463,7 @@ NASTY = "\x1b]0;title\x07a\r\nb\u202ec\x9b31m"
     ids=" ".join,
 )
 def test_command_line_errors_break_no_terminal(make_site: SiteFactory, arguments: t.Any) -> None:
-    """53: what was typed is repeated without its control characters."""
+    """53: input is repeated without its control characters."""
     result = make_site().app.test_cli_runner().invoke(args=arguments)
     assert result.exit_code in (1, 2)
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", result.output)
@@ -474,7 +474,7 @@ def test_command_line_errors_break_no_terminal(make_site: SiteFactory, arguments
 
 
 def test_device_cookie_names_nobody(make_site: SiteFactory) -> None:
-    """54: who reads it on a shared computer learns no user, and a browser can keep all of it."""
+    """54: on a shared computer the cookie reveals no user, and it fits into a browser."""
     names = tuple(f"user {number}" for number in range(12))
     site = make_site(model=uuid_keys, users=names)
     firefox = site.browser()
@@ -492,7 +492,7 @@ def test_device_cookie_names_nobody(make_site: SiteFactory) -> None:
 
 
 def test_digest_is_worth_nothing_elsewhere() -> None:
-    """With another key, or for another purpose, the same user has other digests."""
+    """With another key or for another purpose, the same user has different digests."""
     app = Flask("digests")
     app.config.update(SECRET_KEY="one", SECRET_KEY_FALLBACKS=["two", b"three"])
     found = signing.digests(app, "7", purpose="devices")

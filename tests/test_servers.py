@@ -1,4 +1,4 @@
-"""Servers that are really stopped (SIGKILL) and really hang (SIGSTOP) (SCENARIOS 34, 36 to 39)."""
+"""Servers that are really killed (SIGKILL) or hung (SIGSTOP) (SCENARIOS 34, 36 to 39)."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from flask_session_registry import session_revoked
 from flask_session_registry._records import base as records
 from flask_session_registry._store import backends as entries
 
-#: How long the client of the app waits for a store, in seconds.
+#: How long the app's client waits for a store, in seconds.
 TIMEOUT = 1.0
-#: How much longer than promised an answer may take because other tests run beside this one.
+#: Extra time for a response, since other tests run at the same time.
 SLACK = 5.0
 
 
@@ -69,13 +69,13 @@ def mariadb_server() -> Iterator[OwnServer]:
         yield server
 
 
-# These ask for 'make_site' and 'held', so that the server runs again when the sites are taken down
-# and the held visit is waited for.
+# These request 'make_site' and 'held', so that the server runs again before the sites are torn down
+# and the held visit is awaited.
 
 
 @pytest.fixture
 def own(redis_server: OwnServer, make_site: SiteFactory, held: Held) -> Iterator[OwnServer]:
-    """A Redis that may be stopped and hung."""
+    """A Redis that a test may kill and hang."""
     yield redis_server
     redis_server.restore()
 
@@ -92,7 +92,7 @@ def memcached(
 def own_database(
     request: pytest.FixtureRequest, make_site: SiteFactory, held: Held
 ) -> Iterator[OwnServer]:
-    """A database server that may be stopped and hung."""
+    """A database server that a test may kill and hang."""
     server: OwnServer = request.getfixturevalue(f"{request.param}_server")
     yield server
     server.restore()
@@ -114,17 +114,17 @@ def redis_site(
     timeout: float | None = TIMEOUT,
     **options: t.Any,
 ) -> Site:
-    """A site whose sessions are on this server; the user sessions, if in Redis, on another."""
+    """Return a site whose sessions are on this server. Records in Redis are on another server."""
     client = redis_client(server.url, timeout=timeout)
     options = {"SESSION_REGISTRY_REDIS": redis.Redis.from_url(servers.redis_url()), **options}
     site = make_site("redis", database, SESSION_REDIS=client, **options)
-    # What the tests look with has always a timeout.
+    # The tests' own client always has a timeout.
     site.redis = redis_client(server.url, timeout=30)
     return site
 
 
 def add_slow_password(site: Site, held: Held) -> None:
-    """A password change that is held when all is written, and nothing committed."""
+    """Add a password change that is held when all is written and nothing is committed."""
 
     @site.app.post("/slow-password")
     @login_required
@@ -133,7 +133,7 @@ def add_slow_password(site: Site, held: Held) -> None:
         site.db.session.flush()
         held.wait()
         site.db.session.commit()
-        # The database can be used after the commit, whatever has become of the store.
+        # The database is usable after the commit, whatever happened to the store.
         return str(site.user("bob").name)
 
 
@@ -163,7 +163,7 @@ def prune(site: Site) -> t.Any:
 
 
 def prune_until_all_is_purged(site: Site) -> bool:
-    """A deletion that hung may still be under way, and a client may still avoid a server."""
+    """Prune until done: a deletion that hung might still run, and a client might avoid a server."""
 
     def is_purged() -> bool:
         prune(site)
@@ -173,7 +173,7 @@ def prune_until_all_is_purged(site: Site) -> bool:
 
 
 def assert_dead(*browsers: Browser) -> None:
-    """With all their cookies, and with the "remember me" pair alone."""
+    """Check all of the cookies, then the "remember me" pair alone."""
     for browser in browsers:
         assert not browser.is_signed_in
         copy = browser.copy()
@@ -197,7 +197,8 @@ class Stopwatch:
 def test_redis_is_killed_while_the_password_changes(
     make_site: SiteFactory, own: OwnServer, held: Held, database: str, comes_back: str
 ) -> None:
-    """34: the change is committed, the others are dead, and the next prune does the purge.
+    """34: the change is committed, the others are signed out, and the next prune purges the
+    entries.
 
     Fails if rows are marked as purged before their entries are deleted.
     """
@@ -218,14 +219,14 @@ def test_redis_is_killed_while_the_password_changes(
     assert_dead(firefox, phone, *copies)
     assert prune(site).purged == 2
     assert pending(site) == 0
-    # Not even that of Chrome's old id: its new one never got into the store.
+    # Chrome's old entry is gone as well. Its new one never reached the store.
     assert site.signed_in_entries() == []
     assert chrome.login().status_code == 200
     assert chrome.is_signed_in
 
 
 def test_redis_is_down_all_the_time(make_site: SiteFactory, own: OwnServer, database: str) -> None:
-    """34: a password that is changed outside of a request is changed, and the sessions are over."""
+    """34: a password changed outside a request is changed, and the sessions end."""
     site = redis_site(make_site, own, database)
     firefox, chrome, phone = sign_in(site)
     own.kill()
@@ -246,7 +247,7 @@ def test_redis_is_down_all_the_time(make_site: SiteFactory, own: OwnServer, data
 def test_redis_hangs_while_the_password_changes(
     make_site: SiteFactory, own: OwnServer, held: Held, database: str
 ) -> None:
-    """34: the answer comes within what is promised, beside what Flask-Session waits for itself."""
+    """34: the response arrives within the promised time, plus Flask-Session's own waiting."""
     site = redis_site(make_site, own, database)
     add_slow_password(site, held)
     firefox, chrome, phone = sign_in(site)
@@ -254,7 +255,7 @@ def test_redis_hangs_while_the_password_changes(
     own.hang()
     with Stopwatch() as watch:
         held.finish(answer)
-    # Flask-Session tries to save the session twice, and the old entry is to be deleted.
+    # Flask-Session tries twice to save the session, and the old entry must be deleted.
     assert watch.seconds < entries.TIMEOUT + 3 * TIMEOUT + SLACK
     assert password_of(site) == "new"
     assert pending(site) == 2
@@ -267,10 +268,10 @@ def test_redis_hangs_while_the_password_changes(
 def test_client_that_would_wait_for_ever(
     make_site: SiteFactory, own: OwnServer, held: Held, database: str
 ) -> None:
-    """34: in a shell or a job, the commit comes back though the client has no timeout.
+    """34: in a shell or a job, the commit returns although the client has no timeout.
 
-    And the next one at once, as long as the first deletion hangs. Fails if the store is asked in
-    the thread that commits.
+    The next commit returns at once while the first deletion hangs. Fails if the committing thread
+    calls the store.
     """
     site = redis_site(make_site, own, database, timeout=None)
     browsers = sign_in(site)
@@ -296,7 +297,7 @@ def test_client_that_would_wait_for_ever(
     assert site.signed_in_entries() == []
 
 
-#: Not to wait for a lock: an error instead.
+#: Fail instead of waiting for a lock.
 IMPATIENT = {
     "sqlite": {"timeout": 0.5},
     "postgresql": {"options": "-c lock_timeout=500"},
@@ -311,16 +312,16 @@ def test_nothing_is_locked_while_redis_hangs(
     database: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """34: the same user is changed, signs in and changes the password, on another server.
+    """34: on another server, the same user is edited, signs in and changes the password.
 
-    While the first answer waits for the store. Fails if the entries are deleted within the
+    Meanwhile, the first response waits for the store. Fails if the entries are deleted within the
     transaction that marks them as purged.
     """
     monkeypatch.setattr(entries, "TIMEOUT", 60.0)
     site = redis_site(make_site, own, database, timeout=None)
     add_slow_password(site, held)
     firefox, chrome, _ = sign_in(site)
-    # The same database, and another session store, which works.
+    # The same database, with another session store that works.
     other = make_site(
         "files",
         database,
@@ -352,9 +353,9 @@ def test_nothing_is_locked_while_redis_hangs(
 def test_store_that_refuses_half_way(
     make_site: SiteFactory, own: OwnServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """36: what is left stays pending, and the request succeeds.
+    """36: the remaining entries stay pending, and the request succeeds.
 
-    The Redis really refuses to delete, from the second batch on.
+    The Redis really refuses to delete from the second batch on.
     """
     monkeypatch.setattr(records, "BATCH", 10)
     site = redis_site(make_site, own)
@@ -374,7 +375,7 @@ def test_store_that_refuses_half_way(
         with session_revoked.connected_to(refuse, site.app):
             assert chrome.post("/password", password="new").status_code == 200
         assert len(ended(site)) == sum(told) == 25
-        # The first batch read may hold Chrome's session, which goes on.
+        # The first batch might contain Chrome's session, which goes on.
         assert told[0] in (9, 10)
         assert pending(site) == 25 - told[0]
         assert not any(browser.is_signed_in for browser in others)
@@ -389,7 +390,7 @@ def test_store_that_refuses_half_way(
 def test_redis_is_killed_half_way(
     make_site: SiteFactory, own: OwnServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """36: the first batch is purged, the rest is pending, and 'db.session' can be used."""
+    """36: the first batch is purged, the rest is pending, and 'db.session' is usable."""
     monkeypatch.setattr(records, "BATCH", 10)
     site = redis_site(make_site, own)
     browsers = [site.browser("Firefox") for _ in range(25)]
@@ -406,7 +407,7 @@ def test_redis_is_killed_half_way(
         assert site.sessions.revoke_all(site.user("ann")) == 25
         site.db.session.commit()
         assert site.user("ann").name == "ann"
-    # All of them have ended, and that is told, whether or not their entries are gone.
+    # All have ended, and the signal reports them, whether or not their entries are gone.
     assert told == [10, 10, 5]
     assert pending(site) == 15
     own.start()
@@ -416,7 +417,7 @@ def test_redis_is_killed_half_way(
 
 
 class _Clients:
-    """Clients of memcached that are content to ask a server again which was gone."""
+    """Clients of memcached that retry a server that was gone."""
 
     @staticmethod
     def pymemcache(address: str) -> t.Any:
@@ -445,14 +446,14 @@ class _Clients:
         return memcache.Client([address], socket_timeout=TIMEOUT, dead_retry=0)
 
 
-# python-memcached raises where nobody can catch it.
+# python-memcached raises where the error can't be caught.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("fault", ["kill", "hang"])
 @pytest.mark.parametrize("library", ["pymemcache", "pylibmc", "memcache"])
 def test_memcached_while_the_password_changes(
     make_site: SiteFactory, memcached: OwnServer, held: Held, library: str, fault: str
 ) -> None:
-    """34: the same with memcached, whichever its client; one of them never says what fails."""
+    """34: the same for memcached with any client, one of which never reports failures."""
     site = make_site("memcached", SESSION_MEMCACHED=getattr(_Clients, library)(memcached.url))
     site.backend.host, site.backend.port = "127.0.0.1", int(memcached.url.rpartition(":")[2])
     add_slow_password(site, held)
@@ -481,7 +482,7 @@ def test_memcached_while_the_password_changes(
 
 
 def database_site(make_site: SiteFactory, server: OwnServer, **engine: t.Any) -> Site:
-    """A site on this database server, which notices connections that are gone."""
+    """Return a site on this database server, with a pool that detects lost connections."""
     return make_site(
         "files",
         SQLALCHEMY_DATABASE_URI=server.url,
@@ -493,7 +494,7 @@ def database_site(make_site: SiteFactory, server: OwnServer, **engine: t.Any) ->
 def test_database_is_killed_before_a_check(
     make_site: SiteFactory, own_database: OwnServer, carries: str
 ) -> None:
-    """37: 503, cookies untouched, signed in again when it is back."""
+    """37: the response is 503, cookies are unchanged, and the session works again afterwards."""
     site = database_site(make_site, own_database)
     firefox = site.browser("Firefox")
     firefox.login(remember="1")
@@ -512,7 +513,7 @@ def test_database_is_killed_before_a_check(
 def test_database_is_killed_before_a_check_without_ping(
     make_site: SiteFactory, own_database: OwnServer
 ) -> None:
-    """37: where the pool does not look first, the first answers are 503, and cookies untouched."""
+    """37: if the pool doesn't ping, the first response is 503, and cookies are unchanged."""
     site = database_site(make_site, own_database, pool_pre_ping=False)
     firefox = site.browser("Firefox")
     firefox.login(remember="1")
@@ -528,7 +529,7 @@ def test_database_is_killed_before_a_check_without_ping(
 def test_database_hangs_at_a_check(
     make_site: SiteFactory, own_database: OwnServer, held: Held
 ) -> None:
-    """37: the request waits as long as the driver does, and is answered when it goes on."""
+    """37: the request waits as long as the driver does, and is answered once it continues."""
     site = database_site(make_site, own_database)
     firefox = site.browser("Firefox")
     firefox.login(remember="1")
@@ -546,7 +547,7 @@ def test_database_hangs_at_a_check(
 def test_database_hangs_longer_than_the_driver_waits(
     make_site: SiteFactory, own_mariadb_server: OwnServer, held: Held, what: str
 ) -> None:
-    """37, 38: where the driver gives up (PyMySQL can): 503, and cookies untouched."""
+    """37, 38: if the driver gives up, as PyMySQL can, it is 503, and cookies are unchanged."""
     waits = {"read_timeout": 1, "connect_timeout": 1}
     site = database_site(make_site, own_mariadb_server, connect_args=waits)
     add_slow_login(site, held)
@@ -568,7 +569,7 @@ def test_database_hangs_longer_than_the_driver_waits(
 
 
 def add_slow_login(site: Site, held: Held) -> None:
-    """A login that is held when the user is signed in, and before its row is written."""
+    """Add a login that is held when the user is signed in, before the row is written."""
 
     @site.app.post("/slow-login")
     def slow_login() -> str:
@@ -581,7 +582,7 @@ def add_slow_login(site: Site, held: Held) -> None:
 def test_database_is_killed_before_a_login_is_recorded(
     make_site: SiteFactory, own_database: OwnServer, held: Held
 ) -> None:
-    """38: the login does not stand, and says so."""
+    """38: the login fails with an error message."""
     site = database_site(make_site, own_database)
     add_slow_login(site, held)
     firefox = site.browser("Firefox")
@@ -604,7 +605,7 @@ def test_database_is_killed_before_a_login_is_recorded(
 def test_database_is_killed_before_the_commit(
     make_site: SiteFactory, own_database: OwnServer, held: Held
 ) -> None:
-    """4, 38: the password is as before, nobody is signed out, and no entry was touched.
+    """4, 38: the password is unchanged, no session has ended, and no entry was touched.
 
     Fails if the entries are deleted before the commit.
     """
@@ -625,7 +626,7 @@ def test_database_is_killed_before_the_commit(
 def test_database_is_killed_right_after_the_commit(
     make_site: SiteFactory, own_database: OwnServer
 ) -> None:
-    """36: the change stands, the others are dead, and the next prune does the purge."""
+    """36: the change is stored, the others are signed out, and the next prune does the purge."""
     site = database_site(make_site, own_database)
 
     @site.app.post("/doomed-password")
@@ -642,7 +643,7 @@ def test_database_is_killed_right_after_the_commit(
     own_database.start()
     assert password_of(site) == "new"
     assert_dead(firefox, phone, copy)
-    # In Redis they have ended all the same.
+    # With records in Redis, they have been purged already.
     left = 2 if site.home == "table" else 0
     assert pending(site) == left
     assert prune(site).purged == left
@@ -656,9 +657,9 @@ def test_database_is_killed_right_after_the_commit(
 def test_redis_from_an_old_snapshot(
     make_site: SiteFactory, own: OwnServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """39: what was revoked since is dead all the same, and in the end its entries go again.
+    """39: sessions revoked since then are refused, and their entries are deleted again at last.
 
-    Fails if a row is forgotten without deleting its entry once more.
+    Fails if a row is deleted without deleting its entry once more.
     """
     for name in ("_ops.maintenance._MEMORY", "_records.redis.records._OVERLAP"):
         monkeypatch.setattr(f"flask_session_registry.{name}", dt.timedelta(seconds=1))
@@ -675,7 +676,7 @@ def test_redis_from_an_old_snapshot(
     for key, (dumped, ttl) in snapshot.items():
         site.redis.restore(key, ttl, dumped)
     assert len(site.signed_in_entries()) == 3
-    # Chrome's session is not in the snapshot, but it is remembered.
+    # Chrome's session isn't in the snapshot, but its remember cookie works.
     assert chrome.is_signed_in
     assert_dead(firefox, phone, stolen)
     over = {row.store_id for row in ended(site)}
@@ -688,7 +689,7 @@ def test_redis_from_an_old_snapshot(
 
 
 def test_files_from_an_old_snapshot(make_site: SiteFactory) -> None:
-    """39: the same with a folder of files."""
+    """39: the same for a folder of files."""
     site = make_site("files")
     firefox, chrome, phone = sign_in(site)
     stolen = chrome.copy()
@@ -708,7 +709,7 @@ SPOILT = b"\xc1 neither msgpack nor JSON nor a pickle"
 
 
 def spoil_entries(site: Site) -> None:
-    """Let no entry of the store be what Flask-Session has written."""
+    """Overwrite all entries of the store with invalid data."""
     interface = t.cast(t.Any, site.app.session_interface)
     if site.store == "redis":
         for key in site.entries():
@@ -736,7 +737,7 @@ def spoil_entries(site: Site) -> None:
 
 
 def test_entries_that_can_not_be_decoded(store_site: Site) -> None:
-    """40: they don't stop a revocation, and are deleted like the others."""
+    """40: they don't prevent a revocation, and are deleted like the others."""
     site = store_site
     browsers = sign_in(site)
     spoil_entries(site)
@@ -753,7 +754,7 @@ def test_entries_that_can_not_be_decoded(store_site: Site) -> None:
 def test_entry_of_another_browser_that_can_not_be_decoded(
     make_site: SiteFactory, own: OwnServer
 ) -> None:
-    """40: nor the change of a password in the browser beside it."""
+    """40: nor does one prevent another browser from changing the password."""
     site = redis_site(make_site, own)
     firefox, chrome, phone = sign_in(site)
     key = next(row.store_id for row in site.rows() if row.user_agent == "Firefox")
@@ -766,7 +767,7 @@ def test_entry_of_another_browser_that_can_not_be_decoded(
 
 
 def test_key_of_another_type(make_site: SiteFactory, own: OwnServer) -> None:
-    """40: nor an entry that is no text at all, but a list."""
+    """40: nor does a key that holds a list instead of a string."""
     site = redis_site(make_site, own)
     firefox, chrome, _ = sign_in(site)
     key = next(row.store_id for row in site.rows() if row.user_agent == "Firefox")
@@ -781,7 +782,7 @@ def test_key_of_another_type(make_site: SiteFactory, own: OwnServer) -> None:
 def test_error_of_the_store_is_no_error_of_the_registry(
     make_site: SiteFactory, own: OwnServer
 ) -> None:
-    """34: with Redis stopped Flask-Session answers 500, with or without the registry."""
+    """34: with Redis stopped, Flask-Session responds 500, with or without the registry."""
     site = redis_site(make_site, own)
     firefox = site.browser("Firefox")
     firefox.login()

@@ -1,4 +1,4 @@
-"""Sessions, their ids and what a cookie can do (SCENARIOS 17 to 23, 25)."""
+"""Sessions, their ids, and what a cookie can do (SCENARIOS 17 to 23, 25)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def anonymous_session(browser: Browser) -> None:
 
 
 def test_id_from_before_the_login_is_dead(store_site: Site) -> None:
-    """17: an id that an attacker has set beforehand is worth nothing after the login."""
+    """17: an id that an attacker has set beforehand is worthless after the login."""
     firefox = store_site.browser("Firefox")
     anonymous_session(firefox)
     attacker = firefox.copy()
@@ -39,7 +39,7 @@ def test_id_from_before_the_login_is_dead(store_site: Site) -> None:
 
 
 def test_signing_in_again_replaces_the_session(store_site: Site) -> None:
-    """18: still one active session, with its data; the old one is dead."""
+    """18: there is still one active session, with its data. The old one has ended."""
     firefox = store_site.browser("Firefox")
     firefox.login()
     firefox.post("/cart", item="book")
@@ -53,7 +53,7 @@ def test_signing_in_again_replaces_the_session(store_site: Site) -> None:
 
 
 def test_another_user_signs_in_over_it(store_site: Site) -> None:
-    """18: the first one's session is over, and nothing of its data is left."""
+    """18: the first user's session ends, and none of its data remain."""
     firefox = store_site.browser("Firefox")
     firefox.login("ann", remember="1")
     firefox.post("/cart", item="secret")
@@ -68,7 +68,7 @@ def test_another_user_signs_in_over_it(store_site: Site) -> None:
 
 @pytest.mark.parametrize("asks_first", [True, False])
 def test_switching_users_in_one_request(site: Site, firefox: Browser, asks_first: bool) -> None:
-    """18: sign out, sign in, sign in again: the last one counts, and one row comes of it."""
+    """18: after logout, login and another login, the last one counts and leaves one row."""
 
     @site.app.post("/switch")
     def switch() -> str:
@@ -88,7 +88,7 @@ def test_switching_users_in_one_request(site: Site, firefox: Browser, asks_first
 
 
 def test_login_over_a_dead_session_keeps_none_of_its_data(site: Site, firefox: Browser) -> None:
-    """18: what belongs to a session that was revoked is nobody's."""
+    """18: the data of a revoked session don't pass to the next user."""
     firefox.login("ann")
     firefox.post("/cart", item="secret")
     with site.context():
@@ -100,7 +100,7 @@ def test_login_over_a_dead_session_keeps_none_of_its_data(site: Site, firefox: B
 
 
 def test_logout_kills_copies(store_site: Site) -> None:
-    """19: a copy of the cookie is dead, also after a new login; data that stay are anonymous."""
+    """19: a copy of the cookie is invalid, even after a new login. Remaining data are anonymous."""
     firefox = store_site.browser("Firefox")
     firefox.login()
     firefox.post("/cart", item="book")
@@ -117,7 +117,7 @@ def test_logout_kills_copies(store_site: Site) -> None:
 
 
 def test_logout_of_an_empty_session_takes_the_cookie(store_site: Site) -> None:
-    """19: where nothing else is in the session, cookie and entry go, as without the registry."""
+    """19: if the session is otherwise empty, cookie and entry go, as without the registry."""
     firefox = store_site.browser("Firefox")
     firefox.login()
     firefox.post("/logout")
@@ -126,7 +126,7 @@ def test_logout_of_an_empty_session_takes_the_cookie(store_site: Site) -> None:
 
 
 def test_session_that_is_cleared_is_over(site: Site, firefox: Browser) -> None:
-    """19: a view that clears the session, rather than signing out, ends it too."""
+    """19: a view that clears the session instead of logging out ends it too."""
 
     @site.app.post("/clear")
     def clear() -> str:
@@ -162,7 +162,7 @@ MARKERS = {
 
 @pytest.mark.parametrize("marker", MARKERS.values(), ids=list(MARKERS))
 def test_session_without_a_row(store_site: Site, marker: t.Any) -> None:
-    """20: signed out, without a traceback, and without a row."""
+    """20: the browser is signed out, without a traceback and without a new row."""
     firefox = store_site.browser("Firefox")
     firefox.login()
     forge(firefox, **{MARKER: marker})
@@ -171,7 +171,7 @@ def test_session_without_a_row(store_site: Site, marker: t.Any) -> None:
 
 
 def test_marker_of_somebody_else(store_site: Site) -> None:
-    """20: the row must be that of the user whom the session names."""
+    """20: the row must belong to the user whom the session names."""
     firefox, chrome = store_site.browser("Firefox"), store_site.browser("Chrome")
     firefox.login("ann")
     chrome.login("bob")
@@ -183,7 +183,7 @@ def test_marker_of_somebody_else(store_site: Site) -> None:
 
 
 def test_ended_row(store_site: Site) -> None:
-    """20: an ended row is no session, even if its entry has been written back."""
+    """20: an ended row is not a session, even if its entry has been written back."""
     firefox = store_site.browser("Firefox")
     firefox.login()
     with firefox.client.session_transaction() as stored:
@@ -197,7 +197,7 @@ def test_ended_row(store_site: Site) -> None:
 
 
 def test_rejection_is_told_once_a_request(site: Site, firefox: Browser) -> None:
-    """'session_rejected' tells which user session, and why."""
+    """'session_rejected' reports the user session and the reason."""
     told: list[tuple[t.Any, str]] = []
 
     def receiver(app: t.Any, user_session_id: t.Any, reason: str) -> None:
@@ -214,7 +214,7 @@ def test_rejection_is_told_once_a_request(site: Site, firefox: Browser) -> None:
 
 
 def test_login_is_told(site: Site, firefox: Browser) -> None:
-    """'session_registered' tells of the row, which is there by then."""
+    """'session_registered' reports the row, which exists by then."""
     told: list[dict[str, t.Any]] = []
 
     def receiver(app: t.Any, **arguments: t.Any) -> None:
@@ -245,7 +245,7 @@ MALFORMED = {
 def test_malformed_cookies(
     make_site: SiteFactory, store: str, name: str, value: str, hashed: bool
 ) -> None:
-    """21: anonymous, no error, no row."""
+    """21: the request is anonymous, without an error and without a row."""
     site = make_site(store, SESSION_REGISTRY_HASH_SESSION_IDS=hashed)
     raw = f"{name}={value}".encode("utf-8", "surrogateescape").decode("latin-1")
     others = "; remember_token=1|abc" if name == "remember_token_session" else ""
@@ -259,7 +259,7 @@ def test_malformed_cookies(
 
 @pytest.mark.parametrize("store", ["redis", "sqlalchemy"])
 def test_dump_contains_no_cookie(make_site: SiteFactory, store: str) -> None:
-    """22: no string in the table or in the store works as a cookie."""
+    """22: no string in the table or the store works as a cookie."""
     site = make_site(store)
     firefox = site.browser("Firefox")
     firefox.login(remember="1")
@@ -275,7 +275,7 @@ def test_dump_contains_no_cookie(make_site: SiteFactory, store: str) -> None:
 
 
 def test_ids_without_hashing(make_site: SiteFactory) -> None:
-    """HASH_SESSION_IDS = False: the store's keys are what Flask-Session makes of the ids."""
+    """With HASH_SESSION_IDS = False, the store's keys are Flask-Session's own."""
     site = make_site("redis", SESSION_REGISTRY_HASH_SESSION_IDS=False)
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
     firefox.login()
@@ -286,7 +286,7 @@ def test_ids_without_hashing(make_site: SiteFactory) -> None:
 
 
 def test_visitors_and_failed_logins_make_no_rows(store_site: Site) -> None:
-    """23: only a login makes a row."""
+    """23: only a login creates a row."""
     firefox = store_site.browser("Firefox")
     anonymous_session(firefox)
     assert firefox.login("ann", "wrong").status_code == 403
@@ -297,7 +297,7 @@ def test_visitors_and_failed_logins_make_no_rows(store_site: Site) -> None:
 
 
 def test_login_that_the_view_takes_back(site: Site, firefox: Browser) -> None:
-    """23: signed in and out again in one request: no row."""
+    """23: a login and a logout in one request leave no row."""
 
     @site.app.post("/in-and-out")
     def in_and_out() -> str:
@@ -311,7 +311,7 @@ def test_login_that_the_view_takes_back(site: Site, firefox: Browser) -> None:
 
 
 def test_users_of_a_request_loader(site: Site, firefox: Browser) -> None:
-    """23: a user who comes with an API token has no session: neither checked nor registered."""
+    """23: a user with an API token has no session, and is neither checked nor registered."""
 
     @site.login_manager.request_loader
     def by_token(request: t.Any) -> t.Any:
@@ -330,7 +330,7 @@ def test_users_of_a_request_loader(site: Site, firefox: Browser) -> None:
 @pytest.mark.skipif(not HAS_FALLBACKS, reason="SECRET_KEY_FALLBACKS came with Flask 3.1")
 @pytest.mark.parametrize("store", ["cookie", "redis"])
 def test_secret_key_rotated(make_site: SiteFactory, store: str) -> None:
-    """25: with the old key as a fallback everybody stays; without it, signed out, no errors."""
+    """25: with the old key as a fallback all stay signed in; without it, none, without errors."""
     site = make_site(store)
     firefox = site.browser("Firefox")
     firefox.login(remember="1")
@@ -343,7 +343,7 @@ def test_secret_key_rotated(make_site: SiteFactory, store: str) -> None:
 
 
 def test_rotate(store_site: Site) -> None:
-    """'rotate()': a new id in this browser, the old one dead, the data and the row the same."""
+    """'rotate()' gives this browser a new id. The old one is invalid; data and row are the same."""
 
     @store_site.app.post("/sudo")
     def sudo() -> str:
@@ -365,7 +365,7 @@ def test_rotate(store_site: Site) -> None:
 
 
 def test_password_given_once_more(store_site: Site) -> None:
-    """'confirm_login()' gives a new id, too; the row says when (OWASP ASVS 5.0, 7.2.4)."""
+    """'confirm_login()' gives a new id, too, and the row has the time (OWASP ASVS 5.0, 7.2.4)."""
 
     @store_site.app.post("/confirm")
     def confirm() -> str:
@@ -388,7 +388,7 @@ def test_password_given_once_more(store_site: Site) -> None:
 
 
 def test_id_is_long_enough(make_site: SiteFactory) -> None:
-    """A session id is random, of 128 bits and more (OWASP ASVS 5.0, 7.2.3)."""
+    """A session id has 128 random bits or more (OWASP ASVS 5.0, 7.2.3)."""
     site = make_site("redis")
     ids = []
     for _ in range(20):
@@ -400,7 +400,7 @@ def test_id_is_long_enough(make_site: SiteFactory) -> None:
 
 
 def test_rotate_of_nobody(site: Site, firefox: Browser) -> None:
-    """Where nobody is signed in there is nothing to rotate; without a request it is an error."""
+    """Without a user there is nothing to rotate. Without a request, 'rotate()' raises."""
 
     @site.app.post("/sudo")
     def sudo() -> str:
@@ -414,7 +414,7 @@ def test_rotate_of_nobody(site: Site, firefox: Browser) -> None:
 
 
 def test_id_that_the_app_changes(make_site: SiteFactory) -> None:
-    """Flask-Session's own 'regenerate' counts as a rotation: a late answer revives nothing."""
+    """Flask-Session's own 'regenerate' counts as a rotation: a late response revives nothing."""
     site = make_site("redis")
 
     @site.app.post("/regenerate")
@@ -435,7 +435,7 @@ def test_id_that_the_app_changes(make_site: SiteFactory) -> None:
 
 
 def test_current(site: Site, firefox: Browser) -> None:
-    """'current' is the row of this request, and None where nobody is signed in by a session."""
+    """'current' is the row of this request, or None if no session has signed in the user."""
 
     @site.app.get("/current")
     def current() -> dict[str, t.Any]:
@@ -451,7 +451,7 @@ def test_current(site: Site, firefox: Browser) -> None:
 
 
 def test_active_is_ordered_by_last_sight(site: Site) -> None:
-    """'active' gives the most recently seen first, without what has expired."""
+    """'active' returns the most recently seen session first, without expired ones."""
     for name in ("Firefox", "Chrome", "Phone"):
         site.browser(name).login()
     site.browser("Remembered").login(remember="1")
@@ -465,7 +465,7 @@ def test_active_is_ordered_by_last_sight(site: Site) -> None:
 def test_last_sight_is_written_once_an_interval(
     database_site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TOUCH_INTERVAL: the sight is written after five minutes, with address and agent."""
+    """TOUCH_INTERVAL: a touch is written after five minutes, with IP address and user agent."""
     site = database_site
     browser = site.browser("Old version")
     browser.login()
@@ -481,7 +481,7 @@ def test_last_sight_is_written_once_an_interval(
 
 
 def test_asking_again_in_one_request(site: Site, firefox: Browser) -> None:
-    """A session that was accepted, or opened, in this request is not refused later in it."""
+    """A session that was accepted or opened in this request isn't refused later in it."""
 
     @site.app.route("/again", methods=["GET", "POST"])
     def again() -> list[bool]:
@@ -499,7 +499,7 @@ def test_asking_again_in_one_request(site: Site, firefox: Browser) -> None:
 
 
 def test_user_loader_that_refuses(site: Site, firefox: Browser) -> None:
-    """A remember cookie of another user does not step in for a user whom the app refuses."""
+    """A remember cookie of another user isn't used for a user whom the app refuses."""
     chrome = site.browser("Chrome")
     chrome.login("bob", remember="1")
     firefox.login("ann")
@@ -516,7 +516,7 @@ def test_user_loader_that_refuses(site: Site, firefox: Browser) -> None:
 
 
 def test_other_cookies_of_an_answer(site: Site, firefox: Browser) -> None:
-    """A cookie that the app sets is none of ours."""
+    """The registry leaves a cookie of the app alone."""
 
     @site.app.get("/theme")
     def theme() -> Response:
@@ -532,7 +532,7 @@ def test_other_cookies_of_an_answer(site: Site, firefox: Browser) -> None:
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.filterwarnings("ignore:The 'use_signer' option:DeprecationWarning")
 def test_reason_when_the_entry_is_gone(make_site: SiteFactory, signed: bool) -> None:
-    """'rejected' knows why, though the purge has taken everything that the session held."""
+    """'rejected' has the reason, although the purge has deleted all data of the session."""
     site = make_site("redis", SESSION_USE_SIGNER=signed)
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
     firefox.login()
@@ -550,7 +550,7 @@ def test_reason_when_the_entry_is_gone(make_site: SiteFactory, signed: bool) -> 
 
 
 def test_own_session_ended_without_asking(store_site: Site) -> None:
-    """14: a view that never asks who the user is does not write back the entry that it ended."""
+    """14: a view that never asks for the user doesn't write back the entry that it ended."""
     site = store_site
 
     @site.app.post("/reset")
@@ -574,7 +574,7 @@ def test_own_session_ended_without_asking(store_site: Site) -> None:
 
 
 def test_commit_for_one_app_in_a_request_of_another(make_site: SiteFactory) -> None:
-    """57: a request of one app, within which another app ends sessions, keeps its own."""
+    """57: a request of one app, in which another app ends sessions, keeps its own."""
     one, other = make_site(), make_site()
 
     @one.app.post("/other")
@@ -596,7 +596,7 @@ def test_commit_for_one_app_in_a_request_of_another(make_site: SiteFactory) -> N
 
 @pytest.mark.parametrize("name", ["ann", "bob"])
 def test_login_view_that_clears_the_session(store_site: Site, name: str) -> None:
-    """18: 'session.clear()' before 'login_user' is an old custom: the old session ends."""
+    """18: with the common 'session.clear()' before 'login_user', the old session ends."""
 
     @store_site.app.post("/clear-and-sign-in")
     def clear_and_sign_in() -> str:
@@ -618,7 +618,7 @@ def test_login_view_that_clears_the_session(store_site: Site, name: str) -> None
 
 @pytest.mark.parametrize("name", ["ann", "bob"])
 def test_login_where_only_the_remember_cookie_is_left(site: Site, name: str) -> None:
-    """18: the session that it would bring back ends with the new login."""
+    """18: the session that it would restore ends with the new login."""
     firefox = site.browser()
     firefox.login("ann", remember="1")
     copy = firefox.copy("remember_token", "remember_token_session")
@@ -630,7 +630,7 @@ def test_login_where_only_the_remember_cookie_is_left(site: Site, name: str) -> 
 
 
 def test_refused_remember_cookie_goes_with_a_login(site: Site, firefox: Browser) -> None:
-    """46: asked for first, refused, and then replaced by a login in the same request."""
+    """46: the cookie is read and refused, then replaced by a login in the same request."""
 
     @site.app.post("/ask-and-sign-in")
     def ask_and_sign_in() -> str:
@@ -646,7 +646,7 @@ def test_refused_remember_cookie_goes_with_a_login(site: Site, firefox: Browser)
 
 
 def test_logout_in_an_app_context_that_a_test_holds(site: Site, firefox: Browser) -> None:
-    """19: the user comes from 'g' then, and the row ends all the same."""
+    """19: the user then comes from 'g', and the row ends regardless."""
     firefox.login()
     copy = firefox.copy()
     with site.context():
@@ -657,7 +657,7 @@ def test_logout_in_an_app_context_that_a_test_holds(site: Site, firefox: Browser
 
 
 def test_user_asked_for_in_the_context_of_another_app(make_site: SiteFactory) -> None:
-    """57: a template of another app, rendered within a request, signs nobody out."""
+    """57: a template of another app, rendered within a request, signs no one out."""
     one, other = make_site(), make_site()
 
     @one.app.get("/mail")
@@ -676,7 +676,7 @@ def test_user_asked_for_in_the_context_of_another_app(make_site: SiteFactory) ->
 
 
 def test_hash_from_an_old_dump(make_site: SiteFactory) -> None:
-    """22: with hashing switched off later, what an old dump contains is still no cookie."""
+    """22: if hashing is later disabled, an old dump still contains no valid cookie."""
     site = make_site("redis")
     firefox = site.browser()
     firefox.login()
@@ -686,7 +686,7 @@ def test_hash_from_an_old_dump(make_site: SiteFactory) -> None:
 
 
 def late_after_a_change(site: Site) -> tuple[Browser, Browser]:
-    """Chrome, after it has changed the password, and what is left of it from before."""
+    """Return Chrome after its password change, and a copy from before it."""
     chrome = site.browser("Chrome")
     chrome.login(remember="1")
     late = chrome.copy()
@@ -695,7 +695,7 @@ def late_after_a_change(site: Site) -> tuple[Browser, Browser]:
 
 
 def test_late_request_that_writes(store_site: Site) -> None:
-    """2: even a view that sends to the login page, and flashes, gives Chrome no other session."""
+    """2: even a view that redirects to the login page and flashes gives Chrome no other session."""
     site = store_site
     site.login_manager.login_view = "login"
 
@@ -715,7 +715,7 @@ def test_late_request_that_writes(store_site: Site) -> None:
 
 
 def test_late_request_of_an_app_that_makes_sessions_permanent(store_site: Site) -> None:
-    """2: that alone is no reason to write, or to take a cookie away."""
+    """2: making the session permanent is no reason to write it or to clear a cookie."""
     site = store_site
 
     @site.app.before_request
@@ -731,7 +731,7 @@ def test_late_request_of_an_app_that_makes_sessions_permanent(store_site: Site) 
 
 
 def test_visitor_with_a_cookie_that_is_forgotten(store_site: Site) -> None:
-    """An expired session of a visitor is no late request: a new one is begun."""
+    """A visitor's expired session isn't a late request. A new one begins."""
     forgotten = store_site.browser("Visitor", session="expired-long-ago")
 
     @store_site.app.post("/visit")
@@ -761,7 +761,7 @@ def test_visitor_whose_session_is_emptied(store_site: Site) -> None:
 
 
 def test_rotation_of_a_user_who_is_detached(site: Site, firefox: Browser) -> None:
-    """The remember cookie is renewed without asking an instance that can't be loaded any more."""
+    """The remember cookie is renewed without an instance that can no longer be loaded."""
 
     @site.app.post("/sudo")
     def sudo() -> str:
@@ -779,7 +779,7 @@ def test_rotation_of_a_user_who_is_detached(site: Site, firefox: Browser) -> Non
 
 @pytest.mark.parametrize("store", ["redis", "files", "memory", "sqlalchemy"])
 def test_refused_session_goes_on_under_a_new_id(make_site: SiteFactory, store: str) -> None:
-    """20: what is written after a refusal is not shown to whoever holds the refused id."""
+    """20: data written after a refusal aren't visible to a holder of the refused id."""
     site = make_site(store)
 
     @site.app.post("/note")
@@ -800,7 +800,7 @@ def test_refused_session_goes_on_under_a_new_id(make_site: SiteFactory, store: s
 
 
 def test_marker_that_changes_within_a_request(site: Site, firefox: Browser) -> None:
-    """20: what was accepted is one marker, not whatever stands in the session later."""
+    """20: the check accepts one marker, not whatever the session contains later."""
 
     @site.app.post("/tamper")
     def tamper() -> list[bool]:
@@ -814,7 +814,7 @@ def test_marker_that_changes_within_a_request(site: Site, firefox: Browser) -> N
 
 
 def test_login_that_the_view_takes_back_leaves_nothing(store_site: Site) -> None:
-    """23: signed in and out again in one request: neither a cookie nor an entry."""
+    """23: a login and a logout in one request leave neither a cookie nor an entry."""
 
     @store_site.app.post("/in-and-out")
     def in_and_out() -> str:
@@ -829,7 +829,7 @@ def test_login_that_the_view_takes_back_leaves_nothing(store_site: Site) -> None
 
 
 def test_session_that_is_cleared_takes_the_remember_cookie(site: Site, firefox: Browser) -> None:
-    """19, 47: cookies that are dead from then on are taken away in the same answer."""
+    """19, 47: cookies that become invalid are cleared in the same response."""
 
     @site.app.post("/clear")
     def clear() -> str:
@@ -843,7 +843,7 @@ def test_session_that_is_cleared_takes_the_remember_cookie(site: Site, firefox: 
 
 
 def test_another_user_signs_in_over_it_and_is_remembered(site: Site, firefox: Browser) -> None:
-    """18: what Flask-Login keeps of the new login stays: fresh, and remembered."""
+    """18: Flask-Login's data of the new login stay: fresh, and remembered."""
     firefox.login("ann")
     firefox.login("bob", remember="1")
     with firefox.client.session_transaction() as stored:
@@ -855,7 +855,7 @@ def test_another_user_signs_in_over_it_and_is_remembered(site: Site, firefox: Br
 
 @pytest.mark.parametrize("store", ["redis", "files", "memory", "sqlalchemy"])
 def test_replaced_session_is_purged(make_site: SiteFactory, store: str) -> None:
-    """18: the row of the session that was replaced, or signed out, says that its entry is gone."""
+    """18: the row of a replaced or logged-out session records that its entry is gone."""
     site = make_site(store)
     firefox = site.browser("Firefox")
     firefox.login()
@@ -866,7 +866,7 @@ def test_replaced_session_is_purged(make_site: SiteFactory, store: str) -> None:
 
 @pytest.mark.parametrize("value", ["a\0b", "x" * 3000, "a b"])
 def test_ids_that_were_never_issued(make_site: SiteFactory, value: str) -> None:
-    """21: without hashing too, they don't reach a store that can't take them as a key."""
+    """21: even without hashing, they don't reach a store that can't use them as a key."""
     site = make_site("sqlalchemy", "postgresql", SESSION_REGISTRY_HASH_SESSION_IDS=False)
     client = site.app.test_client(use_cookies=False)
     response = client.get("/me", environ_overrides={"HTTP_COOKIE": f"session={value}"})
@@ -877,7 +877,7 @@ def test_ids_that_were_never_issued(make_site: SiteFactory, value: str) -> None:
 @pytest.mark.skipif(not HAS_FALLBACKS, reason="SECRET_KEY_FALLBACKS came with Flask 3.1")
 @pytest.mark.parametrize("store", ["cookie", "redis"])
 def test_secret_key_rotated_and_remembered(make_site: SiteFactory, store: str) -> None:
-    """25: a password change while the old key is a fallback renews the pair with the new key."""
+    """25: a password change while the old key is a fallback renews both with the new key."""
     site = make_site(store)
     firefox = site.browser("Firefox")
     firefox.login(remember="1")
@@ -889,7 +889,7 @@ def test_secret_key_rotated_and_remembered(make_site: SiteFactory, store: str) -
 
 
 def test_times_of_a_row_that_is_loaded_again(site: Site, firefox: Browser) -> None:
-    """Aware UTC, after the row has expired with a commit too."""
+    """Times are aware UTC, even after a commit has expired the row."""
     firefox.login()
     with site.context():
         (row,) = site.sessions.active(site.user("ann"))
@@ -898,7 +898,7 @@ def test_times_of_a_row_that_is_loaded_again(site: Site, firefox: Browser) -> No
 
 
 def test_times_in_another_time_zone(make_site: SiteFactory) -> None:
-    """UTC, whatever the time zone of the connection."""
+    """Times are UTC, whatever the connection's time zone."""
     site = make_site(
         "files",
         "postgresql",
@@ -911,7 +911,7 @@ def test_times_in_another_time_zone(make_site: SiteFactory) -> None:
 
 
 def test_user_who_is_changed_right_after_the_sign_up(site: Site, firefox: Browser) -> None:
-    """28: of a user who is new in this request, the password that was stored then counts."""
+    """28: for a user created in this request, the password that was stored then counts."""
 
     @site.app.post("/sign-up")
     def sign_up() -> str:
@@ -931,7 +931,7 @@ def test_user_who_is_changed_right_after_the_sign_up(site: Site, firefox: Browse
 def test_browser_that_has_only_the_old_id(
     store_site: Site, monkeypatch: pytest.MonkeyPatch, wait: int
 ) -> None:
-    """2: it can sign in, with a form that keeps its token in the session, a moment later."""
+    """2: a moment later it can sign in, with a form that keeps its token in the session."""
     site = store_site
 
     @site.app.route("/form", methods=["GET", "POST"])
@@ -956,7 +956,7 @@ def test_browser_that_has_only_the_old_id(
 
 @pytest.mark.parametrize("marker", ["dead", None])
 def test_form_that_writes_before_it_asks(store_site: Site, marker: str | None) -> None:
-    """20: what this request itself has written to a session that is refused stays, alone."""
+    """20: from a refused session, only what this request itself has written remains."""
     site = store_site
 
     @site.app.route("/form", methods=["GET", "POST"])
@@ -982,7 +982,7 @@ def test_form_that_writes_before_it_asks(store_site: Site, marker: str | None) -
 
 
 def test_impersonation(store_site: Site) -> None:
-    """18: what the view has put into the session for the next user stays, and nothing else does."""
+    """18: what the view has put into the session for the next user stays, and nothing else."""
 
     @store_site.app.post("/impersonate")
     def impersonate() -> str:
@@ -1005,7 +1005,7 @@ def test_impersonation(store_site: Site) -> None:
 
 @pytest.mark.parametrize("store", ["redis", "files"])
 def test_switch_of_users_while_the_entry_is_lost(make_site: SiteFactory, store: str) -> None:
-    """18: nothing says what was there before, so nothing of the first one's data is kept."""
+    """18: the previous data are unknown, so none of the first user's data are kept."""
     site = make_site(store)
 
     @site.app.post("/switch")
