@@ -32,7 +32,7 @@ def at_level(level: str, **options: t.Any) -> dict[str, t.Any]:
 
 
 @pytest.mark.table
-def test_look_at_a_session_that_is_held(make_site: SiteFactory) -> None:
+def test_read_of_a_locked_session(make_site: SiteFactory) -> None:
     """A read doesn't block, even where MariaDB would lock the rows that the app reads."""
     site = make_site("cookie", "mariadb", **at_level("SERIALIZABLE"))
     site.browser().login()

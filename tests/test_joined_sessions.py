@@ -207,7 +207,7 @@ def test_connection_without_a_transaction(site: Site, firefox: Browser) -> None:
     assert firefox.is_signed_in
 
 
-def test_session_that_has_asked_for_nothing() -> None:
+def test_unused_session() -> None:
     """An unused session can't have done anything on a connection of the app."""
     base = sa_orm.declarative_base()
     model = type(

@@ -364,7 +364,7 @@ def test_other_kind_signs_in_again(two_kinds: Site) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mapped", "unmapped"])
-def test_unmapped_kind_is_told_of(
+def test_unmapped_kind_is_logged(
     make_site: SiteFactory, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An unmapped class is logged once, because it might stand for one of the users."""
@@ -448,7 +448,7 @@ def test_password_on_a_subclass(make_site: SiteFactory, database: str, is_joined
     assert chrome.rejected == "password_changed"
 
 
-def test_password_on_a_subclass_that_nobody_names() -> None:
+def test_password_on_a_subclass_that_is_not_named() -> None:
     """The error says which class to pass."""
     app = Flask("app")
     app.config.update(SECRET_KEY="x", SQLALCHEMY_DATABASE_URI="sqlite://")
@@ -561,7 +561,7 @@ def test_token_that_is_changed_by_sql(by_token: Site) -> None:
     assert by_token.active() == 0
 
 
-def test_token_that_can_not_be_asked(by_token: Site, caplog: pytest.LogCaptureFixture) -> None:
+def test_get_id_that_fails(by_token: Site, caplog: pytest.LogCaptureFixture) -> None:
     """If 'get_id()' fails on a detached instance, nothing can be concluded, and nothing breaks."""
     firefox = by_token.browser("Firefox")
     firefox.login()
@@ -572,7 +572,7 @@ def test_token_that_can_not_be_asked(by_token: Site, caplog: pytest.LogCaptureFi
     assert not firefox.is_signed_in
 
 
-def test_what_get_id_reads_besides(make_site: SiteFactory) -> None:
+def test_what_else_get_id_reads(make_site: SiteFactory) -> None:
     """An unloaded attribute, or a dependency on another row, doesn't look like a change."""
 
     def model(db: SQLAlchemy) -> type[t.Any]:
@@ -648,7 +648,7 @@ def test_token_that_its_own_browser_changes_alone(by_token: Site) -> None:
     assert by_token.active() == 0
 
 
-def test_logout_of_nobody(two_kinds: Site) -> None:
+def test_login_and_logout_of_the_other_kind(two_kinds: Site) -> None:
     """A login and a logout of the other kind in one request leave nothing behind."""
 
     @two_kinds.app.post("/twice")

@@ -153,7 +153,7 @@ def make_permanent(site: Site) -> None:
     site.app.view_functions["login"] = permanent_login
 
 
-def test_poll_over_the_own_password_change(store_site: Site, held: Held) -> None:
+def test_poll_during_the_own_password_change(store_site: Site, held: Held) -> None:
     """12, 33: a request that only reads, however short, answers last and undoes nothing."""
     make_permanent(store_site)
     add_poll(store_site, held)
@@ -300,7 +300,7 @@ def test_session_interface_that_saves_in_its_own_way(
 
 @pytest.mark.table
 @pytest.mark.parametrize("database_kind", ["postgresql", "mariadb"])
-def test_prolonging_waits_for_nobody(make_site: SiteFactory, database_kind: str) -> None:
+def test_prolonging_never_blocks(make_site: SiteFactory, database_kind: str) -> None:
     """12: while another transaction locks its row, a session is prolonged by a later request."""
     site = make_site("redis", database_kind)
 

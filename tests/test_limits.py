@@ -239,7 +239,7 @@ def test_remembered_session_that_was_lost(site: Site, firefox: Browser) -> None:
     assert site.active() == 1
 
 
-def test_lost_session_of_somebody_else(site: Site, firefox: Browser) -> None:
+def test_lost_session_of_another_user(site: Site, firefox: Browser) -> None:
     """50: a login replaces only the user's own session, and a lost cart belongs to no user."""
     firefox.post("/cart", item="book")
     lose_entry(firefox)
@@ -426,7 +426,7 @@ def test_user_is_deleted_outside_of_the_app(site: Site) -> None:
 
 
 @pytest.mark.table
-def test_last_seen_waits_for_nobody(make_site: SiteFactory, database: str) -> None:
+def test_touch_never_blocks(make_site: SiteFactory, database: str) -> None:
     """A browser is answered while another transaction locks its row. The touch happens later."""
     timeout = {"connect_args": {"timeout": 60}} if database == "sqlite" else {}
     site = make_site("files", database, SQLALCHEMY_ENGINE_OPTIONS=timeout)
@@ -447,7 +447,7 @@ def test_last_seen_waits_for_nobody(make_site: SiteFactory, database: str) -> No
     assert site.rows()[0].last_seen_at > dt.datetime.now(dt.timezone.utc) - dt.timedelta(hours=0.1)
 
 
-def test_patience_of_sqlite_is_given_back(site: Site, firefox: Browser) -> None:
+def test_busy_timeout_of_sqlite_is_restored(site: Site, firefox: Browser) -> None:
     """After a touch, the connection has its previous busy timeout."""
     firefox.login()
     age(site, last_seen_at=1)
@@ -469,7 +469,9 @@ def test_patience_of_sqlite_is_given_back(site: Site, firefox: Browser) -> None:
     ],
 )
 @pytest.mark.parametrize("duration", [10**11, dt.timedelta.max])
-def test_for_ever(make_site: SiteFactory, database: str, name: str, duration: t.Any) -> None:
+def test_endless_duration(
+    make_site: SiteFactory, database: str, name: str, duration: t.Any
+) -> None:
     """A duration that reaches back before all time is the same as none."""
     site = make_site("cookie", database, **{name: duration})
     firefox = site.browser()
@@ -481,7 +483,7 @@ def test_for_ever(make_site: SiteFactory, database: str, name: str, duration: t.
         assert site.sessions.prune() == (0, 0, 0)
 
 
-def test_limit_takes_no_account_of_what_is_over(make_site: SiteFactory, database: str) -> None:
+def test_limit_ignores_expired_sessions(make_site: SiteFactory, database: str) -> None:
     """50: the session that began first ends, not the one seen first. Expired ones don't count."""
     site = make_site("files", database, SESSION_REGISTRY_MAX_SESSIONS=2)
     firefox, chrome, phone = (site.browser(name) for name in ("Firefox", "Chrome", "Phone"))

@@ -76,7 +76,7 @@ def host(site: Site, neighbour: Flask) -> Host:
     return Host(site.app, neighbour)
 
 
-def test_visit_of_somebody_whom_the_neighbour_remembers(host: Host, neighbour: Flask) -> None:
+def test_visit_of_a_user_whom_the_neighbour_remembers(host: Host, neighbour: Flask) -> None:
     """17: our response leaves the neighbour's cookie, and the neighbour still knows the browser."""
     rejected: list[t.Any] = []
     host.login(NEIGHBOUR, remember="1")
@@ -128,7 +128,7 @@ def test_neighbour_that_has_overwritten_our_cookie(site: Site, host: Host) -> No
     assert host.cookies()["remember_token"] == theirs
 
 
-def test_neighbours_visit_of_somebody_whom_we_remember(site: Site, host: Host) -> None:
+def test_visit_to_the_neighbour_of_a_user_whom_we_remember(site: Site, host: Host) -> None:
     """17: conversely, our remembered login survives a visit to the neighbour."""
     host.login(OURS, remember="1")
     assert host.name(NEIGHBOUR) is None

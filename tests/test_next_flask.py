@@ -158,7 +158,7 @@ def test_current_session(site: Site, firefox: Browser, chrome: Browser) -> None:
     assert not firefox.is_signed_in
 
 
-def test_rotation_and_witness(site: Site, firefox: Browser) -> None:
+def test_rotation_and_checked_credentials(site: Site, firefox: Browser) -> None:
     """Both belong to the request, wherever they are called."""
 
     @site.app.post("/rotate")

@@ -123,7 +123,7 @@ def test_page_of_the_only_device(firefox: Browser) -> None:
 
 
 @pytest.mark.parametrize("attribute", ["password_hash", None])
-def test_of_nobody_else(make_site: SiteFactory, attribute: str | None) -> None:
+def test_no_sessions_of_other_users(make_site: SiteFactory, attribute: str | None) -> None:
     """Another user's sessions aren't shown, active or ended, whatever they have in common."""
     site = with_page(make_site(SESSION_REGISTRY_PASSWORD_ATTRIBUTE=attribute))
     ann, bob, gone = site.browser(FIREFOX), site.browser(IPHONE), site.browser(IPHONE)
@@ -138,7 +138,7 @@ def test_of_nobody_else(make_site: SiteFactory, attribute: str | None) -> None:
 
 
 @pytest.mark.table
-def test_rows_that_are_no_sessions(make_site: SiteFactory) -> None:
+def test_rows_that_are_not_sessions(make_site: SiteFactory) -> None:
     """The stale keys that a rotation leaves aren't shown, whoever owns their rows."""
     site = with_page(make_site())
     site.app.post("/rotate")(lambda: site.sessions.rotate() or "rotated")
@@ -221,7 +221,7 @@ def test_remembered_until(page: Site) -> None:
     assert "Remembered until" not in browser.get(f"{PREFIX}/").text
 
 
-def test_what_does_not_stand_is_not_shown(firefox: Browser, phone: Browser, page: Site) -> None:
+def test_inactive_sessions_are_not_shown(firefox: Browser, phone: Browser, page: Site) -> None:
     """A session that has expired, or has the fingerprint of an earlier password, isn't active."""
     page.change({"user_agent": IPHONE}, last_seen_at=days_ago(100))
     assert len(see(firefox)["sessions"]) == 1
@@ -367,7 +367,7 @@ def test_page_of_10_000_sessions(firefox: Browser, page: Site) -> None:
 
 
 @pytest.mark.parametrize("after", ["", "1", "1-1", "-1-" + "a" * 32, "9" * 18 + "-" + "a" * 32])
-def test_page_that_was_not_given(firefox: Browser, after: str) -> None:
+def test_invalid_page(firefox: Browser, after: str) -> None:
     """An invalid 'after' is refused."""
     answer = firefox.get(f"{PREFIX}/?after={after}", headers=JSON)
     assert answer.status_code == 400
@@ -521,7 +521,7 @@ def test_confirmation(firefox: Browser, phone: Browser) -> None:
         phone.login()
 
 
-def test_told_after_the_commit(firefox: Browser, phone: Browser, page: Site) -> None:
+def test_signal_after_the_commit(firefox: Browser, phone: Browser, page: Site) -> None:
     """Entries are purged and the signal is sent, as for every revocation."""
     told: list[t.Any] = []
 
@@ -539,7 +539,7 @@ def test_told_after_the_commit(firefox: Browser, phone: Browser, page: Site) -> 
 
 
 @pytest.mark.parametrize("path", ["", "revoke-others", "revoke-all", f"{uuid.UUID(int=1)}/revoke"])
-def test_nobody(page: Site, path: str) -> None:
+def test_anonymous_visitor(page: Site, path: str) -> None:
     """A visitor is redirected to the login page. A script gets a 401."""
     nobody = page.browser()
     answer = nobody.get(f"{PREFIX}/{path}")
@@ -659,7 +659,7 @@ def test_question_is_for_people(firefox: Browser, phone: Browser, path: str) -> 
         ("nonsense;;q=x", "text/html; charset=utf-8"),
     ],
 )
-def test_which_of_the_two(firefox: Browser, accept: str, type: str) -> None:
+def test_html_or_json(firefox: Browser, accept: str, type: str) -> None:
     """Clients that prefer JSON get JSON."""
     answer = firefox.get(f"{PREFIX}/", headers={"Accept": accept})
     assert (answer.status_code, answer.content_type) == (200, type)
@@ -699,7 +699,7 @@ def test_password_is_asked_for(
     assert not phone.is_signed_in
 
 
-def test_stale_login_is_no_fresh_one(firefox: Browser, page: Site) -> None:
+def test_stale_login_is_not_fresh(firefox: Browser, page: Site) -> None:
     """The login becomes stale, or the view that asks for the password would redirect in a loop."""
     assert firefox.get("/fresh").json == {"fresh": True}
     page.change(authenticated_at=days_ago(1))
@@ -786,7 +786,7 @@ def test_user_loader_of_another_kind(make_site: SiteFactory) -> None:
 # -- when something is down ------------------------------------------------------------------------
 
 
-def test_sessions_can_not_be_read(
+def test_sessions_cannot_be_read(
     firefox: Browser,
     phone: Browser,
     page: Site,

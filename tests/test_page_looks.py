@@ -81,7 +81,7 @@ def test_layout_of_the_app(make_site: SiteFactory) -> None:
     assert "Sign out everywhere, on this device too?" in text
 
 
-def test_layout_of_its_own(make_site: SiteFactory) -> None:
+def test_layout_without_a_base_template(make_site: SiteFactory) -> None:
     """Without a base template, the page is a document of its own and shows flashed messages."""
     site = with_page(make_site())
     firefox, phone = signed_in(site), signed_in(site, IPHONE)
@@ -135,7 +135,7 @@ def test_words_of_the_app(make_site: SiteFactory) -> None:
         None,
     ],
 )
-def test_words_that_there_are_not(make_site: SiteFactory, words: t.Any) -> None:
+def test_invalid_texts(make_site: SiteFactory, words: t.Any) -> None:
     """They stop the app, and the error lists the valid names."""
     with pytest.raises(ConfigurationError, match=r"'SESSION_REGISTRY_TEXTS' is .*title, intro"):
         make_site(SESSION_REGISTRY_TEXTS=words)
@@ -199,7 +199,7 @@ def test_language_of_a_country(make_site: SiteFactory) -> None:
     assert '<html lang="de-AT"' in page_of(signed_in(site))
 
 
-def test_language_that_there_is_not(make_site: SiteFactory) -> None:
+def test_unknown_language(make_site: SiteFactory) -> None:
     """The page is in English."""
     site = make_site()
     flask_babel.Babel(site.app, locale_selector=lambda: "fi")
@@ -269,7 +269,7 @@ def test_remembered_to_the_second(site: Site, monkeypatch: pytest.MonkeyPatch) -
         assert (told is not None) == (shown is not None)
 
 
-def test_reason_of_the_app(make_site: SiteFactory) -> None:
+def test_custom_reason(make_site: SiteFactory) -> None:
     """A custom reason is shown unchanged, and as text."""
     site = with_page(make_site())
     firefox = signed_in(site)
@@ -408,7 +408,7 @@ def test_place(
 
 
 @pytest.mark.parametrize("content", [None, b"no database", "GeoLite2-ASN"])
-def test_database_that_is_none(
+def test_invalid_geoip_database(
     make_site: SiteFactory, tmp_path: Path, content: bytes | str | None
 ) -> None:
     """A missing, broken or different database stops the app."""

@@ -250,7 +250,7 @@ def test_forgotten_commit_warns(
     assert chrome.is_signed_in
 
 
-def test_revocation_of_nobody_needs_no_commit(
+def test_revocation_without_effect_needs_no_commit(
     site: Site, chrome: Browser, caplog: pytest.LogCaptureFixture
 ) -> None:
     """15: if no session ended, there is nothing to commit and nothing to warn about."""
@@ -864,7 +864,7 @@ def test_login_after_a_change_that_was_not_stored(
     assert firefox.is_signed_in
 
 
-def test_pending_change_is_no_rehash(site: Site, firefox: Browser) -> None:
+def test_pending_change_is_not_a_rehash(site: Site, firefox: Browser) -> None:
     """11: a change made before 'same_credentials' is a change. Nested blocks keep the mark."""
     firefox.login()
     with site.context():
@@ -946,7 +946,7 @@ def test_changing_id_through_another_database_session(
     assert chrome.is_signed_in
 
 
-def test_thread_that_goes_on_after_the_answer(site: Site, chrome: Browser) -> None:
+def test_thread_that_goes_on_after_the_response(site: Site, chrome: Browser) -> None:
     """15: the end of the request doesn't roll back another thread's transaction."""
     may_go_on, done = threading.Event(), threading.Event()
 
@@ -1193,7 +1193,7 @@ def test_change_that_is_committed_after_the_answer(
 
 
 @pytest.mark.parametrize("is_down", [False, True])
-def test_late_commit_whose_session_can_not_be_ended(
+def test_late_commit_whose_session_cannot_be_ended(
     site: Site, monkeypatch: pytest.MonkeyPatch, is_down: bool
 ) -> None:
     """76: if it has just ended, or the records are unavailable, its generation is outdated."""

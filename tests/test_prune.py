@@ -119,7 +119,7 @@ def test_store_that_is_still_down(site: Site, monkeypatch: pytest.MonkeyPatch) -
     assert prune(site) == (0, 0, 2)
 
 
-def test_left_behind_by_a_rotation(database_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stale_key_of_a_rotation(database_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """35: the entry from before the rotation is purged. Its key is kept for requests in flight."""
     site = database_site
     chrome = site.browser("Chrome")
@@ -315,9 +315,7 @@ def test_command_while_the_store_is_down(
     assert len(command(site).stdout.splitlines()) == 1
 
 
-def test_command_that_leaves_what_was_left_behind(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_command_while_stale_entries_remain(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """34: the same if all that remains are entries to delete once more before the rows go."""
     site.browser().login()
     age(site, last_seen_at=days_ago(40))
@@ -329,7 +327,7 @@ def test_command_that_leaves_what_was_left_behind(
     assert (result.exit_code, result.stderr) == (1, f"{FAILED}What sessions left behind{AGAIN}")
 
 
-def test_rows_that_can_not_be_marked(
+def test_rows_that_cannot_be_marked(
     site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """36: if the database fails after the entries are deleted, they are deleted once more."""
@@ -416,6 +414,7 @@ def test_rotated_while_the_store_is_down_and_ended_after(
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_wrong_limit(site: Site, limit: int) -> None:
+    """A limit below one is refused."""
     with pytest.raises(ValueError, match="must be above zero"):
         prune(site, limit)
 
@@ -600,7 +599,7 @@ def test_processes_prune_at_different_times(make_site: SiteFactory) -> None:
 
 
 @pytest.mark.parametrize("way", ["verb", "command"])
-def test_patience_of_a_command(site: Site, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+def test_timeout_of_a_command(site: Site, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     """An explicit prune waits longer for the store than a response does."""
     site.browser().login()
     age(site, last_seen_at=days_ago(40))
@@ -619,7 +618,7 @@ def test_patience_of_a_command(site: Site, monkeypatch: pytest.MonkeyPatch, way:
     assert waited == [60.0]
 
 
-def test_patience_of_an_answer(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timeout_of_a_response(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """34: the time limit is for all batches of a purge together, and for the store alone."""
     waited: list[float] = []
 

@@ -458,7 +458,7 @@ def test_two_rotations_at_once(store_site: Site, held: Held) -> None:
     assert not thief.is_signed_in
 
 
-def test_last_sight_that_races_a_revocation(database_site: Site, held: Held) -> None:
+def test_touch_that_races_a_revocation(database_site: Site, held: Held) -> None:
     """30: the touch comes after the row has ended, and changes nothing in it."""
     site = database_site
     add_slow_view(site, held)
@@ -597,7 +597,7 @@ def test_prune_beside_logins_and_changes(make_site: SiteFactory, database: str) 
 
 @pytest.mark.table
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"])
-def test_change_waits_for_no_other_user(make_site: SiteFactory, database: str) -> None:
+def test_change_does_not_wait_for_other_users(make_site: SiteFactory, database: str) -> None:
     """29: another transaction locks the rows of the neighboring users, and Ann's change goes on.
 
     Seen to fail on MariaDB when the UPDATE of a user's rows uses a range of ids: it also locks the
@@ -627,7 +627,7 @@ def test_change_waits_for_no_other_user(make_site: SiteFactory, database: str) -
 
 @pytest.mark.table
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"])
-def test_login_waits_for_no_other_user(make_site: SiteFactory, database: str) -> None:
+def test_login_does_not_wait_for_other_users(make_site: SiteFactory, database: str) -> None:
     """29: while the next user changes the password, Ann signs in.
 
     Seen to fail on MariaDB with ids that begin with the time: Ann's newest id always falls into the
@@ -662,7 +662,7 @@ def _waits_for_a_second(connection: t.Any, _: object) -> None:
 
 @pytest.mark.table
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"])
-def test_prune_waits_for_nobody(make_site: SiteFactory, database: str) -> None:
+def test_prune_never_blocks(make_site: SiteFactory, database: str) -> None:
     """43: sessions of a user whose row is locked are left for the next run."""
     site = make_site("files", database)
     for name in ("ann", "bob"):
@@ -735,7 +735,7 @@ def test_entry_in_use_after_parallel_returns(
     assert site.active() == 1
 
 
-def test_entry_that_has_been_in_use_for_long(site: Site, held: Held) -> None:
+def test_entry_that_has_been_in_use_for_a_long_time(site: Site, held: Held) -> None:
     """33, 43: used for longer than a session may be idle, it is touched, and the row follows it."""
     firefox = returned_in_parallel(site, held)
     firefox.post("/cart", item="book")

@@ -212,7 +212,7 @@ def test_all_that_the_registry_writes_by_itself(any_site: Site) -> None:
         assert signed == [True, False, True, True, True, True]
 
 
-def test_last_sight_that_races_a_revocation(site: Site) -> None:
+def test_touch_that_races_a_revocation(site: Site) -> None:
     """30: each of Firefox's requests writes 'last_seen_at', and none revives its row.
 
     Seen to fail with a write that does. Requests that needn't wait write too. Otherwise, nothing

@@ -69,7 +69,7 @@ def test_password_change_kills_only_the_others(store_site: Site) -> None:
     assert chrome.is_signed_in
 
 
-def test_old_companion_of_the_same_browser(site: Site, firefox: Browser) -> None:
+def test_old_binding_cookie_of_the_same_browser(site: Site, firefox: Browser) -> None:
     """45: a copy of both from before the own password change is refused. Nothing is cleared."""
     firefox.login(remember="1")
     before = firefox.cookies
@@ -99,7 +99,7 @@ def signed(site: Site, *content: t.Any) -> str:
     "what",
     ["none", "somebody else's", "forged", "expired", "no marker", "no pair", "no time", "ended"],
 )
-def test_without_its_companion(site: Site, firefox: Browser, what: str) -> None:
+def test_without_its_binding_cookie(site: Site, firefox: Browser, what: str) -> None:
     """46: the cookie is refused before Flask-Login reads it, and cleared."""
     chrome = site.browser("Chrome")
     firefox.login("ann", remember="1")
@@ -174,7 +174,7 @@ ATTRIBUTES = {
 
 
 @pytest.mark.parametrize("config", [{}, ATTRIBUTES, *({k: v} for k, v in ATTRIBUTES.items())])
-def test_companion_has_the_same_attributes(
+def test_binding_cookie_has_the_same_attributes(
     make_site: SiteFactory, config: dict[str, t.Any]
 ) -> None:
     """48: this holds at the login, after a rotation, and when it is cleared."""
@@ -289,7 +289,7 @@ def test_refused_cookie_is_hidden_from_the_view(site: Site, firefox: Browser) ->
     assert firefox.get("/cookies").json == []
 
 
-def test_companion_of_another_purpose(site: Site, firefox: Browser) -> None:
+def test_binding_cookie_of_another_purpose(site: Site, firefox: Browser) -> None:
     """46: another value signed with the app's key isn't a valid binding cookie."""
     firefox.login(remember="1")
     serializer = URLSafeSerializer(
@@ -343,9 +343,8 @@ def test_return_over_an_anonymous_session_leaves_nothing_under_its_id(site: Site
     assert len(site.entries()) == 1
 
 
-def test_password_given_again_before_anybody_has_asked(site: Site, firefox: Browser) -> None:
-    """A session restored by cookie isn't fresh, but 'confirm_login()' makes it fresh at any time.
-    """
+def test_password_given_again_before_the_user_is_asked_for(site: Site, firefox: Browser) -> None:
+    """A session restored by cookie isn't fresh, but 'confirm_login()' makes it fresh any time."""
 
     @site.app.post("/confirm")
     def confirm() -> str:

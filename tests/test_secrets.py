@@ -343,7 +343,7 @@ class _Refusing(MemoryHome):
 
 
 @pytest.mark.table
-def test_error_of_a_home_shows_no_text_of_its_client(
+def test_error_of_the_records_shows_no_text_of_their_client(
     make_site: SiteFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
     """54: logging the error shows only the class of the client's error."""
@@ -378,7 +378,7 @@ def test_database_that_names_a_value(site: Site, caplog: pytest.LogCaptureFixtur
     assert SECRET not in caplog.text
 
 
-def test_purge_that_fails_tells_no_text(make_site: SiteFactory) -> None:
+def test_failed_purge_reports_no_text(make_site: SiteFactory) -> None:
     """54: the signal has only the class of the error that the store's client raised."""
     site = make_site("memory")
     errors: list[BaseException] = []
@@ -473,7 +473,7 @@ def test_command_line_errors_break_no_terminal(make_site: SiteFactory, arguments
 # -- the device ------------------------------------------------------------------------------------
 
 
-def test_device_cookie_names_nobody(make_site: SiteFactory) -> None:
+def test_device_cookie_names_no_user(make_site: SiteFactory) -> None:
     """54: on a shared computer the cookie reveals no user, and it fits into a browser."""
     names = tuple(f"user {number}" for number in range(12))
     site = make_site(model=uuid_keys, users=names)

@@ -265,7 +265,7 @@ def test_redis_hangs_while_the_password_changes(
     assert site.signed_in_entries() == []
 
 
-def test_client_that_would_wait_for_ever(
+def test_client_that_would_wait_forever(
     make_site: SiteFactory, own: OwnServer, held: Held, database: str
 ) -> None:
     """34: in a shell or a job, the commit returns although the client has no timeout.
@@ -736,7 +736,7 @@ def spoil_entries(site: Site) -> None:
         assert site.store == "cookie"
 
 
-def test_entries_that_can_not_be_decoded(store_site: Site) -> None:
+def test_entries_that_cannot_be_decoded(store_site: Site) -> None:
     """40: they don't prevent a revocation, and are deleted like the others."""
     site = store_site
     browsers = sign_in(site)
@@ -751,7 +751,7 @@ def test_entries_that_can_not_be_decoded(store_site: Site) -> None:
     assert_dead(*browsers)
 
 
-def test_entry_of_another_browser_that_can_not_be_decoded(
+def test_entry_of_another_browser_that_cannot_be_decoded(
     make_site: SiteFactory, own: OwnServer
 ) -> None:
     """40: nor does one prevent another browser from changing the password."""
@@ -779,7 +779,7 @@ def test_key_of_another_type(make_site: SiteFactory, own: OwnServer) -> None:
     assert_dead(firefox)
 
 
-def test_error_of_the_store_is_no_error_of_the_registry(
+def test_error_of_the_store_is_not_an_error_of_the_registry(
     make_site: SiteFactory, own: OwnServer
 ) -> None:
     """34: with Redis stopped, Flask-Session responds 500, with or without the registry."""

@@ -170,7 +170,7 @@ def test_session_without_a_row(store_site: Site, marker: t.Any) -> None:
     assert len(store_site.rows()) == 1
 
 
-def test_marker_of_somebody_else(store_site: Site) -> None:
+def test_marker_of_another_user(store_site: Site) -> None:
     """20: the row must belong to the user whom the session names."""
     firefox, chrome = store_site.browser("Firefox"), store_site.browser("Chrome")
     firefox.login("ann")
@@ -196,7 +196,7 @@ def test_ended_row(store_site: Site) -> None:
     assert firefox.rejected == "by an administrator"
 
 
-def test_rejection_is_told_once_a_request(site: Site, firefox: Browser) -> None:
+def test_rejection_is_signalled_once_per_request(site: Site, firefox: Browser) -> None:
     """'session_rejected' reports the user session and the reason."""
     told: list[tuple[t.Any, str]] = []
 
@@ -213,7 +213,7 @@ def test_rejection_is_told_once_a_request(site: Site, firefox: Browser) -> None:
     assert told == [(row.id, "password_changed")]
 
 
-def test_login_is_told(site: Site, firefox: Browser) -> None:
+def test_login_is_signalled(site: Site, firefox: Browser) -> None:
     """'session_registered' reports the row, which exists by then."""
     told: list[dict[str, t.Any]] = []
 
@@ -399,7 +399,7 @@ def test_id_is_long_enough(make_site: SiteFactory) -> None:
     assert all(len(base64.urlsafe_b64decode(id + "==")) >= 16 for id in ids)
 
 
-def test_rotate_of_nobody(site: Site, firefox: Browser) -> None:
+def test_rotate_without_a_user(site: Site, firefox: Browser) -> None:
     """Without a user there is nothing to rotate. Without a request, 'rotate()' raises."""
 
     @site.app.post("/sudo")
@@ -450,7 +450,7 @@ def test_current(site: Site, firefox: Browser) -> None:
         assert site.sessions.rejected is None
 
 
-def test_active_is_ordered_by_last_sight(site: Site) -> None:
+def test_active_is_ordered_by_last_seen_at(site: Site) -> None:
     """'active' returns the most recently seen session first, without expired ones."""
     for name in ("Firefox", "Chrome", "Phone"):
         site.browser(name).login()
@@ -462,7 +462,7 @@ def test_active_is_ordered_by_last_sight(site: Site) -> None:
     assert [row.user_agent for row in rows] == ["Chrome", "Firefox", "Remembered"]
 
 
-def test_last_sight_is_written_once_an_interval(
+def test_touch_is_written_once_per_interval(
     database_site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TOUCH_INTERVAL: a touch is written after five minutes, with IP address and user agent."""
@@ -730,7 +730,7 @@ def test_late_request_of_an_app_that_makes_sessions_permanent(store_site: Site) 
     assert chrome.is_signed_in
 
 
-def test_visitor_with_a_cookie_that_is_forgotten(store_site: Site) -> None:
+def test_visitor_with_an_expired_session(store_site: Site) -> None:
     """A visitor's expired session isn't a late request. A new one begins."""
     forgotten = store_site.browser("Visitor", session="expired-long-ago")
 

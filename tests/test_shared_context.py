@@ -1,4 +1,4 @@
-"""An app context that requests share, and with it what Flask-Login keeps in ``g``."""
+"""An app context shared by requests, including what Flask-Login keeps in ``g``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from site_under_test import Browser, Site
 
 
 def test_app_context_that_outlives_requests(site: Site, firefox: Browser, chrome: Browser) -> None:
-    """14: each browser is who it is, and nobody the one before."""
+    """14: each browser is signed in as its own user, and a visitor as none."""
     firefox.login("ann")
     chrome.login("bob")
     with site.context():
@@ -36,7 +36,7 @@ def test_app_context_that_outlives_requests(site: Site, firefox: Browser, chrome
 def test_request_within_a_request(
     site: Site, firefox: Browser, chrome: Browser, asks_first: bool
 ) -> None:
-    """14: a view that asks its own app for something stays with its user, and so does the other."""
+    """14: a view that sends its own app a request keeps its user, and that request has its own."""
 
     @site.app.get("/both")
     def both() -> list[t.Any]:
@@ -50,14 +50,14 @@ def test_request_within_a_request(
 
 
 def dispatch(site: Site) -> t.Any:
-    """Answer the request of the current context, which Flask 3.2 wants to be given."""
+    """Dispatch the request of the current context, which Flask 3.2 expects as an argument."""
     takes_context = "ctx" in inspect.signature(type(site.app).full_dispatch_request).parameters
     arguments = [app_ctx._get_current_object()] if takes_context else []
     return site.app.full_dispatch_request(*arguments)
 
 
 def test_user_of_a_test(site: Site, firefox: Browser) -> None:
-    """14: one who is signed in by hand, in a request of a test's own, is so after a visit too."""
+    """14: a user whom a test has signed in, in a request of its own, stays so after a visit."""
     with site.app.test_request_context():
         ann = site.user("ann")
         login_user(ann)
@@ -84,7 +84,7 @@ app.app_context().push()
 
 
 def test_app_context_that_is_pushed_at_import(tmp_path: Path) -> None:
-    """14: the one worker of gunicorn, which is of the kind "sync", tells its visitors apart."""
+    """14: gunicorn's only worker, of the kind "sync", tells its visitors apart."""
     (tmp_path / "pushes.py").write_text(APP.format(folder=str(tmp_path)))
     port = servers.free_port()
     url = f"http://127.0.0.1:{port}"

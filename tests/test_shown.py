@@ -1,4 +1,4 @@
-"""What is stored and shown of a browser (SCENARIOS 52 to 55)."""
+"""What is stored and shown about a browser (SCENARIOS 52 to 55)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 
 def test_forwarded_for_changes_nothing(site: Site, firefox: Browser) -> None:
-    """52: without ProxyFix, anybody could write it."""
+    """52: without ProxyFix, the header is ignored: any client could send it."""
     headers = {"X-Forwarded-For": "203.0.113.9"}
     form = {"name": "ann", "password": "hash of ann"}
     firefox.open("POST", "/login", data=form, headers=headers)
@@ -55,10 +55,8 @@ ADDRESSES = {
 
 
 @pytest.mark.parametrize(("address", "stored"), ADDRESSES.items())
-def test_address_that_is_none(
-    site: Site, firefox: Browser, address: str, stored: str | None
-) -> None:
-    """52: stored as none; what a proxy adds to an address, a port or brackets, is left out."""
+def test_invalid_address(site: Site, firefox: Browser, address: str, stored: str | None) -> None:
+    """52: an invalid address is stored as NULL. A proxy's port and brackets are cut off."""
     form = {"name": "ann", "password": "hash of ann"}
     firefox.open("POST", "/login", data=form, environ_overrides={"REMOTE_ADDR": address})
     assert site.rows()[0].ip_address == stored
@@ -80,7 +78,7 @@ AGENTS = {
 def test_hostile_user_agent(
     make_site: SiteFactory, database: str, agent: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """53: cut to 512 characters, without control characters; nothing of it in the log."""
+    """53: it is cut to 512 characters, without control characters, and never logged."""
     site = make_site("files", database)
     client = site.app.test_client()
     with caplog.at_level(logging.DEBUG, "flask_session_registry"):
@@ -101,7 +99,7 @@ def test_hostile_user_agent(
 
 
 def test_no_session_id_is_shown(site: Site, caplog: pytest.LogCaptureFixture) -> None:
-    """54: not in the rows, nor as text of any object, nor in the log, nor in what is answered."""
+    """54: no id is in the rows, in the text of any object, in the log or in a response."""
 
     @site.app.get("/devices")
     def devices() -> t.Any:
@@ -119,8 +117,8 @@ def test_no_session_id_is_shown(site: Site, caplog: pytest.LogCaptureFixture) ->
     assert not any(id in shown or id in caplog.text for id in ids)
 
 
-def test_revoking_what_is_somebody_elses(database_site: Site) -> None:
-    """55: another user's id, an unknown one and nonsense get the same answer, and do nothing."""
+def test_revoking_another_users_session(database_site: Site) -> None:
+    """55: another user's id, an unknown one and nonsense get the same response, with no effect."""
     site = database_site
 
     @site.app.post("/end/<id>")
@@ -144,7 +142,7 @@ def test_revoking_what_is_somebody_elses(database_site: Site) -> None:
 
 
 def test_revoking_one(store_site: Site) -> None:
-    """By row, by UUID or by text; the second time it is False; its entry is purged."""
+    """Accept a row, a UUID or text. The second call returns False. The entry is purged."""
     site = store_site
     for name in ("Firefox", "Chrome", "Phone"):
         site.browser(name).login()
@@ -163,8 +161,8 @@ def test_revoking_one(store_site: Site) -> None:
 
 
 @pytest.mark.parametrize("reason", ["", "x" * 65, None, 5])
-def test_reason_that_does_not_fit(site: Site, reason: t.Any) -> None:
-    """Refused in a sentence, before anything is done."""
+def test_invalid_reason(site: Site, reason: t.Any) -> None:
+    """An invalid reason is refused with an error, before anything is done."""
     with site.context():
         user = site.user("ann")
         with pytest.raises(ValueError, match="1 to 64 characters"):
@@ -175,8 +173,8 @@ def test_reason_that_does_not_fit(site: Site, reason: t.Any) -> None:
         site.sessions.revoke_on_password_change(reason=reason)
 
 
-def test_user_that_is_none(site: Site) -> None:
-    """Something that is no user, or is not saved, is refused in a sentence."""
+def test_invalid_user(site: Site) -> None:
+    """An object that isn't a user, or isn't saved, is refused with an error."""
     with site.context():
         with pytest.raises(ValueError, match="A 'User' was expected, not a 'str'"):
             site.sessions.revoke_all("ann")

@@ -1,4 +1,4 @@
-"""What is missing, or came in the wrong order, is said before the app serves anybody."""
+"""Missing or misordered parts are reported before the app serves a request."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ FAULTS: dict[Callable[[Flask], t.Any], str] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_first_app_context(app: Flask, fault: Callable[[Flask], t.Any]) -> None:
-    """58: it raises, and leaves nothing behind; again, as long as it is so."""
+    """58: it raises and leaves nothing behind, and does so again until the fault is fixed."""
     made = fault(app)
     for _ in range(2):
         with pytest.raises(Exception) as error, app.app_context():  # noqa: PT011
             pass
-        # Flask 3.2 puts what is raised when a context is popped into groups.
+        # Flask 3.2 wraps exceptions from popping a context in groups.
         told: t.Any = error.value
         while hasattr(told, "exceptions"):
             (told,) = told.exceptions
@@ -81,7 +81,7 @@ def test_first_app_context(app: Flask, fault: Callable[[Flask], t.Any]) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_first_request(app: Flask, fault: Callable[[Flask], t.Any]) -> None:
-    """58: not one is served, whether an app context was pushed before it or not."""
+    """58: no request is served, whether an app context was pushed before it or not."""
     made = fault(app)
     asked = []
 
@@ -102,7 +102,7 @@ def test_first_request(app: Flask, fault: Callable[[Flask], t.Any]) -> None:
 
 
 def test_models_that_are_imported_within_it(app: Flask) -> None:
-    """58: as many factories do."""
+    """58: many factories import them there."""
     db = without_user_model(app)
     with app.app_context():
         model = user_class(db)
@@ -111,8 +111,8 @@ def test_models_that_are_imported_within_it(app: Flask) -> None:
     assert model.__name__ == "User"
 
 
-def test_models_that_can_not_be_used(app: Flask) -> None:
-    """58: nor does it hide that they are no good."""
+def test_invalid_models(app: Flask) -> None:
+    """58: nor does it hide that they are invalid."""
     db = without_user_model(app)
 
     def use() -> None:
@@ -126,14 +126,14 @@ def test_models_that_can_not_be_used(app: Flask) -> None:
 
 
 def test_error_within_it(app: Flask) -> None:
-    """58: what the app itself raises there is not hidden by what is missing."""
+    """58: an error of the app itself isn't hidden by what is missing."""
     without_user_model(app)
     with pytest.raises(KeyError), app.app_context():
         raise KeyError
 
 
 def test_all_is_well(app: Flask) -> None:
-    """58: nothing is looked at again."""
+    """58: nothing is checked again."""
     model = without_flask_login(app)
     LoginManager(app)
     with app.app_context():
@@ -145,10 +145,10 @@ def test_all_is_well(app: Flask) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_command_of_somebody_else(
+def test_other_command(
     app: Flask, fault: Callable[[Flask], t.Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """58: it runs, and the log says what is wrong: a migration without the table, say."""
+    """58: it runs, and the log says what is wrong. A migration without the table is an example."""
     made = fault(app)
 
     @app.cli.command("other")
@@ -189,7 +189,7 @@ def create_app():
     ],
 )
 def test_flask_run(tmp_path: Path, line: str, sentence: str) -> None:
-    """58: 'flask run' does not even start, if the factory uses the app."""
+    """58: 'flask run' doesn't even start if the factory uses the app."""
     (tmp_path / "starts.py").write_text(FACTORY % line)
     answer = subprocess.run(
         [sys.executable, "-m", "flask", "--app", "starts", "run", "--port", "0"],

@@ -1,4 +1,4 @@
-"""What the registry costs in SQL."""
+"""The registry's cost in SQL statements."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def counted(make_site: SiteFactory, database: str) -> Site:
 
 
 def test_request_that_asks_for_the_user(counted: Site) -> None:
-    """Exactly as many statements as without the registry: the one that loads the user."""
+    """It runs exactly as many statements as without the registry: the one that loads the user."""
     firefox = counted.browser()
     firefox.login()
     with counted.count_statements() as statements:
@@ -30,7 +30,7 @@ def test_request_that_asks_for_the_user(counted: Site) -> None:
 
 @pytest.mark.table
 def test_current_session(counted: Site) -> None:
-    """One more for the row, however often it is read in one transaction."""
+    """It costs one more for the row, however often it is read in one transaction."""
     seen: list[t.Any] = []
 
     @counted.app.get("/current")
@@ -50,8 +50,8 @@ def test_current_session(counted: Site) -> None:
 
 @pytest.mark.table
 @pytest.mark.parametrize("expires", [True, False])
-def test_current_session_is_read_anew(make_site: SiteFactory, database: str, expires: bool) -> None:
-    """In another transaction, in another app context, and after a revocation in this one."""
+def test_current_session_is_reloaded(make_site: SiteFactory, database: str, expires: bool) -> None:
+    """It is reloaded in another transaction or app context, and after a revocation in this one."""
     site = make_site("cookie", database)
 
     @site.app.get("/current")
@@ -93,7 +93,7 @@ def test_current_session_is_read_anew(make_site: SiteFactory, database: str, exp
 
 
 def test_request_that_does_not_ask(counted: Site) -> None:
-    """None, and no row is touched, however long ago it was last seen."""
+    """It runs no statement and touches no row, however long ago the session was last seen."""
     firefox = counted.browser()
     firefox.login()
     counted.change(last_seen_at=days_ago(1))
@@ -104,14 +104,14 @@ def test_request_that_does_not_ask(counted: Site) -> None:
 
 
 def test_anonymous_request(counted: Site) -> None:
-    """None."""
+    """It runs no statement."""
     with counted.count_statements() as statements:
         assert not counted.browser().is_signed_in
     assert len(statements) == 0
 
 
 def test_user_loader_that_asks_otherwise(make_site: SiteFactory) -> None:
-    """A loader that does not ask for the primary key costs the one statement that it runs."""
+    """A loader that doesn't query by primary key costs the one statement that it runs."""
     site = make_site("cookie")
 
     @site.login_manager.user_loader
@@ -128,7 +128,7 @@ def test_user_loader_that_asks_otherwise(make_site: SiteFactory) -> None:
 @pytest.mark.table
 @pytest.mark.parametrize("sessions", [1, 7])
 def test_statements_of_a_revocation(counted: Site, sessions: int) -> None:
-    """The lock on the user's row and one UPDATE, whatever the number of sessions."""
+    """It locks the user's row and runs one UPDATE, whatever the number of sessions."""
     for _ in range(sessions):
         counted.browser().login()
     with counted.context():
@@ -143,7 +143,7 @@ def test_statements_of_a_revocation(counted: Site, sessions: int) -> None:
 @pytest.mark.table
 @pytest.mark.parametrize("sessions", [1, 7])
 def test_statements_of_a_password_change(counted: Site, sessions: int) -> None:
-    """The user's own UPDATE holds the lock; then one for the current row, one for the others."""
+    """The user's own UPDATE holds the lock. Then one updates the current row, one the others."""
     seen: list[str] = []
 
     @counted.app.post("/change")
@@ -171,7 +171,7 @@ def test_statements_of_a_password_change(counted: Site, sessions: int) -> None:
 @pytest.mark.table
 @pytest.mark.parametrize("is_full", [False, True])
 def test_name_of_the_index(make_site: SiteFactory, is_full: bool) -> None:
-    """MariaDB is asked for it beside the pool, which may have one connection; else in it."""
+    """MariaDB is asked on a new connection, as the pool might have only one; else on that one."""
     options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 3}
     site = make_site("cookie", "mariadb", SQLALCHEMY_ENGINE_OPTIONS=options)
     firefox = site.browser()
@@ -213,7 +213,7 @@ def test_profile_edit_costs_nothing(counted: Site) -> None:
 
 
 def test_deferred_password(make_site: SiteFactory) -> None:
-    """A password column that is loaded on demand is compared all the same."""
+    """A deferred password column is compared, too."""
     site = make_site(
         model=lambda db: make_class(
             db,
@@ -231,7 +231,7 @@ def test_deferred_password(make_site: SiteFactory) -> None:
 
 
 def test_pending_changes_are_not_flushed_by_the_check(site: Site, firefox: Browser) -> None:
-    """The check never flushes what the app has not finished."""
+    """The check never flushes the app's unfinished changes."""
 
     @site.app.get("/half-done")
     def half_done() -> str:
@@ -245,7 +245,7 @@ def test_pending_changes_are_not_flushed_by_the_check(site: Site, firefox: Brows
 
 
 def test_pending_changes_are_not_flushed_by_a_refusal(make_site: SiteFactory) -> None:
-    """Nor when the session has ended, and the check asks why."""
+    """The same holds if the session has ended and the check asks why."""
     site = make_site("cookie")
     firefox = site.browser("Firefox")
 
@@ -265,7 +265,7 @@ def test_pending_changes_are_not_flushed_by_a_refusal(make_site: SiteFactory) ->
 
 @pytest.mark.table
 def test_lock_of_a_revocation(make_site: SiteFactory) -> None:
-    """In the order of the keys, and not against rows that only refer to the user."""
+    """It locks in the order of the keys, but not against rows that only refer to the user."""
     site = make_site("cookie", "postgresql")
     with site.context(), site.count_statements() as statements:
         site.sessions.revoke_all(site.user("ann"))
@@ -276,7 +276,7 @@ def test_lock_of_a_revocation(make_site: SiteFactory) -> None:
 
 @pytest.mark.table
 def test_room_in_the_pages(make_site: SiteFactory) -> None:
-    """PostgreSQL writes new versions of rows where they stand, if SQLAlchemy can ask for it."""
+    """PostgreSQL can update rows in place, if this SQLAlchemy can set the fill factor."""
     site = make_site("cookie", "postgresql")
     with site.context():
         options = site.db.session.scalar(

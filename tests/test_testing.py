@@ -31,7 +31,7 @@ def test_client_is_signed_in(store_site: Site) -> None:
 
 @pytest.mark.parametrize("name", ["example.com", "example.com:8443"])
 def test_server_name(site: Site, name: str) -> None:
-    """The cookies are those of the app's own host."""
+    """The cookies belong to the app's own host."""
     site.app.config.update(SERVER_NAME=name, SESSION_COOKIE_PATH="/")
     site.app.test_client_class = SessionRegistryClient
     with site.context():
@@ -40,7 +40,7 @@ def test_server_name(site: Site, name: str) -> None:
 
 
 def test_app_context_that_a_test_holds(site: Site) -> None:
-    """Another client is not signed in thereby."""
+    """It doesn't sign in another client."""
     site.app.test_client_class = SessionRegistryClient
     with site.context():
         site.app.test_client(user=site.user("ann"))
@@ -48,14 +48,14 @@ def test_app_context_that_a_test_holds(site: Site) -> None:
 
 
 def test_client_without_a_user(site: Site) -> None:
-    """Nobody is signed in."""
+    """It is anonymous."""
     site.app.test_client_class = SessionRegistryClient
     assert site.app.test_client().get("/me").json["name"] is None
 
 
 @pytest.mark.parametrize("fresh", [True, False])
 def test_freshness(site: Site, fresh: bool) -> None:
-    """'fresh_login' as with Flask-Login's own client."""
+    """'fresh_login' works as with Flask-Login's own client."""
     site.app.test_client_class = SessionRegistryClient
     with site.context():
         client = site.app.test_client(user=site.user("ann"), fresh_login=fresh)
@@ -64,7 +64,7 @@ def test_freshness(site: Site, fresh: bool) -> None:
 
 
 def test_client_with_a_user_who_is_not_committed(site: Site) -> None:
-    """Said in a sentence, rather than by a test that fails for no visible reason."""
+    """An error says so, instead of a test that fails for no visible reason."""
     site.app.test_client_class = SessionRegistryClient
     with site.context():
         user = site.User(name="eve", password_hash="x")
@@ -75,7 +75,7 @@ def test_client_with_a_user_who_is_not_committed(site: Site) -> None:
 
 @pytest.mark.parametrize("mode", ["testing", "debug", "neither"])
 def test_client_of_flask_login(site: Site, caplog: pytest.LogCaptureFixture, mode: str) -> None:
-    """Flask-Login's own client signs in nobody, as its session never had a row; and is told why."""
+    """Flask-Login's client signs in no one, since its session has no row. A warning says why."""
     app: Flask = site.app
     app.testing, app.debug = mode == "testing", mode == "debug"
     app.test_client_class = FlaskLoginClient
@@ -90,7 +90,7 @@ def test_client_of_flask_login(site: Site, caplog: pytest.LogCaptureFixture, mod
 
 
 def test_other_user_in_a_session(site: Site, caplog: pytest.LogCaptureFixture) -> None:
-    """Nor does it sign in somebody else whom a test writes over the one who is; and says so."""
+    """A test that overwrites the user in a session doesn't sign in the other. A warning says so."""
     site.app.testing = True
     firefox = site.browser("Firefox")
     firefox.login("ann")
@@ -100,7 +100,7 @@ def test_other_user_in_a_session(site: Site, caplog: pytest.LogCaptureFixture) -
 
 
 def forge(client: t.Any, user_id: t.Any, **more: t.Any) -> None:
-    """Sign a user in as tests do that know how Flask-Login does it."""
+    """Write a user into the session, as tests do that know how Flask-Login works."""
     with client.session_transaction() as session:
         session["_user_id"] = user_id
         session["_fresh"] = True
@@ -111,7 +111,7 @@ def forge(client: t.Any, user_id: t.Any, **more: t.Any) -> None:
 def test_session_that_is_written_by_hand(
     make_site: SiteFactory, store: str, convert: t.Any
 ) -> None:
-    """It is one of a login then, with all else that was put into it."""
+    """It becomes a session with a login, and keeps all of its other data."""
     store_site = make_site(store)
     app = store_site.app
     app.test_client_class = SessionRegistryClient
@@ -135,8 +135,8 @@ def test_session_that_is_written_by_hand(
     assert client.get("/me").json["name"] is None
 
 
-def test_session_of_nobody_that_is_written_by_hand(site: Site) -> None:
-    """Nobody has this key, and nobody is signed in."""
+def test_session_of_an_unknown_user_that_is_written_by_hand(site: Site) -> None:
+    """No user has this key, so no one is signed in."""
     site.app.test_client_class = SessionRegistryClient
     client = site.app.test_client()
     forge(client, "4711")
@@ -147,7 +147,7 @@ def test_session_of_nobody_that_is_written_by_hand(site: Site) -> None:
 
 
 def test_session_that_is_written_by_hand_in_an_app_context(site: Site) -> None:
-    """As fixtures hold one: each client is who it is, and so is the test itself."""
+    """With a context held by a fixture, each client, and the test itself, keeps its own user."""
     site.app.test_client_class = SessionRegistryClient
     with site.app.test_request_context():
         login_user(site.user("bob"))
@@ -164,7 +164,7 @@ def test_session_that_is_written_by_hand_in_an_app_context(site: Site) -> None:
 
 
 def test_login_that_fails_in_an_app_context(site: Site) -> None:
-    """The user of the test is there still."""
+    """The test's own user is still signed in."""
     site.app.test_client_class = SessionRegistryClient
     with site.app.test_request_context():
         login_user(site.user("bob"))

@@ -39,7 +39,7 @@ def insert(session: sa_orm.Session, n: int = 1) -> None:
 
 
 def test_called_once_after_the_commit(session: sa_orm.Session, called: list[str]) -> None:
-    """Once, in order, and not again by later commits."""
+    """Callbacks run once and in order, and not again after later commits."""
     insert(session)
     pending = on_commit(session, lambda: called.append("one"))
     on_commit(session, lambda: called.append("two"))
@@ -51,7 +51,7 @@ def test_called_once_after_the_commit(session: sa_orm.Session, called: list[str]
 
 
 def test_without_a_transaction(session: sa_orm.Session, called: list[str]) -> None:
-    """Where none is open, it is the next one."""
+    """Without an open transaction, they wait for the next one."""
     on_commit(session, lambda: called.append("one"))
     session.commit()
     assert called == ["one"]
@@ -60,7 +60,7 @@ def test_without_a_transaction(session: sa_orm.Session, called: list[str]) -> No
 def test_connection_is_back_in_the_pool(
     engine: sa.Engine, session: sa_orm.Session, called: list[str]
 ) -> None:
-    """With a pool of one, another connection can be used, and sees what was committed."""
+    """With a pool of one, another connection is available, and sees what was committed."""
 
     def look() -> None:
         with engine.connect() as connection:
@@ -74,7 +74,7 @@ def test_connection_is_back_in_the_pool(
 
 @pytest.mark.parametrize("end", ["rollback", "close", "reset"])
 def test_not_called_without_a_commit(session: sa_orm.Session, called: list[str], end: str) -> None:
-    """Nor by a later, unrelated commit of the same session."""
+    """A later, unrelated commit of the same session doesn't call it either."""
     insert(session)
     pending = on_commit(session, lambda: called.append("one"))
     getattr(session, end)()
@@ -84,8 +84,8 @@ def test_not_called_without_a_commit(session: sa_orm.Session, called: list[str],
     assert called == []
 
 
-def test_savepoint_is_no_commit(session: sa_orm.Session, called: list[str]) -> None:
-    """The release of a savepoint calls nothing; the outer rollback drops it."""
+def test_savepoint_is_not_a_commit(session: sa_orm.Session, called: list[str]) -> None:
+    """Releasing a savepoint calls nothing, and the outer rollback discards the callback."""
     insert(session)
     with session.begin_nested():
         on_commit(session, lambda: called.append("one"))
@@ -97,7 +97,7 @@ def test_savepoint_is_no_commit(session: sa_orm.Session, called: list[str]) -> N
 
 
 def test_failed_commit(session: sa_orm.Session, called: list[str]) -> None:
-    """A flush that fails within the commit calls nothing."""
+    """A commit that fails before it is sent calls nothing."""
     insert(session)
     on_commit(session, lambda: called.append("one"))
 
@@ -114,7 +114,7 @@ def test_failed_commit(session: sa_orm.Session, called: list[str]) -> None:
 def test_callback_that_fails(
     session: sa_orm.Session, called: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is logged; the commit goes through, the next callback runs, the session is usable."""
+    """It is logged. The commit succeeds, the next callback runs, and the session is usable."""
 
     def fail() -> None:
         raise RuntimeError("after the commit")
@@ -130,7 +130,7 @@ def test_callback_that_fails(
 
 
 def test_callback_that_asks_for_another_commit(session: sa_orm.Session, called: list[str]) -> None:
-    """What a callback asks for waits for the next transaction."""
+    """A callback registered by a callback waits for the next transaction."""
     insert(session)
     on_commit(session, lambda: on_commit(session, lambda: called.append("next")) and None)
     session.commit()
@@ -141,7 +141,7 @@ def test_callback_that_asks_for_another_commit(session: sa_orm.Session, called: 
 
 
 def test_savepoint_that_is_released(session: sa_orm.Session, called: list[str]) -> None:
-    """What was asked for within it is called after the outermost commit, once."""
+    """A callback registered within it is called once, after the outermost commit."""
     insert(session)
     with session.begin_nested():
         on_commit(session, lambda: called.append("one"))

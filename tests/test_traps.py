@@ -1,7 +1,7 @@
-"""Facts about the libraries below us that the registry is built around.
+"""Facts about other libraries that the registry is built around.
 
-If one of these fails, a library has changed: the code that its docstring names may be simplified,
-or must be looked at again.
+If one of these fails, a library has changed: the code that its docstring names can be simplified,
+or must be reviewed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class User(UserMixin):
 
 @pytest.fixture
 def app() -> Flask:
-    """An app without the registry."""
+    """Return an app without the registry."""
     app = Flask("plain")
     app.config.update(SECRET_KEY="x", SESSION_TYPE="cachelib", SESSION_CACHELIB=SimpleCache())
     LoginManager(app).user_loader(lambda _: User())
@@ -57,7 +57,7 @@ def entries(app: Flask) -> dict[str, t.Any]:
 
 
 def test_reading_request_writes_a_deleted_entry_back(app: Flask) -> None:
-    """1: so the row decides, and never the entry ('gate')."""
+    """1: so the row decides, never the entry (session check)."""
 
     @app.get("/read")
     def read() -> str:
@@ -73,7 +73,7 @@ def test_reading_request_writes_a_deleted_entry_back(app: Flask) -> None:
 
 
 def test_id_survives_a_login(app: Flask) -> None:
-    """3: so a login changes it ('tracking')."""
+    """3: so a login changes the id (auth events)."""
 
     @app.post("/cart")
     def cart() -> str:
@@ -89,7 +89,7 @@ def test_id_survives_a_login(app: Flask) -> None:
 
 
 def test_regenerate_deletes_at_once(app: Flask) -> None:
-    """4: so 'session_ids.change' is not 'regenerate'."""
+    """4: so 'store_keys.change' isn't 'regenerate'."""
 
     @app.post("/regenerate")
     def regenerate() -> str:
@@ -103,7 +103,7 @@ def test_regenerate_deletes_at_once(app: Flask) -> None:
 
 
 def test_sql_store_commits_the_app_s_transaction(tmp_path: t.Any) -> None:
-    """5: even of a view that raised. So the end of the request rolls back what is left."""
+    """5: even of a view that raised. So the end of the request rolls back what is uncommitted."""
     app = Flask("plain")
     app.config.update(SQLALCHEMY_DATABASE_URI=f"sqlite:///{tmp_path}/x.db", SECRET_KEY="x")
     db = SQLAlchemy(app)
@@ -130,7 +130,7 @@ def test_sql_store_commits_the_app_s_transaction(tmp_path: t.Any) -> None:
 
 
 def test_store_ids_are_made_in_one_method() -> None:
-    """46: so replacing it on the instance hashes the keys of every store ('session_ids')."""
+    """46: so replacing it on the instance hashes the keys of every store ('store_keys')."""
     source = t.cast(t.Any, flask_session.base)
     with open(source.__file__) as file:  # noqa: PTH123
         text = file.read()
@@ -139,7 +139,7 @@ def test_store_ids_are_made_in_one_method() -> None:
 
 
 def test_signal_comes_before_the_session_is_read(app: Flask) -> None:
-    """12: so a receiver can empty it, and hide the remember cookie ('gate')."""
+    """12: so a receiver can empty the session and hide the remember cookie (session check)."""
 
     def receiver(sender: t.Any) -> None:
         assert "_login_user" not in g
@@ -153,7 +153,7 @@ def test_signal_comes_before_the_session_is_read(app: Flask) -> None:
 
 
 def test_remember_cookie_is_the_same_everywhere(app: Flask) -> None:
-    """13: so it is worth nothing alone ('remember')."""
+    """13: so the cookie alone is worthless ('remember_cookies')."""
     one, other = app.test_client(), app.test_client()
     values = set()
     for client in (one, other):
@@ -162,8 +162,8 @@ def test_remember_cookie_is_the_same_everywhere(app: Flask) -> None:
     assert len(values) == 1
 
 
-def test_return_by_cookie_is_no_login(app: Flask) -> None:
-    """14: so it has a receiver of its own ('tracking')."""
+def test_return_by_cookie_is_not_a_login(app: Flask) -> None:
+    """14: so it has a receiver of its own (auth events)."""
     told = []
 
     def receiver(sender: t.Any, user: t.Any) -> None:
@@ -178,7 +178,7 @@ def test_return_by_cookie_is_no_login(app: Flask) -> None:
 
 
 def test_receiver_that_raises_leaves_a_signed_in_user(app: Flask) -> None:
-    """16: so the receiver takes the login back before it raises ('tracking')."""
+    """16: so the receiver undoes the login before it raises (auth events)."""
 
     def receiver(sender: t.Any, user: t.Any) -> None:
         raise RuntimeError
@@ -190,7 +190,7 @@ def test_receiver_that_raises_leaves_a_signed_in_user(app: Flask) -> None:
 
 
 def test_non_ascii_remember_cookie_is_an_error(app: Flask) -> None:
-    """Flask-Login itself trips over it; so it is refused before ('remember')."""
+    """Flask-Login itself fails on it, so it is refused earlier ('remember_cookies')."""
     with app.test_request_context():
         assert decode_cookie(encode_cookie("1")) == "1"
         with pytest.raises(TypeError):
@@ -198,14 +198,14 @@ def test_non_ascii_remember_cookie_is_an_error(app: Flask) -> None:
 
 
 def test_app_context_outlives_requests(app: Flask) -> None:
-    """22, 45: so what belongs to a request is kept with it ('installation')."""
+    """22, 45: so the state of a request is kept with the request ('context')."""
     with app.app_context():
         app.test_client().post("/login")
         assert app.test_client().get("/me").text == "True"
 
 
 def test_after_commit_is_sent_for_savepoints() -> None:
-    """23: so 'transaction' looks whether it is one."""
+    """23: so 'on_commit' checks whether the commit is that of a savepoint."""
     told = []
     with sa_orm.Session(sa.create_engine("sqlite://")) as db:
         sa.event.listen(
@@ -218,7 +218,7 @@ def test_after_commit_is_sent_for_savepoints() -> None:
 
 
 def test_closing_sends_no_rollback() -> None:
-    """26: so 'transaction' listens to the end of the transaction."""
+    """26: so 'on_commit' listens to the end of the transaction."""
     told = []
     db = sa_orm.Session(sa.create_engine("sqlite://"))
     db.execute(sa.text("SELECT 1"))
@@ -229,7 +229,7 @@ def test_closing_sends_no_rollback() -> None:
 
 
 def test_first_after_request_function_is_the_last(app: Flask) -> None:
-    """42: so the end of the request comes after everything else, in any order of extensions."""
+    """42: so the end of the request comes after all else, in any order of extensions."""
     order: list[str] = []
 
     def note(name: str) -> t.Any:
@@ -246,7 +246,7 @@ def test_first_after_request_function_is_the_last(app: Flask) -> None:
 
 
 def test_first_teardown_function_is_the_last(app: Flask) -> None:
-    """So housekeeping runs when Flask-SQLAlchemy's session is gone ('tracking')."""
+    """So maintenance runs after Flask-SQLAlchemy's session has been removed ('persistence')."""
     order: list[str] = []
     app.teardown_appcontext(lambda _: order.append("registered"))
     app.teardown_appcontext_funcs.insert(0, lambda _: order.append("inserted"))

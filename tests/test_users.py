@@ -46,7 +46,7 @@ def string_keys(db: SQLAlchemy) -> type[t.Any]:
 def keys_in(
     key: sa.types.TypeEngine[t.Any], **options: t.Any
 ) -> t.Callable[[SQLAlchemy], type[t.Any]]:
-    """Keys of text, in a table with its own charset or collation."""
+    """Return a model with text keys, in a table with its own charset or collation."""
 
     def model(db: SQLAlchemy) -> type[t.Any]:
         counter = itertools.count(1)
@@ -71,7 +71,7 @@ TEXTS = [
 
 
 class DigitsOfNumber(sa.types.TypeDecorator[str]):
-    """A number in the database, that is text for the app."""
+    """A number in the database that is text in the app."""
 
     impl = sa.Integer
     cache_ok = True
@@ -116,7 +116,7 @@ def renamed_keys(db: SQLAlchemy) -> type[t.Any]:
 
 
 def changing_ids(db: SQLAlchemy) -> type[t.Any]:
-    """'get_id()' is another column, and changes with the password."""
+    """Return a model whose 'get_id()' is another column, which changes with the password."""
 
     def renew(target: t.Any, value: str, *_: t.Any) -> None:
         target.uniquifier = uuid.uuid4().hex
@@ -163,7 +163,7 @@ def tag_class(db: SQLAlchemy) -> type[t.Any]:
 
 
 def eager_relationship(db: SQLAlchemy) -> type[t.Any]:
-    """A relationship that is always loaded by a join makes several rows of one user."""
+    """Return a model with a relationship that a join loads as several rows for one user."""
     return make_class(
         db,
         id=sa_orm.mapped_column(sa.Integer, primary_key=True),
@@ -180,7 +180,7 @@ def other_schema(db: SQLAlchemy) -> type[t.Any]:
 
 
 def outer_joined(db: SQLAlchemy) -> type[t.Any]:
-    """Users of two kinds, all loaded with what the other kind adds."""
+    """Return users of two kinds, all loaded along with the other kind's columns."""
     return _with_employees(db, {"with_polymorphic": "*"}, {})
 
 
@@ -209,7 +209,7 @@ def _with_employees(
 
 
 def below_a_party(db: SQLAlchemy) -> type[t.Any]:
-    """The key is in a table of other people, too, and the password in that of the users."""
+    """Return a model with its key in a table of other people, too, and its password in its own."""
     party = type(
         "Party",
         (db.Model,),
@@ -246,7 +246,7 @@ MODELS = [
 
 
 def check_site(site: Site) -> None:
-    """Two browsers, remembered; one changes the password; the other ends, with its cookies."""
+    """Sign in and remember two browsers. If one changes the password, the other's cookies die."""
     if not hasattr(site.User, "uniquifier"):
         loader = site.load_user
     else:
@@ -280,7 +280,7 @@ def check_site(site: Site) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_kinds_of_models(make_site: SiteFactory, database: str, model: t.Any) -> None:
-    """26: integer, UUID and string keys; an id that is not the key; inheritance."""
+    """26: integer, UUID and string keys, an id other than the key, and inheritance."""
     check_site(make_site("files", database, model=model))
 
 
@@ -290,7 +290,7 @@ def test_kinds_of_models(make_site: SiteFactory, database: str, model: t.Any) ->
 def test_users_of_two_kinds(
     make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch, database: str, model: t.Any
 ) -> None:
-    """26: either kind rotates, is pruned and deleted, and a late request of theirs looks again."""
+    """26: both kinds can rotate, be pruned and be deleted, and a late request is checked again."""
     monkeypatch.setattr(tracking, "LATE", 0)
     site = make_site("redis", database, model=model)
     add_views(site)
@@ -328,7 +328,7 @@ def add_views(site: Site) -> None:
 @pytest.mark.table
 @pytest.mark.parametrize("model", TEXTS)
 def test_charset_of_the_key(make_site: SiteFactory, model: t.Any) -> None:
-    """26: MariaDB makes the foreign key, and a user agent may hold any character."""
+    """26: MariaDB creates the foreign key, and a user agent may contain any character."""
     site = make_site("cookie", "mariadb", model=model)
     firefox = site.browser()
     firefox.login()
@@ -344,9 +344,9 @@ def test_charset_of_the_key(make_site: SiteFactory, model: t.Any) -> None:
 @pytest.mark.table
 @pytest.mark.parametrize("how", ["instance", "SQL"])
 def test_key_that_is_changed(make_site: SiteFactory, database: str, how: str) -> None:
-    """26: the sessions follow, to be listed and revoked; they are signed out by it.
+    """26: the sessions follow the user, to be listed and revoked, but are signed out.
 
-    Flask-Login calls the user by the key, and so a session by one that its user has no more.
+    Flask-Login names the user by the key, and so the session still names the user's old one.
     """
     site = make_site("cookie", database, model=string_keys)
     with site.context():
@@ -380,14 +380,14 @@ def _enforce_foreign_keys(connection: t.Any, _: object) -> None:
 
 
 def swapped_ids(db: SQLAlchemy) -> type[t.Any]:
-    """A subclass in which the id of each of two users is the key of the other one."""
+    """Return a subclass in which each of two users has the other's key as id."""
     model = joined_inheritance(db)
     model.get_id = lambda self: str(3 - self.id)
     return model
 
 
 def test_id_that_is_the_key_of_another(make_site: SiteFactory, database: str) -> None:
-    """26: whose session it is is never taken from what Flask-Login calls the user."""
+    """26: the owner of a session is never derived from Flask-Login's id of the user."""
     site = make_site("files", database, model=swapped_ids)
     site.login_manager.user_loader(lambda name: site.load_user(str(3 - int(name))))
     firefox, chrome, bobs = (site.browser(name) for name in ("Firefox", "Chrome", "Edge"))
@@ -436,7 +436,7 @@ def small_keys_on_postgresql(db: SQLAlchemy) -> type[t.Any]:
 def test_one_statement_asks_for_the_session(
     make_site: SiteFactory, model: t.Any, is_direct: bool
 ) -> None:
-    """Whatever users are called; by both keys where they are called by theirs, else by a join."""
+    """Any kind of id works: by both keys if the id is the key, otherwise by a join."""
     site = make_site("files", "postgresql", model=model)
     site.login_manager.user_loader(lambda _: site.user("ann"))
     firefox = site.browser()
@@ -448,8 +448,8 @@ def test_one_statement_asks_for_the_session(
 
 
 @pytest.mark.table
-def test_id_attribute_of_the_apps_own(make_site: SiteFactory) -> None:
-    """Flask-Login calls the users otherwise than 'get_id()' does: by no key."""
+def test_custom_id_attribute(make_site: SiteFactory) -> None:
+    """Flask-Login may name users by another attribute than 'get_id()', which isn't a key."""
     site = make_site("files", "postgresql")
     site.User.number = lambda self: str(40_000 + self.id)
     site.login_manager.id_attribute = "number"
@@ -479,8 +479,8 @@ def test_id_attribute_of_the_apps_own(make_site: SiteFactory) -> None:
         "1.0",
     ],
 )
-def test_session_that_names_somebody_else(make_site: SiteFactory, name: str, model: t.Any) -> None:
-    """Also somebody whom the database could not look for: it is over, and nothing has failed."""
+def test_session_that_names_another_user(make_site: SiteFactory, name: str, model: t.Any) -> None:
+    """The session ends without an error, even if the database can't look up such a key."""
     site = make_site("files", "postgresql", **({} if model is None else {"model": model}))
 
     @site.app.post("/become")
@@ -518,7 +518,7 @@ def test_eager_relationship_is_loaded_whole(make_site: SiteFactory) -> None:
 
 @pytest.mark.table
 def test_schema(make_site: SiteFactory, databases: t.Any) -> None:
-    """26: the table stands in the schema of the users."""
+    """26: the table is in the schema of the users' table."""
     engine = sa.create_engine(databases("postgresql"))
     with engine.begin() as connection:
         connection.execute(sa.text("CREATE SCHEMA people"))
@@ -538,7 +538,7 @@ def test_schema(make_site: SiteFactory, databases: t.Any) -> None:
 @pytest.mark.table
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mariadb"])
 def test_bind(make_site: SiteFactory, databases: t.Any, tmp_path: t.Any, kind: str) -> None:
-    """26: the table stands in the database of the users, beside an app's own other one."""
+    """26: the table is in the users' database, not in the app's other one."""
 
     def model(db: SQLAlchemy) -> type[t.Any]:
         return make_class(
@@ -560,7 +560,7 @@ def test_bind(make_site: SiteFactory, databases: t.Any, tmp_path: t.Any, kind: s
 @pytest.mark.table
 @pytest.mark.parametrize("given", [False, True])
 def test_imported_after_init_app(make_site: SiteFactory, given: bool) -> None:
-    """26: the table is defined at the moment that the user model is."""
+    """26: the table is defined together with the user model."""
     site = make_site(init=False)
     db = SQLAlchemy()
     site.app.extensions.pop("sqlalchemy")
@@ -584,7 +584,7 @@ def test_imported_after_init_app(make_site: SiteFactory, given: bool) -> None:
 
 
 def test_imported_in_an_app_context(make_site: SiteFactory) -> None:
-    """26, 57: Flask-SQLAlchemy after us, and the models within the first app context."""
+    """26, 57: Flask-SQLAlchemy comes after us, and the models in the first app context."""
     site = make_site(init=False)
     site.app.extensions.pop("sqlalchemy")
     site.sessions.init_app(site.app)
@@ -599,7 +599,7 @@ def test_imported_in_an_app_context(make_site: SiteFactory) -> None:
 
 
 def test_imported_before_and_set_up_after(make_site: SiteFactory) -> None:
-    """26, 57: the model is there, and Flask-SQLAlchemy is set up on the app after us."""
+    """26, 57: the model exists, and Flask-SQLAlchemy is set up on the app after us."""
     site = make_site(init=False)
     site.app.extensions.pop("sqlalchemy")
     site.db = SQLAlchemy()
@@ -615,7 +615,7 @@ def test_imported_before_and_set_up_after(make_site: SiteFactory) -> None:
 
 
 def test_relationship_to_a_model_that_is_imported_later(make_site: SiteFactory) -> None:
-    """26: defining the table does not configure mappers that are not complete yet."""
+    """26: defining the table doesn't configure mappers that are still incomplete."""
     site = make_site(init=False)
     site.sessions = SessionRegistry()
     db = site.db = SQLAlchemy()
@@ -637,8 +637,8 @@ def test_relationship_to_a_model_that_is_imported_later(make_site: SiteFactory) 
 
 
 @pytest.mark.table
-def test_session_model_of_ones_own(make_site: SiteFactory) -> None:
-    """'session_model': another table, with further columns and another name of the key."""
+def test_custom_session_model(make_site: SiteFactory) -> None:
+    """'session_model' can be another table, with more columns and another name for the key."""
     site = make_site(init=False)
     db = site.db
 
@@ -668,7 +668,7 @@ def test_session_model_of_ones_own(make_site: SiteFactory) -> None:
 
 @pytest.mark.table
 def test_session_model_that_insists_on_a_user(make_site: SiteFactory) -> None:
-    """It can't say who must not be adopted: it stops the app if that is wanted."""
+    """It can't store adoption blocks, so it stops the app if adoption is wanted."""
     site = make_site(init=False, SESSION_REGISTRY_UNREGISTERED="adopt")
 
     class Visit(UserSessionMixin, site.db.Model):  # type: ignore[misc, name-defined]
@@ -681,7 +681,7 @@ def test_session_model_that_insists_on_a_user(make_site: SiteFactory) -> None:
 
 @pytest.mark.table
 def test_session_model_without_user_id(make_site: SiteFactory) -> None:
-    """A class that forgets 'user_id' is refused at start-up."""
+    """A class without 'user_id' is refused at start-up."""
     site = make_site(init=False)
 
     class Visit(UserSessionMixin, site.db.Model):  # type: ignore[misc, name-defined]
@@ -693,7 +693,8 @@ def test_session_model_without_user_id(make_site: SiteFactory) -> None:
 
 @pytest.mark.table
 @pytest.mark.parametrize("session_model", [int, "UserSession"])
-def test_session_model_that_is_none(make_site: SiteFactory, session_model: t.Any) -> None:
+def test_invalid_session_model(make_site: SiteFactory, session_model: t.Any) -> None:
+    """An object that isn't built on the mixin is refused at start-up."""
     site = make_site(init=False)
     with pytest.raises(ConfigurationError, match="Build it on 'UserSessionMixin'"):
         SessionRegistry(site.app, session_model=session_model)

@@ -1,4 +1,4 @@
-"""Nothing of ours waits long for a row that a transaction of the app holds."""
+"""The registry never waits long for a row that a transaction of the app has locked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.table, pytest.mark.parametrize("database", ["postgresq
 
 @contextmanager
 def holding(site: Site, name: str, what: str = "user") -> Iterator[None]:
-    """Another process has an open transaction that has written this user, or their sessions."""
+    """Hold another open transaction that has written this user, or their sessions."""
     with site.context():
         engine = sa.create_engine(site.db.engine.url, poolclass=sa.NullPool)
         user_id = site.user(name).id
@@ -45,8 +45,8 @@ def assert_unavailable(answer: t.Any) -> None:
     assert not answer.headers.getlist("Set-Cookie")
 
 
-def test_login_of_a_user_who_is_held(make_site: SiteFactory, database: str) -> None:
-    """503 while the row is held; others sign in and are signed in, with few connections."""
+def test_login_of_a_user_whose_row_is_locked(make_site: SiteFactory, database: str) -> None:
+    """It is 503 while the row is locked. Others can sign in and browse, with few connections."""
     options = {"pool_size": 2, "max_overflow": 0, "pool_timeout": 20}
     site = make_site("cookie", database, SQLALCHEMY_ENGINE_OPTIONS=options)
     edge = site.browser("Edge")
@@ -66,10 +66,10 @@ def test_login_of_a_user_who_is_held(make_site: SiteFactory, database: str) -> N
     assert site.active() == 1
 
 
-def test_session_that_is_held(make_site: SiteFactory, database: str) -> None:
-    """Its logout and its rotation are 503, and it stays signed in; then it signs out.
+def test_session_whose_row_is_locked(make_site: SiteFactory, database: str) -> None:
+    """Its logout and its rotation are 503, and it stays signed in. Then it can sign out.
 
-    What the app does on the same connection afterwards waits as long as the app wants.
+    Afterwards, the app's own statements on the same connection wait as long as the app wants.
     """
     options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 20}
     site = make_site("cookie", database, SQLALCHEMY_ENGINE_OPTIONS=options)
@@ -94,10 +94,10 @@ def test_session_that_is_held(make_site: SiteFactory, database: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["user", "sessions"])
-def test_late_request_of_a_session_that_is_held(
+def test_late_request_of_a_session_whose_row_is_locked(
     make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch, database: str, what: str
 ) -> None:
-    """It looks at what is committed, and writes its session."""
+    """It checks the committed state, and writes its session."""
     monkeypatch.setattr(tracking, "LATE", 0)
     site = make_site("files", database)
 
@@ -114,8 +114,8 @@ def test_late_request_of_a_session_that_is_held(
     assert firefox.get("/cart").json == {"cart": "book"}
 
 
-def test_page_of_a_user_who_is_held(make_site: SiteFactory, database: str) -> None:
-    """Signing out the other devices there is 503, and can be done afterwards."""
+def test_page_of_a_user_whose_row_is_locked(make_site: SiteFactory, database: str) -> None:
+    """Signing out the other devices there is 503, and works afterwards."""
     site = make_site("cookie", database)
     with_page(site)
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")

@@ -17,7 +17,7 @@ from wtforms import PasswordField
 
 
 def add_admin(site: Site, **options: t.Any) -> None:
-    """Pages on which 'root' may do everything with users."""
+    """Add pages on which 'root' may do everything with users."""
 
     class UserView(ModelView):
         form_columns = ("name", "note", "new_password")
@@ -32,12 +32,12 @@ def add_admin(site: Site, **options: t.Any) -> None:
 
         @action("delete", "Delete")
         def action_delete(self, ids: list[str]) -> None:
-            # As text, psycopg 3 does not compare them with numbers.
+            # psycopg 3 doesn't compare text with numbers.
             super().action_delete([int(id) for id in ids])
 
     for name, value in options.items():
         setattr(UserView, name, value)
-    Babel(site.app)  # Flask-Admin wants it, where it is installed.
+    Babel(site.app)  # Flask-Admin needs it if it is installed.
     admin = Admin(site.app)
     admin.add_view(UserView(site.User, site.db, endpoint="users", url="/admin/users"))
 
@@ -50,7 +50,7 @@ def admin_site(make_site: SiteFactory, database: str) -> Site:
 
 
 def sign_in(site: Site) -> tuple[Browser, Browser, Browser]:
-    """Ann in two browsers, remembered, and root in one."""
+    """Sign in Ann in two browsers, remembered, and root in one."""
     browsers = site.browser("Firefox"), site.browser("Phone"), site.browser("Chrome")
     for browser, name in zip(browsers, ("ann", "ann", "root"), strict=True):
         browser.login(name, remember="1")
@@ -68,7 +68,7 @@ def edit(browser: Browser, name: str, **form: t.Any) -> None:
 
 
 def test_new_password_of_another(admin_site: Site) -> None:
-    """7, 59: all of that user's sessions end; the administrator's, and others', go on."""
+    """7, 59: all of that user's sessions end. The administrator's, and others', go on."""
     firefox, phone, chrome = sign_in(admin_site)
     bob = admin_site.browser("Bob")
     bob.login("bob")
@@ -84,7 +84,7 @@ def test_new_password_of_another(admin_site: Site) -> None:
     assert firefox.name_shown == "ann"
 
 
-def test_new_password_of_ones_own(admin_site: Site) -> None:
+def test_own_new_password(admin_site: Site) -> None:
     """7, 59: the administrator stays signed in here, under a new id, and nowhere else."""
     _, _, chrome = sign_in(admin_site)
     elsewhere = admin_site.browser("RedisRecords")
@@ -97,7 +97,7 @@ def test_new_password_of_ones_own(admin_site: Site) -> None:
 
 
 def test_edit_without_a_new_password(admin_site: Site) -> None:
-    """10, 59: nobody is signed out, by an edit that is stored and by one that is refused."""
+    """10, 59: neither an edit that is stored nor one that is refused signs out anyone."""
     firefox, phone, chrome = sign_in(admin_site)
     edit(chrome, "ann", note="likes tea")
     path = f"/admin/users/edit/?id={key(admin_site, 'ann')}"
@@ -133,7 +133,7 @@ def test_deleted_user(admin_site: Site, delete: t.Callable[..., t.Any]) -> None:
 
 
 def test_several_deleted_users(admin_site: Site) -> None:
-    """51, 59: also those who have never signed in, and the administrator too."""
+    """51, 59: this includes users who have never signed in, and the administrator."""
     firefox, _, chrome = sign_in(admin_site)
     assert delete_many(chrome, "ann", "bob", "root").status_code == 302
     assert (firefox.name_shown, chrome.name_shown) == (None, None)
@@ -141,7 +141,7 @@ def test_several_deleted_users(admin_site: Site) -> None:
 
 
 def enforce_foreign_keys(engine: sa.Engine) -> None:
-    """On SQLite, nothing tells the rows that their user is gone otherwise."""
+    """Enforce foreign keys on SQLite. Otherwise, the rows keep the key of the deleted user."""
 
     @sa.event.listens_for(engine, "connect")
     def connect(connection: t.Any, _: t.Any) -> None:
@@ -151,7 +151,7 @@ def enforce_foreign_keys(engine: sa.Engine) -> None:
 
 
 def test_users_deleted_by_one_statement(make_site: SiteFactory, database: str) -> None:
-    """51, 59: 'fast_mass_delete' sends no event; the sessions are dead, and prune purges them."""
+    """51, 59: 'fast_mass_delete' sends no event. The sessions are refused; prune purges them."""
     site = make_site("files", database, users=("ann", "bob", "root"))
     if database == "sqlite":
         with site.context():

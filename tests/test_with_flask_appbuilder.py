@@ -1,4 +1,4 @@
-"""Flask-AppBuilder's own pages, with the registry as it is by default (SCENARIO 59)."""
+"""Flask-AppBuilder's own pages, with the registry's default settings (SCENARIO 59)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OLD, NEW = "old password", "new password"
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Flask:
-    """One for all: Flask-AppBuilder takes seconds to write down its permissions."""
+    """Return one app for all tests: Flask-AppBuilder takes seconds to store its permissions."""
     folder = tmp_path_factory.mktemp("builder")
     app = Flask("builder")
     app.config.update(
@@ -79,7 +79,7 @@ def copy_of(client: FlaskClient) -> FlaskClient:
 
 
 def test_own_password(app: Flask) -> None:
-    """59: "reset my password" ends the others, and copies; this browser stays."""
+    """59: "reset my password" ends the other sessions and all copies. This browser stays."""
     firefox, chrome = sign_in(app, "root"), sign_in(app, "root")
     copy = copy_of(chrome)
     form = {"password": NEW, "conf_password": NEW}
@@ -89,7 +89,7 @@ def test_own_password(app: Flask) -> None:
 
 
 def test_password_of_another(app: Flask) -> None:
-    """7, 59: an administrator's "reset password" ends that user's sessions, and no other."""
+    """7, 59: an administrator's "reset password" ends that user's sessions, and no others."""
     firefox, chrome = sign_in(app, "ann"), sign_in(app, "boss")
     with app.app_context():
         db = app.extensions["sqlalchemy"]
@@ -100,7 +100,7 @@ def test_password_of_another(app: Flask) -> None:
 
 
 def test_logout(app: Flask) -> None:
-    """19, 59: a copy of the cookie is dead."""
+    """19, 59: a copy of the cookie is invalid."""
     chrome = sign_in(app, "bob")
     copy = copy_of(chrome)
     chrome.get("/logout/")

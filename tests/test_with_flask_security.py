@@ -1,4 +1,4 @@
-"""Flask-Security-Too's own pages, with the registry as it is by default (SCENARIO 59)."""
+"""Flask-Security-Too's own pages, with the registry's default settings (SCENARIO 59)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from test_readme import blocks
 from flask_session_registry import SessionRegistry
 from flask_session_registry.testing import SessionRegistryClient
 
-#: Flask-Security's own settings: its pages are on, no mail is sent, hashing costs nothing.
+#: Flask-Security's own settings: its pages are on, no mail is sent, hashing is fast.
 SETTINGS = {
     "SECURITY_CHANGEABLE": True,
     "SECURITY_RECOVERABLE": True,
@@ -67,7 +67,7 @@ OLD, NEW = "old password", "new password"
 
 
 class SecuritySite(Site):
-    """An app whose users, login manager and pages are Flask-Security's."""
+    """An app with the users, login manager and pages of Flask-Security."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class SecuritySite(Site):
         class Role(db.Model, fsqla_v3.FsRoleMixin):  # type: ignore[misc, name-defined]
             pass
 
-        # As the README tells it.
+        # As the README shows.
         (block,) = (block for block in blocks("python") if "class SamePassword" in block)
         shown: dict[str, t.Any] = {"sessions": self.sessions}
         exec(compile(block, "README.rst", "exec"), shown)
@@ -198,7 +198,7 @@ def make(tmp_path: Path, databases: Callable[[str], str | None]) -> Iterator[Mak
 
 
 def check_change(site: SecuritySite) -> None:
-    """Two browsers, remembered; Chrome changes the password; the other, and all copies, end."""
+    """Sign in and remember two browsers. If Chrome changes the password, only Chrome stays."""
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
     for browser in (firefox, chrome):
         browser.login(remember="y")
@@ -218,19 +218,19 @@ def check_change(site: SecuritySite) -> None:
 
 @pytest.mark.parametrize("store", STORES)
 def test_change_on_every_store(make: Make, store: str) -> None:
-    """59: the page that changes the password; Chrome stays, and is remembered."""
+    """59: on the page that changes the password, Chrome stays, and is remembered."""
     check_change(make(store=store))
 
 
 @pytest.mark.parametrize("trackable", [False, True])
 @pytest.mark.parametrize("database", DATABASES)
 def test_change_on_every_database(make: Make, database: str, trackable: bool) -> None:
-    """59: the same on every database, also if each login is written down in the user."""
+    """59: the same on every database, also if the user's row records each login."""
     check_change(make(database, SECURITY_TRACKABLE=trackable))
 
 
 def test_dead_on_every_route(make: Make) -> None:
-    """59: no decorator of Flask-Security's, nor a role, lets a session in that has ended."""
+    """59: no decorator or role check of Flask-Security's admits an ended session."""
     site = make()
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
     firefox.login(remember="y")
@@ -247,7 +247,7 @@ def test_dead_on_every_route(make: Make) -> None:
 
 
 def test_change_that_is_rejected(make: Make) -> None:
-    """10, 59: a wrong password, two that differ, one that is too short: nobody is signed out."""
+    """10, 59: a wrong password, two that differ, or a short one: no one is signed out."""
     site = make()
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
     firefox.login()
@@ -261,7 +261,7 @@ def test_change_that_is_rejected(make: Make) -> None:
 
 
 def test_page_that_fails(make: Make) -> None:
-    """4, 59: Flask-Security commits after a page that has failed, too: then it is a change."""
+    """4, 59: Flask-Security commits after a page that has failed, too, so it counts as a change."""
 
     def fail(*_: t.Any, **__: t.Any) -> None:
         raise OSError("no mail today")
@@ -278,7 +278,7 @@ def test_page_that_fails(make: Make) -> None:
 
 
 def test_change_by_json(make: Make) -> None:
-    """59: the same, asked for by a single-page app."""
+    """59: the same for a single-page app."""
     site = make()
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
     for browser in (firefox, chrome):
@@ -293,7 +293,7 @@ def test_change_by_json(make: Make) -> None:
 
 
 def test_form_with_a_token(make: Make) -> None:
-    """59: with CSRF protection, somebody can sign in again over a session that has ended."""
+    """59: with CSRF protection, a user can sign in again over a session that has ended."""
     site = make(WTF_CSRF_ENABLED=True)
     CSRFProtect(site.app)
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
@@ -317,7 +317,7 @@ def test_form_with_a_token(make: Make) -> None:
 
 
 def ask_for_reset(site: SecuritySite, browser: Browser) -> str:
-    """The path of the page that a mail would lead to."""
+    """Return the path of the page that the mail links to."""
     tokens: list[str] = []
 
     def note(_: t.Any, token: str, **__: t.Any) -> None:
@@ -332,7 +332,7 @@ def ask_for_reset(site: SecuritySite, browser: Browser) -> str:
 @pytest.mark.parametrize("trackable", [False, True])
 @pytest.mark.parametrize("database", DATABASES)
 def test_reset(make: Make, database: str, signs_in: bool, trackable: bool) -> None:
-    """6, 59: every session ends, but the one that the page opens; asking for it ends none."""
+    """6, 59: every session ends, except the one that the page opens. Asking for it ends none."""
     site = make(database, SECURITY_AUTO_LOGIN_AFTER_RESET=signs_in, SECURITY_TRACKABLE=trackable)
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
     firefox.login(remember="y")
@@ -348,8 +348,8 @@ def test_reset(make: Make, database: str, signs_in: bool, trackable: bool) -> No
 
 
 @pytest.mark.parametrize("signs_in", [False, True])
-def test_reset_over_ones_own_session(make: Make, signs_in: bool) -> None:
-    """6, 59: somebody who is signed in, and resets their own password, stays so here."""
+def test_reset_over_the_own_session(make: Make, signs_in: bool) -> None:
+    """6, 59: a signed-in user who resets their own password stays signed in here."""
     site = make(SECURITY_AUTO_LOGIN_AFTER_RESET=signs_in)
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
     for browser in (firefox, chrome):
@@ -361,8 +361,8 @@ def test_reset_over_ones_own_session(make: Make, signs_in: bool) -> None:
     assert site.active() == 1
 
 
-def test_reset_that_ends_ones_own_session(make: Make) -> None:
-    """6, 59: an app can have Flask-Security's way, and end that session, too."""
+def test_reset_that_ends_the_own_session(make: Make) -> None:
+    """6, 59: an app can do it like Flask-Security, and end that session too."""
     site = make()
 
     @password_reset.connect_via(site.app)
@@ -382,7 +382,7 @@ def test_reset_that_ends_ones_own_session(make: Make) -> None:
 
 @pytest.mark.parametrize("signs_in", [False, True])
 def test_reset_over_the_session_of_another(make: Make, signs_in: bool) -> None:
-    """6, 59: whoever is signed in here and follows the mail of somebody else."""
+    """6, 59: a signed-in user follows the reset link of another user."""
     site = make(SECURITY_AUTO_LOGIN_AFTER_RESET=signs_in)
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
     firefox.login("ann")
@@ -398,7 +398,7 @@ def test_reset_over_the_session_of_another(make: Make, signs_in: bool) -> None:
 
 
 def test_logout(make: Make) -> None:
-    """19, 47, 59: copies of the cookies are dead, "remember me" included; Firefox goes on."""
+    """19, 47, 59: copies of the cookies, "remember me" included, are invalid. Firefox goes on."""
     site = make()
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
     firefox.login(remember="y")
@@ -412,7 +412,7 @@ def test_logout(make: Make) -> None:
 
 
 def test_unified_sign_in(make: Make) -> None:
-    """59: a sign-in by another page is a sign-in."""
+    """59: a sign-in on another page is a sign-in."""
     site = make(SECURITY_UNIFIED_SIGNIN=True, SECURITY_US_ENABLED_METHODS=["password"])
     chrome, firefox = site.browser("Chrome"), site.browser("Firefox")
     firefox.login()
@@ -432,7 +432,7 @@ def take_token(browser: SecurityBrowser, password: str = OLD) -> str:
 
 
 def test_users_by_token(make: Make) -> None:
-    """23, 59: who comes with a token is neither checked nor registered, cookies or none."""
+    """23, 59: a user with a token is neither checked nor registered, with cookies or without."""
     site = make()
     chrome = site.browser("Chrome")
     headers = {"Authentication-Token": take_token(chrome)}
@@ -456,7 +456,7 @@ def test_users_by_token(make: Make) -> None:
 
 @pytest.mark.parametrize("how", ["change", "revoke"])
 def test_end_of_a_token(make: Make, how: str) -> None:
-    """59: a token ends with the password, as Flask-Security ends it; not with a revocation."""
+    """59: Flask-Security's token ends with the password, but not with a revocation."""
     site = make()
     chrome = site.browser("Chrome")
     headers = {"Authentication-Token": take_token(chrome)}
@@ -473,7 +473,7 @@ def test_end_of_a_token(make: Make, how: str) -> None:
 
 
 def test_change_by_token(make: Make) -> None:
-    """59: whoever has a token and changes the password thereby ends every browser."""
+    """59: changing the password with a token ends the session of every browser."""
     site = make(SECURITY_API_ENABLED_METHODS=["token"])
     firefox, api = site.browser("Firefox"), site.browser("API")
     firefox.login()
@@ -487,12 +487,12 @@ def test_change_by_token(make: Make) -> None:
     )
     assert answer.status_code == 200
     assert firefox.rejected == "password_changed"
-    # Flask-Security signs in whoever changes the password.
+    # Flask-Security signs in the user who changes the password.
     assert [row.user_agent for row in site.rows() if row.revoked_at is None] == ["API"]
 
 
 def test_basic_authentication(make: Make) -> None:
-    """23, 59: nor is who comes with the password in each request."""
+    """23, 59: nor is a user who sends the password with each request."""
     site = make()
     api = site.browser("API")
     answer = api.get("/only/basic", auth=("ann@example.com", OLD))
@@ -500,11 +500,11 @@ def test_basic_authentication(make: Make) -> None:
     assert site.rows() == []
 
 
-# -- the password is hashed anew at a login ------------------------------------------------------
+# -- rehashing the password at a login -----------------------------------------------------------
 
 
 def sign_in_with_old_hash(site: SecuritySite) -> tuple[SecurityBrowser, SecurityBrowser]:
-    """Two browsers, from when ann's password was hashed by another algorithm; the hash."""
+    """Sign in two browsers while ann's password is hashed by another algorithm."""
     with site.context():
         site.user("ann").password = pbkdf2_sha256.using(rounds=1).hash(OLD)
         site.db.session.commit()
@@ -523,7 +523,7 @@ def sign_in_with_old_hash(site: SecuritySite) -> tuple[SecurityBrowser, Security
 def test_rehash_at_login(
     make: Make, how: str, keeps_rehash: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """11, 59: it signs the others out, unless the app says that the password is the same."""
+    """11, 59: it signs out the others, unless the app says that the password is the same."""
     site = make(
         keeps_rehash=keeps_rehash,
         SECURITY_UNIFIED_SIGNIN=True,
@@ -549,7 +549,7 @@ def test_rehash_at_login(
 
 @pytest.mark.parametrize("keeps_rehash", [False, True])
 def test_rehash_at_a_change(make: Make, keeps_rehash: bool) -> None:
-    """11, 59: a page that verifies an old hash, and then sets a new password, ends the others."""
+    """11, 59: a page that verifies an old hash and then sets a new password ends the others."""
     site = make(keeps_rehash=keeps_rehash)
     firefox, chrome = sign_in_with_old_hash(site)
     chrome.change_password()
@@ -560,7 +560,7 @@ def test_rehash_at_a_change(make: Make, keeps_rehash: bool) -> None:
 
 
 def test_administrator_changes_the_password(make: Make) -> None:
-    """7, 59: 'admin_change_password' ends that user's sessions, and not the administrator's."""
+    """7, 59: 'admin_change_password' ends that user's sessions, not the administrator's."""
     site = make()
 
     @site.app.post("/admin")
@@ -579,7 +579,7 @@ def test_administrator_changes_the_password(make: Make) -> None:
 
 @pytest.mark.parametrize("how", ["deactivate_user", "delete_user"])
 def test_user_who_leaves(make: Make, how: str) -> None:
-    """51, 59: the datastore's own verbs end the sessions, and purge the entries."""
+    """51, 59: the datastore's own methods end the sessions and purge the entries."""
     site = make()
     firefox = site.browser("Firefox")
     firefox.login(remember="y")
@@ -593,8 +593,10 @@ def test_user_who_leaves(make: Make, how: str) -> None:
 
 @pytest.mark.parametrize("is_watched", [False, True])
 def test_new_uniquifier(make: Make, is_watched: bool) -> None:
-    """59: 'set_uniquifier' ends every session; named as a credential, it is a change like that of
-    the password: this browser stays."""
+    """59: 'set_uniquifier' ends every session.
+
+    If it is named as a credential, this is a change like that of the password: this browser stays.
+    """
     attributes = ("password", "fs_uniquifier") if is_watched else "password"
     site = make(SESSION_REGISTRY_PASSWORD_ATTRIBUTE=attributes)
 
@@ -617,7 +619,7 @@ def test_new_uniquifier(make: Make, is_watched: bool) -> None:
 
 
 def test_uniquifier_as_a_credential(make: Make) -> None:
-    """59: with both named, the page that changes the password works as without."""
+    """59: with both named, the page that changes the password works as before."""
     check_change(make(SESSION_REGISTRY_PASSWORD_ATTRIBUTE=("password", "fs_uniquifier")))
 
 

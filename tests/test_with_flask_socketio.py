@@ -1,4 +1,4 @@
-"""Handlers of Flask-SocketIO, each of which is asked anew who is signed in."""
+"""Flask-SocketIO's handlers, each of which checks again who is signed in."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def ask(socket: SocketIOTestClient, event: str = "who", *arguments: t.Any) -> t.
 NOBODY = {"name": None, "current": False, "cart": None}
 
 
-def test_revocation_is_heard_of(chat: Chat) -> None:
-    """The next event knows, whatever the socket was opened with; and all three say the same."""
+def test_revocation_reaches_the_next_event(chat: Chat) -> None:
+    """The next event knows, whatever opened the socket, and all three properties agree."""
     firefox = chat.site.browser("Firefox")
     firefox.login()
     firefox.post("/cart", item="tea")
@@ -96,7 +96,7 @@ def test_revocation_is_heard_of(chat: Chat) -> None:
 
 
 def test_what_a_handler_has_kept(chat: Chat) -> None:
-    """It is gone with the session, whoever signs in on the same socket afterwards."""
+    """It goes with the session, whichever user signs in on the same socket afterwards."""
     firefox = chat.site.browser("Firefox")
     firefox.login()
     socket = chat.connect(firefox)
@@ -110,7 +110,7 @@ def test_what_a_handler_has_kept(chat: Chat) -> None:
 
 
 def test_password_that_is_changed_elsewhere(chat: Chat) -> None:
-    """The sockets of the others are anonymous, and nothing is read as somebody else."""
+    """The other browsers' sockets become anonymous."""
     firefox, chrome = chat.site.browser("Firefox"), chat.site.browser("Chrome")
     for browser in (firefox, chrome):
         browser.login()
@@ -121,7 +121,7 @@ def test_password_that_is_changed_elsewhere(chat: Chat) -> None:
 
 
 def test_password_that_is_changed_in_a_handler(chat: Chat) -> None:
-    """All are out, this browser too: no answer can give it its new cookie."""
+    """All are signed out, this browser too: no response can give it its new cookie."""
     firefox, chrome = chat.site.browser("Firefox"), chat.site.browser("Chrome")
     for browser in (firefox, chrome):
         browser.login()
@@ -133,7 +133,7 @@ def test_password_that_is_changed_in_a_handler(chat: Chat) -> None:
 
 
 def test_login_in_a_handler(chat: Chat) -> None:
-    """It lasts as long as the handler: no answer can carry a cookie, and no row is written."""
+    """It ends with the handler: no response can carry a cookie, and no row is written."""
     firefox = chat.site.browser("Firefox")
     socket = chat.connect(firefox)
     assert ask(socket, "login") == "ann"
@@ -143,7 +143,7 @@ def test_login_in_a_handler(chat: Chat) -> None:
 
 
 def test_revocation_in_a_handler(chat: Chat) -> None:
-    """It ends what it would end in a view, and spares the socket's own session."""
+    """It ends what it would end in a view, except the socket's own session."""
     firefox, chrome = chat.site.browser("Firefox"), chat.site.browser("Chrome")
     for browser in (firefox, chrome):
         browser.login()

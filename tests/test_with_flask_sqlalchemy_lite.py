@@ -1,4 +1,4 @@
-"""An app on Flask-SQLAlchemy-Lite: one session for each app context, and no model of its own."""
+"""An app on Flask-SQLAlchemy-Lite: one session per app context, and no base model."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
 @pytest.mark.parametrize("database", ["sqlite", "postgresql", "mariadb"])
 @pytest.mark.parametrize("store", ["cookie", "redis"])
 def test_password_change(tmp_path: Path, databases: t.Any, database: str, store: str) -> None:
-    """The others are out, and this one goes on; and so does a "remember me" cookie."""
+    """The other browser is signed out. This one goes on, and so does its "remember me" cookie."""
     url = databases(database) or f"sqlite:///{tmp_path}/shop.db"
     config = {"SESSION_TYPE": "redis"} if store == "redis" else {}
     if config:
@@ -120,8 +120,8 @@ def test_password_change(tmp_path: Path, databases: t.Any, database: str, store:
         shop.close()
 
 
-def test_no_statement_more(shop: Shop) -> None:
-    """A request that asks for the user runs one, as without the registry."""
+def test_no_additional_statement(shop: Shop) -> None:
+    """A request that asks for the user runs one statement, as without the registry."""
     client, seen = shop.app.test_client(), list[str]()
 
     @shop.app.get("/only")
@@ -139,7 +139,7 @@ def test_no_statement_more(shop: Shop) -> None:
 
 
 def test_no_session_is_left_open(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What comes after the answer opens no session that nobody would close."""
+    """Work after the response opens no session that would never be closed."""
     opened = []
     real = SQLAlchemy.get_session
     monkeypatch.setattr(
@@ -165,7 +165,7 @@ def test_no_session_is_left_open(shop: Shop, monkeypatch: pytest.MonkeyPatch) ->
     sa.__version__ >= "2.1", reason="'test_isolation()' commits on SQLAlchemy 2.1, registry or not"
 )
 def test_isolation_of_tests(shop: Shop) -> None:
-    """Within its own 'test_isolation' all works, and nothing stays."""
+    """Within its own 'test_isolation' everything works, and nothing remains."""
     client = shop.app.test_client()
     with shop.app.app_context():
         # As SQLAlchemy's documentation of the driver says, and that of the extension.
@@ -186,7 +186,7 @@ def test_isolation_of_tests(shop: Shop) -> None:
 
 
 def test_commands(shop: Shop) -> None:
-    """An operator finds them as everywhere."""
+    """An operator's commands work as usual."""
     shop.app.test_client().post("/login")
     runner = shop.app.test_cli_runner()
     assert (
@@ -198,7 +198,7 @@ def test_commands(shop: Shop) -> None:
 
 
 def test_two_apps_with_the_same_models(shop: Shop, tmp_path: Path) -> None:
-    """The table is defined once, whatever extension each app has."""
+    """The table is defined once, although each app has its own extensions."""
     other = Shop(f"sqlite:///{tmp_path}/other.db")
     with shop.app.app_context():
         here = shop.sessions.UserSession
@@ -239,7 +239,7 @@ print("found")
 
 @pytest.mark.parametrize("before", ["", "sessions._db = db"])
 def test_user_model_is_found(before: str) -> None:
-    """The one class that is a Flask-Login user, also if it is mapped after 'init_app'."""
+    """The only class that is a Flask-Login user is found, also if it is mapped after 'init_app'."""
     answer = subprocess.run(
         [sys.executable, "-c", ALONE % before], capture_output=True, text=True, check=False
     )
@@ -254,7 +254,7 @@ _Quart.__module__ = "quart.app"
 
 
 def test_what_is_not_supported(tmp_path: Path) -> None:
-    """One sentence says what is, for a session of the app's own, and for Quart."""
+    """The error says what is supported, for a custom session and for Quart."""
     engine = sa.create_engine("sqlite://")
     scoped = sa_orm.scoped_session(sa_orm.sessionmaker(engine))
     app = Flask("shop")
@@ -270,13 +270,13 @@ def test_what_is_not_supported(tmp_path: Path) -> None:
     engine.dispose()
 
 
-def test_base_of_no_extension() -> None:
-    """Before any extension is set up nothing is known of it."""
+def test_app_without_a_database_extension() -> None:
+    """Before any extension is set up, no database is found."""
     assert database_of(Flask("empty"), None) is None
 
 
 def test_user_models_that_are_found(shop: Shop) -> None:
-    """Of the mapped classes that inherit from 'UserMixin', those of no other extension; by name."""
+    """Classes based on 'UserMixin' are found, except another extension's. The error names them."""
     found = database_of(shop.app, None)
     assert found is not None
     assert Account in set(found.mapped_classes())

@@ -1,9 +1,9 @@
 """The example under gunicorn with two workers, on a database server and Redis.
 
-SCENARIOS 1, 3, 27 to 30, 32, 33. Real HTTP, real cookie jars. Some requests are held in the middle
-in one worker while another answers; others are made all at once, again and again, and there the
-docstring says which broken code was seen to fail. No test may make the workers log anything: what
-fails after an answer, or costs only a warning, shows there.
+SCENARIOS 1, 3, 27 to 30, 32, 33. The HTTP and the cookie jars are real. Some requests are held
+half-way in one worker while another worker answers. Others are sent at the same time, repeatedly;
+their docstrings say which broken code was seen to fail. No test may make the workers log anything:
+failures after a response, and mere warnings, show up there.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.once
 NEW = "a new password, quite long"
 REMEMBERED = ("remember_token", "remember_token_session")
 ENDS = re.compile('/account/sessions/([0-9a-f-]{36})/revoke"')
-#: How often a race is run that is not held: several times what the broken code needed to fail,
-#: which was the first round in most; twice as often where it needed up to six.
+#: How often a race without a held request runs: several times what the broken code needed to fail.
+#: Most failed in the first round; those that needed up to six run twice as often.
 ROUNDS = 10
 
 
@@ -36,7 +36,7 @@ ROUNDS = 10
 def service(
     request: pytest.FixtureRequest, home: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    """The example on each database server, writing 'last_seen_at' in each request."""
+    """Run the example on each database server. Each request writes 'last_seen_at'."""
     records = {"table": "sql", "redis": "redis"}[home]
     with servers.scratch_database(request.param) as database:
         folder = tmp_path_factory.mktemp("instance")
@@ -50,20 +50,20 @@ def service(
 def nothing_is_logged(service: Service) -> Iterator[None]:
     before = len(service.log)
     yield
-    # But for the mails, of which each ends with an empty line.
+    # Except the mails, each of which ends with an empty line.
     logged = re.sub(r"\nMail to .*?\n\n", "", service.log[before:], flags=re.DOTALL)
     assert logged == ""
 
 
 @pytest.fixture
 def email(service: Service) -> str:
-    """A new user."""
+    """Create a new user."""
     return sign_up(service)
 
 
 @pytest.fixture
 def rows(service: Service, home: str) -> Iterator[Callable[[str], list[t.Any]]]:
-    """Look up the user sessions of a user."""
+    """Return a function that finds a user's sessions."""
     engine = sa.create_engine(service.database, poolclass=sa.NullPool)
     redis_home = RedisHome(service.store, f"records:{service.prefix}")
 
@@ -86,7 +86,7 @@ def rows(service: Service, home: str) -> Iterator[Callable[[str], list[t.Any]]]:
 
 
 def new_user(service: Service) -> str:
-    """The same as ``email``, for one round of many."""
+    """Do the same as ``email``, for one round of many."""
     email = f"{uuid.uuid4().hex[:12]}@example.com"
     status, text = service.browser("Sign-up").open("/users", email=email, password=PASSWORD)
     assert (status, text) == (200, email)
@@ -94,7 +94,7 @@ def new_user(service: Service) -> str:
 
 
 def signed_in(service: Service, email: str, count: int, **form: str) -> list[HttpBrowser]:
-    """So many browsers of one user."""
+    """Sign a user in on this number of browsers."""
     browsers = [service.browser(f"Browser {number}") for number in range(count)]
     for browser in browsers:
         browser.sign_in(email, **form)
@@ -102,23 +102,23 @@ def signed_in(service: Service, email: str, count: int, **form: str) -> list[Htt
 
 
 def post_password(browser: HttpBrowser, current: str, new: str) -> int:
-    """Change the password, if it is still the current one and the browser still signed in."""
+    """Change the password. Fails if it has changed, or the browser isn't signed in."""
     fields = {"current": current, "password": new, "repeated": new}
     return browser.open("/account/password", **fields)[0]
 
 
 def post_login(browser: HttpBrowser, email: str, password: str = PASSWORD) -> int:
-    """Sign in, if it is still the password."""
+    """Sign in. Fails if the password has changed."""
     return browser.open("/signin?next=/whoami", email=email, password=password)[0]
 
 
 def answer(browser: HttpBrowser, path: str) -> int:
-    """The status that a POST request gets in the end."""
+    """Return the final status of a POST request."""
     return browser.open(path, nothing="")[0]
 
 
 def test_main_scenario(service: Service, email: str) -> None:
-    """1, 3: Chrome changes the password and stays; the others are dead on both workers."""
+    """1, 3: Chrome changes the password and stays. The others are signed out on both workers."""
     before = len(service.entries())
     firefox, chrome, phone = (service.browser(name) for name in ("Firefox", "Chrome", "Phone"))
     for browser in (firefox, chrome, phone):
@@ -136,9 +136,9 @@ def test_main_scenario(service: Service, email: str) -> None:
 
 @pytest.mark.parametrize("writes", [{}, {"write": "1"}])
 def test_request_in_flight(service: Service, email: str, writes: dict[str, str]) -> None:
-    """27: held in one worker; its answer still comes, and Firefox is dead on both.
+    """27: held in one worker, Firefox still gets its response, and is signed out on both.
 
-    Seen to fail with what the check has read kept in the process for a second.
+    Seen to fail when a process caches the check's result for a second.
     """
     firefox, chrome = service.browser("Firefox"), service.browser("Chrome")
     firefox.sign_in(email, remember="y")
@@ -152,9 +152,9 @@ def test_request_in_flight(service: Service, email: str, writes: dict[str, str])
 
 @pytest.mark.parametrize("form", [{}, {"commits": "1"}, {"signs_in_first": "1"}])
 def test_login_that_races_the_change(service: Service, email: str, form: dict[str, str]) -> None:
-    """28: the old password was checked before the change; the login is dead on arrival.
+    """28: a login that checked the old password before the change is refused.
 
-    Seen to fail with the fingerprint of the password that is stored when the row is added.
+    Seen to fail when the fingerprint is that of the password stored when the row is added.
     """
     firefox, chrome = service.browser("Firefox"), service.browser("Chrome")
     chrome.sign_in(email)
@@ -168,15 +168,15 @@ def test_login_that_races_the_change(service: Service, email: str, form: dict[st
 
 @pytest.mark.parametrize("form", [{}, {"write": "1"}])
 def test_own_request_that_answers_last(service: Service, email: str, form: dict[str, str]) -> None:
-    """33: Chrome's own request is in flight over the change, and answers last: Chrome stays.
+    """33: Chrome's own request is in flight during the change and answers last. Chrome stays.
 
-    Seen to fail without the second look of requests that take long.
+    Seen to fail without the second check of slow requests.
     """
     chrome = service.browser("Chrome")
     chrome.sign_in(email)
     held = service.start(lambda token: chrome.open("/held", token=token, **form))
     if form:
-        # Longer than a request that writes its session goes without a second look.
+        # Longer than the time after which a request that writes its session is checked again.
         assert service.store.blpop(["never"], timeout=0.2) is None
     chrome.change_password(PASSWORD, NEW)
     assert service.finish(held) == (200, email)
@@ -184,9 +184,9 @@ def test_own_request_that_answers_last(service: Service, email: str, form: dict[
 
 
 def test_requests_in_flight_at_once(service: Service, email: str) -> None:
-    """27: three of Firefox's, which answer one after another: it is dead after each.
+    """27: three of Firefox's answer one after another. It is signed out after each.
 
-    Seen to fail with what the check has read kept in the process for a second.
+    Seen to fail when a process caches the check's result for a second.
     """
     firefox, chrome = service.browser("Firefox"), service.browser("Chrome")
     firefox.sign_in(email, remember="y")
@@ -205,9 +205,9 @@ def test_requests_in_flight_at_once(service: Service, email: str) -> None:
 
 
 def test_requests_without_end_over_a_change(service: Service) -> None:
-    """27: Firefox reads and writes all the while; it is dead every time.
+    """27: Firefox reads and writes throughout the change, and is signed out every time.
 
-    Seen to fail with what the check has read kept in the process for a second.
+    Seen to fail when a process caches the check's result for a second.
     """
     for _ in range(ROUNDS):
         email = new_user(service)
@@ -220,9 +220,9 @@ def test_requests_without_end_over_a_change(service: Service) -> None:
 
 
 def test_logins_that_race_the_change(service: Service) -> None:
-    """28: four logins with the old password at the moment of the change: all of them are dead.
+    """28: four logins with the old password at the moment of the change are all refused.
 
-    Seen to fail, in the first round, with the fingerprint of the password that is stored when the
+    Seen to fail, in the first round, when the fingerprint is that of the password stored when the
     row is added.
     """
     for _ in range(ROUNDS):
@@ -238,10 +238,10 @@ def test_logins_that_race_the_change(service: Service) -> None:
 
 
 def test_devices_change_the_password_at_once(service: Service) -> None:
-    """29: six of them: at most one is left signed in; the others are too late.
+    """29: of six devices, at most one stays signed in. The others are too late.
 
-    Seen to fail with the sessions ended before the user's row is locked, and on MariaDB with that
-    lock left out in housekeeping: deadlocks, of which the answers or the log tell.
+    Seen to fail when the sessions end before the user's row is locked, and on MariaDB when
+    maintenance doesn't take that lock: deadlocks, which show in the responses or the log.
     """
     for _ in range(2 * ROUNDS):
         email = new_user(service)
@@ -250,15 +250,16 @@ def test_devices_change_the_password_at_once(service: Service) -> None:
             partial(post_password, browser, PASSWORD, f"{NEW} {number}")
             for number, browser in enumerate(browsers)
         ]
-        # 422: the current password is another one by now; 409: it was, when it was to be stored.
+        # 422: the current password has changed already. 409: it changed before the new one was
+        # stored.
         assert set(at_once(changes)) <= {200, 409, 422}
         assert sum(browser.user is not None for browser in browsers) <= 1
 
 
 def test_devices_end_the_others_and_change(service: Service) -> None:
-    """29: the same in a view that ends the others by itself, before it sets the password.
+    """29: the same with a view that ends the others itself before it sets the password.
 
-    Seen to deadlock on PostgreSQL, within three rounds, with the user's row not locked first.
+    Seen to deadlock on PostgreSQL, within three rounds, when the user's row isn't locked first.
     """
     for _ in range(2 * ROUNDS):
         email = new_user(service)
@@ -269,9 +270,9 @@ def test_devices_end_the_others_and_change(service: Service) -> None:
 
 
 def test_devices_end_each_other(service: Service) -> None:
-    """29: all of them "sign out all other devices" at once: at most one is left.
+    """29: all use "sign out all other devices" at the same time. At most one is left.
 
-    Seen to fail with a 'last_seen_at' write that revives the row.
+    Seen to fail with a touch that revives the row.
     """
     for _ in range(ROUNDS):
         email = new_user(service)
@@ -284,8 +285,8 @@ def test_devices_end_each_other(service: Service) -> None:
 def test_everything_of_one_user_at_once(service: Service) -> None:
     """29: logins, a logout, changes, revocations, rotations: no deadlock, no error.
 
-    Seen to deadlock, within six rounds, with the user's row not locked first by revocations; on
-    MariaDB by logins.
+    Seen to deadlock, within six rounds, when revocations don't lock the user's row first, and on
+    MariaDB when logins don't.
     """
     for _ in range(2 * ROUNDS):
         email = new_user(service)
@@ -311,13 +312,13 @@ def test_everything_of_one_user_at_once(service: Service) -> None:
         assert set(statuses) <= {200, 409, 422}
 
 
-def test_last_sight_that_races_a_revocation(
+def test_touch_that_races_a_revocation(
     service: Service, rows: Callable[[str], list[t.Any]]
 ) -> None:
     """30: each of Firefox's requests writes 'last_seen_at', and none revives its row.
 
-    Seen to fail, in the first round, with a write that revives it. Each request writes, too:
-    without that, nothing would race.
+    Seen to fail, in the first round, with a write that revives it. Each request writes. Otherwise,
+    nothing would race.
     """
     for _ in range(ROUNDS):
         email = new_user(service)
@@ -334,9 +335,9 @@ def test_last_sight_that_races_a_revocation(
 
 
 def test_old_id_in_flight_while_it_rotates(service: Service, email: str) -> None:
-    """32: what it writes back under the old id stays dead; the new one lives.
+    """32: what it writes back under the old id stays invalid. The new id works.
 
-    Seen to fail with the generation not compared in the check.
+    Seen to fail when the check doesn't compare the generation.
     """
     firefox = service.browser("Firefox")
     firefox.sign_in(email)
@@ -350,9 +351,9 @@ def test_old_id_in_flight_while_it_rotates(service: Service, email: str) -> None
 
 
 def test_copies_rotate_at_once(service: Service, rows: Callable[[str], list[t.Any]]) -> None:
-    """32: one session, rotated by four copies at the same time: exactly one of them is left.
+    """32: four copies rotate one session at the same time. Exactly one of them remains.
 
-    Seen to fail, in the first round, with the generation not compared when the row is renewed.
+    Seen to fail, in the first round, when the row is updated without comparing the generation.
     """
     for _ in range(ROUNDS):
         email = new_user(service)
@@ -365,9 +366,9 @@ def test_copies_rotate_at_once(service: Service, rows: Callable[[str], list[t.An
 
 
 def test_parallel_returns(service: Service, rows: Callable[[str], list[t.Any]]) -> None:
-    """33: six requests at once bring the remember cookie: one row, and all are signed in.
+    """33: six requests with the remember cookie at once: one row, and all are signed in.
 
-    Seen to fail, in the first round, with the next generation given to a session that returns.
+    Seen to fail, in the first round, when a returning session gets the next generation.
     """
     for _ in range(ROUNDS):
         email = new_user(service)

@@ -1,6 +1,7 @@
-"""The example app, as the tests of several workers serve it: with views that can be held.
+"""The example app, with views that can be held, as several workers serve it in tests.
 
-Passwords are hashed in no time, or the visits would spend most of theirs on that and seldom meet.
+Hashing passwords takes almost no time. Otherwise, the requests would spend most of theirs on it and
+seldom meet.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ app = create_app(
         "SESSION_KEY_PREFIX": os.environ["TEST_SESSION_KEY_PREFIX"],
         "SESSION_REGISTRY_RECORDS": os.environ.get("TEST_RECORDS", "sql"),
         "SESSION_REGISTRY_REDIS_PREFIX": "records:" + os.environ["TEST_SESSION_KEY_PREFIX"],
-        # By the test of races nearly nothing, so that each request writes 'last_seen_at'.
+        # The test of races sets it to almost nothing, so that each request writes 'last_seen_at'.
         "SESSION_REGISTRY_TOUCH_INTERVAL": float(os.environ.get("TEST_TOUCH_INTERVAL", "300")),
     }
 )
-# Not where the sessions are kept: that server may be stopped while a request is held.
+# Not the server of the sessions, which might be stopped while a request is held.
 server = redis.Redis.from_url(os.environ["TEST_HOLD_URL"])
 
 
 def hold() -> None:
-    """Say that the middle is reached, and wait until the test lets go."""
+    """Report that the request is half-way, and wait until the test releases it."""
     token = request.form["token"]
     server.rpush(f"reached:{token}", 1)
     if server.blpop([f"go:{token}"], timeout=30) is None:
@@ -49,7 +50,7 @@ def name_the_worker(response: Response) -> Response:
 
 @app.post("/users")
 def add_user() -> str:
-    """A new user, in one request."""
+    """Create a user in one request."""
     user = User(email=request.form["email"], name="Ann")
     user.set_password(request.form["password"])
     db.session.add(user)
@@ -60,7 +61,7 @@ def add_user() -> str:
 @app.post("/note")
 @login_required
 def note() -> str:
-    """Write to the session, and so to the store and to 'last_seen_at'."""
+    """Write to the session, and thus to the store and to 'last_seen_at'."""
     session["note"] = uuid.uuid4().hex
     return "noted"
 
@@ -68,7 +69,7 @@ def note() -> str:
 @app.post("/end-others-and-change")
 @login_required
 def end_others_and_change() -> str:
-    """What an app may write by hand: the revocation before the new password, in one commit."""
+    """Revoke before setting the new password, in one commit, as an app might do itself."""
     sessions.revoke_all(current_user, except_current=True)
     current_user.set_password(uuid.uuid4().hex)
     db.session.commit()
