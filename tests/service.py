@@ -120,7 +120,7 @@ class HttpBrowser:
         return t.cast("str | None", json.loads(self.open("/whoami")[1])["user"])
 
     def is_dead_on_both_workers(self) -> bool:
-        """Ask with copies of the cookies until both workers have answered. Return if all refuse."""
+        """Return whether both workers refuse copies of the cookies."""
         workers: set[str] = set()
         answers: set[str | None] = set()
 

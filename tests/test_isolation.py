@@ -150,7 +150,7 @@ def test_connection_that_is_lost_says_nothing_about_the_level(make_site: SiteFac
         password = site.user("ann").password_hash
     sa.event.listen(engine, "begin", lose_the_third)
     firefox = site.browser()
-    # The three transactions: the view's, the one that reads the level, the one that tries another.
+    # The view's transaction, the one that reads the level, and the one that tries another level.
     assert firefox.post("/login", name="ann", password=password).status_code == 503
     assert engine not in own_transaction._habits
     assert firefox.post("/login", name="ann", password=password).status_code == 200

@@ -139,7 +139,7 @@ def test_no_sessions_of_other_users(make_site: SiteFactory, attribute: str | Non
 
 @pytest.mark.table
 def test_rows_that_are_not_sessions(make_site: SiteFactory) -> None:
-    """The stale keys that a rotation leaves aren't shown, whoever owns their rows."""
+    """The stale keys that a rotation leaves aren't shown, even if their rows name the user."""
     site = with_page(make_site())
     site.app.post("/rotate")(lambda: site.sessions.rotate() or "rotated")
     firefox = site.browser(FIREFOX)

@@ -448,7 +448,7 @@ def test_signal_comes_with_the_change(site: Site, revoked: list[dict[str, t.Any]
 def test_signal_names_only_what_a_savepoint_left(
     site: Site, revoked: list[dict[str, t.Any]]
 ) -> None:
-    """5, 12: a session whose revocation a savepoint rolled back is neither purged nor signalled."""
+    """5, 12: a session whose revocation a savepoint rolled back is neither purged nor signaled."""
     begin_savepoints_on_sqlite(site)
     firefox = site.browser("Firefox")
     firefox.login("ann")

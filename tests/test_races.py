@@ -343,7 +343,7 @@ def test_ending_one_after_another(make_site: SiteFactory, database_kind: str, he
 def test_two_end_the_same(make_site: SiteFactory, database: str, held: Held, ends: str) -> None:
     """12: of two that end the same sessions at the same moment, only one counts them.
 
-    In Redis this is unknown before the commit, but each session is signalled once.
+    In Redis this is unknown before the commit, but each session is signaled once.
     """
     site = make_site("files", database)
     told: list[t.Any] = []

@@ -39,7 +39,7 @@ def test_return_without_the_session_cookie(store_site: Site) -> None:
 
 @pytest.mark.parametrize("protection", ["basic", "strong", None])
 def test_return_over_an_anonymous_session(make_site: SiteFactory, protection: str | None) -> None:
-    """44: the data of the anonymous session stay, under a new id."""
+    """44: the data of the anonymous session stays, under a new id."""
     site = make_site()
     firefox = site.browser("Firefox")
     firefox.login(remember="1")

@@ -53,7 +53,7 @@ def test_signing_in_again_replaces_the_session(store_site: Site) -> None:
 
 
 def test_another_user_signs_in_over_it(store_site: Site) -> None:
-    """18: the first user's session ends, and none of its data remain."""
+    """18: the first user's session ends, and none of its data remains."""
     firefox = store_site.browser("Firefox")
     firefox.login("ann", remember="1")
     firefox.post("/cart", item="secret")
@@ -88,7 +88,7 @@ def test_switching_users_in_one_request(site: Site, firefox: Browser, asks_first
 
 
 def test_login_over_a_dead_session_keeps_none_of_its_data(site: Site, firefox: Browser) -> None:
-    """18: the data of a revoked session don't pass to the next user."""
+    """18: the data of a revoked session doesn't pass to the next user."""
     firefox.login("ann")
     firefox.post("/cart", item="secret")
     with site.context():
@@ -100,7 +100,7 @@ def test_login_over_a_dead_session_keeps_none_of_its_data(site: Site, firefox: B
 
 
 def test_logout_kills_copies(store_site: Site) -> None:
-    """19: a copy of the cookie is invalid, even after a new login. Remaining data are anonymous."""
+    """19: a copy of the cookie is invalid, even after a new login. Remaining data is anonymous."""
     firefox = store_site.browser("Firefox")
     firefox.login()
     firefox.post("/cart", item="book")
@@ -196,7 +196,7 @@ def test_ended_row(store_site: Site) -> None:
     assert firefox.rejected == "by an administrator"
 
 
-def test_rejection_is_signalled_once_per_request(site: Site, firefox: Browser) -> None:
+def test_rejection_is_signaled_once_per_request(site: Site, firefox: Browser) -> None:
     """'session_rejected' reports the user session and the reason."""
     told: list[tuple[t.Any, str]] = []
 
@@ -213,7 +213,7 @@ def test_rejection_is_signalled_once_per_request(site: Site, firefox: Browser) -
     assert told == [(row.id, "password_changed")]
 
 
-def test_login_is_signalled(site: Site, firefox: Browser) -> None:
+def test_login_is_signaled(site: Site, firefox: Browser) -> None:
     """'session_registered' reports the row, which exists by then."""
     told: list[dict[str, t.Any]] = []
 
@@ -779,7 +779,7 @@ def test_rotation_of_a_user_who_is_detached(site: Site, firefox: Browser) -> Non
 
 @pytest.mark.parametrize("store", ["redis", "files", "memory", "sqlalchemy"])
 def test_refused_session_goes_on_under_a_new_id(make_site: SiteFactory, store: str) -> None:
-    """20: data written after a refusal aren't visible to a holder of the refused id."""
+    """20: data written after a refusal isn't visible to a holder of the refused id."""
     site = make_site(store)
 
     @site.app.post("/note")
@@ -843,7 +843,7 @@ def test_session_that_is_cleared_takes_the_remember_cookie(site: Site, firefox: 
 
 
 def test_another_user_signs_in_over_it_and_is_remembered(site: Site, firefox: Browser) -> None:
-    """18: Flask-Login's data of the new login stay: fresh, and remembered."""
+    """18: Flask-Login's data of the new login stays: fresh, and remembered."""
     firefox.login("ann")
     firefox.login("bob", remember="1")
     with firefox.client.session_transaction() as stored:
@@ -1005,7 +1005,7 @@ def test_impersonation(store_site: Site) -> None:
 
 @pytest.mark.parametrize("store", ["redis", "files"])
 def test_switch_of_users_while_the_entry_is_lost(make_site: SiteFactory, store: str) -> None:
-    """18: the previous data are unknown, so none of the first user's data are kept."""
+    """18: the previous data is unknown, so none of the first user's data is kept."""
     site = make_site(store)
 
     @site.app.post("/switch")

@@ -171,7 +171,7 @@ def test_statements_of_a_password_change(counted: Site, sessions: int) -> None:
 @pytest.mark.table
 @pytest.mark.parametrize("is_full", [False, True])
 def test_name_of_the_index(make_site: SiteFactory, is_full: bool) -> None:
-    """MariaDB is asked on a new connection, as the pool might have only one; else on that one."""
+    """MariaDB is asked outside the pool, which might have only one connection; otherwise in it."""
     options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 3}
     site = make_site("cookie", "mariadb", SQLALCHEMY_ENGINE_OPTIONS=options)
     firefox = site.browser()
