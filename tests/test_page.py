@@ -298,7 +298,7 @@ def test_hostile_user_agent(firefox: Browser, page: Site, user_agent: str) -> No
 
 
 def many(site: Site, number: int, *, ended: bool = False) -> None:
-    """Add sessions of Ann's, two of them last seen each second before now."""
+    """Add this number of sessions of Ann's, in pairs last seen one second apart."""
     first = site.rows()[0]
     now = dt.datetime.now(dt.timezone.utc)
     site.add_rows(
@@ -361,7 +361,7 @@ def test_page_of_10_000_sessions(firefox: Browser, page: Site) -> None:
         text = firefox.get(f"{PREFIX}/").text
     assert len(statements) == few
     assert len(re.findall(r"<li\b", text)) == views.PAGE + 1 + views.RECENT
-    # Five batches of a thousand, with equal timestamps across batches.
+    # Five batches of a thousand: the latest of each ended at about the same time.
     ended = {one["user_agent"] for one in see(firefox)["recently_ended"]}
     assert ended <= {f"Device {n}" for n in range(views.RECENT)}
 

@@ -1196,7 +1196,7 @@ def test_change_that_is_committed_after_the_answer(
 def test_late_commit_whose_session_cannot_be_ended(
     site: Site, monkeypatch: pytest.MonkeyPatch, is_down: bool
 ) -> None:
-    """76: if it has just ended, or the records are unavailable, its generation is outdated."""
+    """76: if it has just ended, or the records are unavailable, its old generation is refused."""
     told: list[t.Any] = []
 
     @site.app.teardown_request
