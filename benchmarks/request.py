@@ -415,7 +415,7 @@ class Stopwatch:
             (check,) = user_accessed.receivers_for(app)
             user_accessed.disconnect(check, app)
             user_accessed.connect(self._timed("gate.check", check), app, weak=False)
-            registry = app.extensions["session_registry.installation"]
+            registry = app.extensions["session_registry.app"]
             records, home = registry.records, registry.home
             vars(records)["load"] = self._timed("records.load", records.load)
             if home is not None:

@@ -174,5 +174,5 @@ def _take_check_out(app: Flask) -> None:
     """
     for check in list(user_accessed.receivers_for(app)):
         user_accessed.disconnect(check, app)
-    registry = app.extensions["session_registry.installation"]
+    registry = app.extensions["session_registry.app"]
     registry.entries.delete = lambda *_, **__: None

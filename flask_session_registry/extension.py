@@ -28,6 +28,7 @@ from ._request import credential_check, persistence, store_keys
 from ._request.sync import sync_current
 from ._revocation import password_watch
 from ._revocation import revoke as revocation
+from ._setup import Setup
 from ._store.purge import LONG_TIMEOUT, Purge
 from .errors import ConfigurationError, SessionRegistryError, StaleRequestError
 from .models import UserSessionMixin
@@ -84,13 +85,16 @@ class SessionRegistry:
             raise ConfigurationError(
                 "A 'SessionRegistry' is set up on this app already. Use that one."
             )
-        registry = Registry(
+        registry = Registry(app)
+        registry.setup = Setup(
             app,
+            registry,
             db or self._db,
             self._user_model,
             self._session_model,
             on_complete=password_watch.listen,
         )
+        registry.manage_store_keys()
         install(app, self, registry)
         if registry.settings.adopts and registry.settings.hash_session_ids:
             store_keys.read_unhashed_too(
@@ -104,7 +108,7 @@ class SessionRegistry:
         answer_wherever_raised(app, session_check.Unavailable)
         for command in commands:
             app.cli.add_command(command)
-        registry.complete_when_possible(app)
+        registry.setup.complete_when_possible(app)
 
     # -- where a user is signed in -------------------------------------------------------------
 
@@ -381,7 +385,7 @@ def _follow_requests(app: Flask, registry: Registry) -> None:
     def run_deferred(error: BaseException | None) -> None:
         persistence.run_deferred(app)
         if error is None:
-            registry.app_was_used(app)
+            registry.setup.app_was_used(app)
 
     # Before all functions "before the request".
     app.url_value_preprocessors.setdefault(None, []).insert(0, begin)

@@ -254,7 +254,7 @@ class Site:
 
     @property
     def registry(self) -> t.Any:
-        return self.app.extensions["session_registry.installation"]
+        return self.app.extensions["session_registry.app"]
 
     def active(self, name: str = "ann") -> int:
         with self.context():
@@ -288,7 +288,7 @@ class Site:
         with self.context():
             for engine in self.db.engines.values():
                 engine.dispose()
-        if self.home == "redis" and "session_registry.installation" in self.app.extensions:
+        if self.home == "redis" and "session_registry.app" in self.app.extensions:
             client = self.registry.home.client
             for key in client.scan_iter(f"home:{self.prefix}*", count=10_000):
                 client.delete(key)

@@ -861,7 +861,7 @@ def test_client_of_a_replica() -> None:
 )
 def test_client_that_is_none(client: t.Any) -> None:
     """58: stopped at start-up."""
-    with pytest.raises(ConfigurationError, match="no client of redis-py"):
+    with pytest.raises(ConfigurationError, match="not a synchronous client of redis-py"):
         make(SESSION_REGISTRY_RECORDS="redis", SESSION_REGISTRY_REDIS=client)
 
 
@@ -886,12 +886,12 @@ class Undeclared(sa.types.TypeDecorator[t.Any]):
 
 @pytest.mark.parametrize("kind", [sa.Date, Undeclared])
 def test_key_that_can_not_be_kept(make_site: SiteFactory, kind: t.Any) -> None:
-    """26: neither a whole number nor text nor a UUID."""
+    """26: not an integer, text or a UUID."""
 
     def model(db: SQLAlchemy) -> type[t.Any]:
         return make_class(db, id=sa_orm.mapped_column(kind, primary_key=True))
 
-    with pytest.raises(ConfigurationError, match="neither a whole number nor text nor a UUID"):
+    with pytest.raises(ConfigurationError, match="not an integer, text or a UUID"):
         make_site(home="memory", model=model)
 
 

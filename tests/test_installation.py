@@ -358,7 +358,7 @@ def test_two_columns_may_hold_the_password(
     assert str(error.value).count("password") >= 2
     app.config["SESSION_REGISTRY_PASSWORD_ATTRIBUTE"] = "password"
     SessionRegistry(app)
-    credentials = app.extensions["session_registry.installation"].credentials
+    credentials = app.extensions["session_registry.app"].credentials
     assert credentials.names == ("password",)
     assert credentials.user_model in classes
 
@@ -385,7 +385,7 @@ def test_one_column_under_two_names(app: Flask, other: t.Callable[[], t.Any]) ->
     """58: a synonym, a property and an expression hold no second password."""
     model = _user_with(SQLAlchemy(app), hashed_password=_text(), password=other())
     SessionRegistry(app)
-    credentials = app.extensions["session_registry.installation"].credentials
+    credentials = app.extensions["session_registry.app"].credentials
     assert credentials.names == ("hashed_password",)
     assert credentials.user_model is model
 
@@ -444,7 +444,7 @@ def test_several_user_models(app: Flask) -> None:
 def test_user_model_that_is_none(app: Flask, user_model: t.Any) -> None:
     """58: not a class, or not one of Flask-Login's users."""
     SQLAlchemy(app)
-    with pytest.raises(ConfigurationError, match="no class of Flask-Login users"):
+    with pytest.raises(ConfigurationError, match="not a class of Flask-Login users"):
         SessionRegistry(app, user_model=user_model)
 
 

@@ -162,7 +162,7 @@ def test_seen_while_it_is_pruned(site: Site, monkeypatch: pytest.MonkeyPatch) ->
     firefox.login()
     age(site, last_seen_at=days_ago(40))
     with site.context():
-        records = site.app.extensions["session_registry.installation"].records
+        records = site.app.extensions["session_registry.app"].records
         expire = records.expire
 
         def late(ids: t.Any, expiry: t.Any) -> int:
@@ -255,7 +255,7 @@ def test_each_process_prunes_by_itself(make_site: SiteFactory) -> None:
     here.login()
     assert site.active() == 1
     assert site.rows(user_agent="Gone")[0].revoked_at is None
-    site.app.extensions["session_registry.installation"]._prunes_at = 0
+    site.app.extensions["session_registry.app"].prune_schedule.next_at = 0
     assert here.is_signed_in
     assert site.rows(user_agent="Gone")[0].revoked_reason == "expired"
     late = site.browser("Late")
@@ -333,7 +333,7 @@ def test_rows_that_cannot_be_marked(
     """36: if the database fails after the entries are deleted, they are deleted once more."""
     firefox = site.browser()
     firefox.login()
-    records = site.app.extensions["session_registry.installation"].records
+    records = site.app.extensions["session_registry.app"].records
 
     def fail(*_: t.Any, **__: t.Any) -> int:
         raise RecordsError("down")
@@ -468,7 +468,7 @@ def test_prunes_a_bounded_batch_by_itself(
     for _ in range(7):
         site.browser().login()
     age(site, last_seen_at=days_ago(40))
-    site.app.extensions["session_registry.installation"]._prunes_at = 0
+    site.app.extensions["session_registry.app"].prune_schedule.next_at = 0
     visitor = site.browser()
     visitor.login("bob")
     ended = len(site.rows(revoked_reason="expired"))
@@ -589,12 +589,12 @@ def test_processes_prune_at_different_times(make_site: SiteFactory) -> None:
     times = set()
     for _ in range(5):
         site = make_site(SESSION_REGISTRY_AUTO_PRUNE=3600)
-        registry = site.app.extensions["session_registry.installation"]
-        assert registry._prunes_at is None
+        registry = site.app.extensions["session_registry.app"]
+        assert registry.prune_schedule.next_at is None
         now = time.monotonic()
         site.browser().login()
-        assert now <= registry._prunes_at <= time.monotonic() + 3600
-        times.add(round(registry._prunes_at - now, 3))
+        assert now <= registry.prune_schedule.next_at <= time.monotonic() + 3600
+        times.add(round(registry.prune_schedule.next_at - now, 3))
     assert len(times) > 1
 
 
@@ -635,7 +635,7 @@ def test_timeout_of_a_response(site: Site, monkeypatch: pytest.MonkeyPatch) -> N
         clock.now += 2
 
     monkeypatch.setattr(entries.Entries, "delete", delete)
-    purge = store_purge.Purge(site.app.extensions["session_registry.installation"], site.app)
+    purge = store_purge.Purge(site.app.extensions["session_registry.app"], site.app)
     monkeypatch.setattr("flask_session_registry._store.purge.time", clock)
     for key in "abc":
         purge.delete([key])
@@ -689,7 +689,7 @@ def test_prune_with_one_connection(make_site: SiteFactory, database: str) -> Non
     firefox.login()
     old.login("bob")
     site.change({"user_agent": "old"}, last_seen_at=days_ago(40))
-    site.app.extensions["session_registry.installation"]._prunes_at = 0
+    site.app.extensions["session_registry.app"].prune_schedule.next_at = 0
     assert firefox.is_signed_in
     assert len(site.rows(revoked_reason="expired")) == 1
     assert firefox.post("/prune").text == "0"

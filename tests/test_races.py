@@ -582,7 +582,7 @@ def test_prune_beside_logins_and_changes(make_site: SiteFactory, database: str) 
     def prune() -> None:
         with site.context():
             # As if a minute had passed.
-            site.app.extensions["session_registry.installation"].records.forget(
+            site.app.extensions["session_registry.app"].records.forget(
                 [row.id for row in site.rows() if row.purged_at]
             )
             site.db.session.remove()

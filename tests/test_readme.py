@@ -151,7 +151,7 @@ def check_homes(names: dict[str, t.Any]) -> None:
         app.config.update(SECRET_KEY="only for tests", SQLALCHEMY_DATABASE_URI="sqlite://")
         keep(app, where)
         SessionRegistry(app)
-        assert app.extensions["session_registry.installation"].home is not None
+        assert app.extensions["session_registry.app"].home is not None
 
 
 def check_stores(names: dict[str, t.Any]) -> None:

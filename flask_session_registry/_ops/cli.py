@@ -15,12 +15,12 @@ from flask import current_app
 from flask.cli import with_appcontext
 
 from .. import _clock as clock
-from .._app import Records, Registry, get_registry, unwrap
+from .._app import Registry, get_registry, unwrap
 from .._config import PASSWORD_ATTRIBUTES
 from .._diagnosis import diagnose, shows_tracebacks
 from .._log import description_of
 from .._plain_text import plain
-from .._records.base import UNAVAILABLE
+from .._records.base import UNAVAILABLE, Records
 from .._revocation.bulk import Tally, revoke_many
 from .._revocation.revoke import check_reason
 from .._store.purge import LONG_TIMEOUT, Purge

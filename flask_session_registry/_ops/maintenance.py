@@ -1,33 +1,36 @@
-"""What becomes of user sessions that are over?
+"""Prunes the records: ends what has expired, purges what is pending, deletes what is old.
 
-Nothing here decides whether a session stands. All of it may fail, and is tried again.
+Nothing here decides whether a session is active. All of it may fail, and is tried again.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import typing as t
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from flask import Flask
 
 from .. import _clock as clock
-from .._app import Registry
-from .._records.base import StoreEntry
 from .._store.purge import Purge
 
-#: For how long a request under way may still come with a key from before a rotation.
+if t.TYPE_CHECKING:
+    from .._app import Registry
+
+#: How long a request under way may still come with a store key from before a rotation.
 _MEMORY = dt.timedelta(minutes=1)
+
+_Row = t.TypeVar("_Row")
 
 
 class PruneResult(t.NamedTuple):
     """What :meth:`SessionRegistry.prune` did, in numbers of user sessions."""
 
-    #: Ended, because they had expired.
+    #: Ended because they had expired.
     ended: int
-    #: Had ended, and their entries are now deleted from the session store.
+    #: Had ended before; their entries are now deleted from the session store.
     purged: int
-    #: Had ended longer ago than ``RETENTION``: their rows are deleted.
+    #: Had ended longer ago than ``RETENTION``; their rows are deleted.
     forgotten: int
 
 
@@ -39,55 +42,97 @@ def prune(
     scan_limit: int | None = None,
     purge: Purge | None = None,
 ) -> PruneResult:
-    """End what has expired, purge what is pending, forget what is old.
+    """End what has expired, purge what is pending, delete what is old; in this order.
 
+    :param limit: the maximum number of user sessions, of each kind.
+    :param scan_limit: the number of rows to look at, where that takes longer the more there are;
+        each time others, until all have had their turn. By default all.
     :param purge: deletes the entries, and knows afterwards whether that has failed. By default it
         may take as long as an answer may be held up.
-    :param limit: how many user sessions at most, of each kind.
-    :param looks_at: how many of them it looks at, where that takes longer the more there are; each
-        time at others, until all have had their turn. By default at all.
     """
-    records, retention = registry.records, registry.retention
-    window: t.Any = None if scan_limit is None else records.next_scan_window(scan_limit)
-    purge = purge or Purge(registry, app)
-    ended = purged = forgotten = 0
-    expiry = registry.expiry(app)
-    # For so long a request under way may still come with an old key.
-    before = clock.ago(_MEMORY)
-    for batch in _up_to(
-        limit, records.find_expired(expiry, everywhere=limit is None, window=window)
-    ):
-        ended += records.expire([row.id for row in batch], expiry)
-    for batch in _up_to(limit, records.find_unpurged(window=window)):
-        if not purge.delete_of([(row.id, row.keys) for row in batch]):
-            break
-        purged += records.mark_purged([row.id for row in batch])
-    left = records.find_stale_keys(before=before, lost_before=expiry.unseen_since, window=window)
-    for batch in _up_to(limit, left):
-        if not purge.delete(key for row in batch for key in row.keys):
-            break
-        records.forget([row.id for row in batch])
-    for batch in _up_to(limit, records.find_rotated(window=window)):
-        if not purge.delete(row.previous_store_id for row in batch if row.previous_store_id):
-            break
-        records.forget_previous_keys([row.id for row in batch], before=before)
-    if retention is None:
-        return PruneResult(ended, purged, 0)
-    old = clock.ago(max(retention, _MEMORY))
-    for batch in _up_to(limit, records.find_outdated(before=old, window=window)):
-        # Once more: a request that was in flight may have written its entry back.
-        if not purge.delete_of([(row.id, row.keys) for row in batch]):
-            break
-        forgotten += records.forget([row.id for row in batch])
-    return PruneResult(ended, purged, forgotten)
+    run = _Prune(registry, app, purge or Purge(registry, app), limit, scan_limit)
+    ended = run.expire()
+    purged = run.purge_pending()
+    run.purge_stale_keys()
+    return PruneResult(ended, purged, run.forget_outdated())
 
 
-def _up_to(limit: int | None, batches: Iterator[list[StoreEntry]]) -> Iterator[list[StoreEntry]]:
-    for batch in batches:
-        if limit is None:
-            yield batch
-            continue
-        yield batch[:limit]
-        limit -= len(batch)
-        if limit <= 0:
-            return
+class _Prune:
+    """One run of :func:`prune`, whose steps are its methods.
+
+    Each works in batches, and stops at the first entries that can't be deleted.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        app: Flask,
+        purge: Purge,
+        limit: int | None,
+        scan_limit: int | None,
+    ) -> None:
+        self._records = registry.records
+        self._retention = registry.retention
+        self._expiry = registry.expiry(app)
+        self._purge = purge
+        self._limit = limit
+        self._window: t.Any = None
+        if scan_limit is not None:
+            self._window = self._records.next_scan_window(scan_limit)
+
+    def expire(self) -> int:
+        expired = self._records.find_expired(
+            self._expiry, everywhere=self._limit is None, window=self._window
+        )
+        return sum(
+            self._records.expire([row.id for row in batch], self._expiry)
+            for batch in self._limited(expired)
+        )
+
+    def purge_pending(self) -> int:
+        purged = 0
+        for batch in self._limited(self._records.find_unpurged(window=self._window)):
+            if not self._purge.delete_of([(row.id, row.keys) for row in batch]):
+                break
+            purged += self._records.mark_purged([row.id for row in batch])
+        return purged
+
+    def purge_stale_keys(self) -> None:
+        before = clock.ago(_MEMORY)
+        left = self._records.find_stale_keys(
+            before=before, lost_before=self._expiry.unseen_since, window=self._window
+        )
+        for batch in self._limited(left):
+            if not self._purge.delete(key for row in batch for key in row.keys):
+                break
+            self._records.forget([row.id for row in batch])
+        for batch in self._limited(self._records.find_rotated(window=self._window)):
+            if not self._purge.delete(
+                row.previous_store_id for row in batch if row.previous_store_id
+            ):
+                break
+            self._records.forget_previous_keys([row.id for row in batch], before=before)
+
+    def forget_outdated(self) -> int:
+        if self._retention is None:
+            return 0
+        forgotten = 0
+        before = clock.ago(max(self._retention, _MEMORY))
+        for batch in self._limited(self._records.find_outdated(before=before, window=self._window)):
+            # Again: a request that was in flight may have written its entry back.
+            if not self._purge.delete_of([(row.id, row.keys) for row in batch]):
+                break
+            forgotten += self._records.forget([row.id for row in batch])
+        return forgotten
+
+    def _limited(self, batches: Iterator[Sequence[_Row]]) -> Iterator[Sequence[_Row]]:
+        """Yield batches until the limit is reached."""
+        left = self._limit
+        for batch in batches:
+            if left is None:
+                yield batch
+                continue
+            yield batch[:left]
+            left -= len(batch)
+            if left <= 0:
+                return

@@ -17,11 +17,11 @@ from werkzeug.exceptions import ServiceUnavailable
 from .. import _clock as clock
 from .. import signals
 from .._adoption import adoption
-from .._app import Records, Registry, checked_registry_on, unwrap
+from .._app import Registry, checked_registry_on, unwrap
 from .._compat.flask import request_context, within_request
 from .._diagnosis import diagnose, report
 from .._log import log
-from .._records.base import UNAVAILABLE, End
+from .._records.base import UNAVAILABLE, End, Records
 from .._records.expiry import Expiry
 from .._records.sql.transactions import LOCK_TIMEOUT
 from . import remember_cookies, store_keys

@@ -675,7 +675,7 @@ def _schedule(
         if offer is not None and offer.value:
             values["remember_until"] = offer.until
         touched = (current.id, values)
-    prunes = registry.is_prune_due()
+    prunes = registry.prune_schedule.is_due()
     if touched or state.ended or state.left_behind or state.to_end or state.forgotten or prunes:
         later = DeferredWork(
             registry,

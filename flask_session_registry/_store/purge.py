@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
+import typing as t
 import uuid
 from collections.abc import Iterable, Sequence
 
 from flask import Flask
 
 from .. import signals
-from .._app import Registry
 from .._diagnosis import report
 from .._log import log
 from ..errors import PurgeError
 from .backends import TIMEOUT
+
+if t.TYPE_CHECKING:
+    from .._app import Registry
 
 #: For how many seconds a command waits for the store: longer than an answer may be held up.
 LONG_TIMEOUT = 60.0

@@ -588,7 +588,7 @@ class RedisRecords:
         """What is due is known without looking at anything else."""
 
     def find_expired(
-        self, expiry: Expiry, *, everywhere: bool, window: object = None
+        self, expiry: Expiry, *, everywhere: bool = True, window: object = None
     ) -> Iterator[list[StoreEntry]]:
         """Sessions that are over and have not ended yet.
 

@@ -1,0 +1,32 @@
+"""Decides when a process prunes by itself."""
+
+from __future__ import annotations
+
+import datetime as dt
+import random
+import time
+
+
+class PruneSchedule:
+    """When this process prunes by itself.
+
+    :param interval: between two prunes; ``None``: never.
+    """
+
+    def __init__(self, interval: dt.timedelta | None) -> None:
+        self._interval = interval
+        self.next_at: float | None = None
+
+    def is_due(self) -> bool:
+        """Return whether it is time to prune; if so, the next time is an interval later."""
+        if self._interval is None:
+            return False
+        interval, now = self._interval.total_seconds(), time.monotonic()
+        if self.next_at is None:
+            # Each process begins at a random moment: not all at once, nor only those that live
+            # long.
+            self.next_at = now + random.uniform(0, interval)  # noqa: S311
+        if now < self.next_at:
+            return False
+        self.next_at = now + interval
+        return True

@@ -1,0 +1,386 @@
+"""Sets the registry up on an app: validates it, finds the user model, defines the tables."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import typing as t
+import uuid
+import weakref
+from collections.abc import Callable
+
+import sqlalchemy as sa
+from flask import Flask, appcontext_pushed, g
+from flask.globals import app_ctx
+from flask_session.base import ServerSideSessionInterface
+
+from . import models
+from ._app import Registry, unwrap
+from ._compat.databases import NO_DATABASE, database_of
+from ._compat.flask import begins_request, is_of_command
+from ._log import log
+from ._records.redis.client import RedisHome
+from ._records.users import kind_of
+from ._revocation.fingerprint import Credentials, password_attributes
+from ._store.backends import Entries, store_of
+from .errors import ConfigurationError
+
+if t.TYPE_CHECKING:
+    from ._web.geoip import GeoIPDatabase
+
+#: Marks an app context in which something was missing when it was pushed.
+_LOOKS_AGAIN = "_session_registry_looks_again"
+
+#: The first requests may come at once, and a table can be defined only once.
+_defining = threading.RLock()
+
+
+class NoUserModelError(ConfigurationError):
+    """No user model is mapped yet."""
+
+
+class Setup:
+    """Completes the registry of one app, as soon as everything it needs is there.
+
+    Other extensions may be set up after the registry, and user models imported later.
+
+    :param db: the database extension, if it was passed.
+    :param user_model: the user model, if it was passed.
+    :param session_model: the class of user sessions, if it was passed.
+    :param on_complete: called once the user model is known.
+    :raises ConfigurationError: the app is misconfigured, as far as that can be seen by now.
+    """
+
+    def __init__(
+        self,
+        app: Flask,
+        registry: Registry,
+        db: t.Any,
+        user_model: type[t.Any] | None,
+        session_model: type[t.Any] | None,
+        on_complete: Callable[[Registry], None],
+    ) -> None:
+        self._registry = registry
+        self._given_db = db
+        self._user_model = user_model
+        self._session_model = session_model
+        self._on_complete = on_complete
+        self._is_ready = False
+        _check_session_type(app)
+        _check_models(user_model, session_model)
+        registry.has_given_user_model = user_model is not None
+        registry.database = database_of(app, db)
+        registry.geoip = geoip_of(registry.settings.geoip_database)
+        registry.entries = entries_of(app)
+        registry.home = self._redis_of(app)
+        self._find_models(app)
+
+    def _redis_of(self, app: Flask) -> RedisHome | None:
+        """Return the Redis that the records are kept in; ``None`` if they are kept in SQL."""
+        settings = self._registry.settings
+        if settings.records == "sql":
+            return None
+        if self._session_model is not None:
+            raise ConfigurationError(
+                "'session_model' is for user sessions in a table, and 'SESSION_REGISTRY_RECORDS'"
+                " says that they are kept elsewhere. Take out one of the two."
+            )
+        if settings.records != "redis":
+            return t.cast(RedisHome, settings.records)
+        client = settings.redis
+        if client is None and type(app.session_interface).__name__ == "RedisSessionInterface":
+            client = t.cast(t.Any, app.session_interface).client
+        _check_redis(client)
+        return RedisHome(client, settings.redis_prefix)
+
+    # -- when the user model appears -----------------------------------------------------------
+
+    def complete_when_possible(self, app: Flask) -> None:
+        """Define the tables as soon as the user model is there, and check that all is well.
+
+        When the model is imported, or when the app is first used.
+        """
+        appcontext_pushed.connect(self._app_is_used, app)
+        if not self._registry.is_complete:
+            self._define_with_user_model()
+
+    def _app_is_used(self, app: Flask) -> None:
+        """Check an app whose first context is pushed: what is missing now is missing for good.
+
+        Except for the user model, which may be imported within that context: see
+        :meth:`app_was_used`. Not where a request begins, which can answer a moment later; nor where
+        a command does, which may be the one that says what is wrong.
+
+        :raises ConfigurationError: the app is misconfigured.
+        """
+        had_db = self._registry.database is not None
+        try:
+            self._examine(app)
+        except NoUserModelError:
+            setattr(g, _LOOKS_AGAIN, True)
+            if not had_db:
+                self._define_with_user_model()
+        except ConfigurationError as error:
+            context = unwrap(app_ctx)
+            if is_of_command():
+                setattr(g, _LOOKS_AGAIN, True)
+            elif not begins_request(context):
+                # Otherwise it would stay: the caller that pushes it never gets to pop it.
+                context.pop(error)
+                raise
+        else:
+            appcontext_pushed.disconnect(self._app_is_used, app)
+
+    def app_was_used(self, app: Flask) -> None:
+        """Check again at the end of an app context in which something was missing.
+
+        :raises ConfigurationError: it is still missing, or misconfigured; unless this is a
+            command, which has done what it could.
+        """
+        if not g.pop(_LOOKS_AGAIN, False):
+            return
+        try:
+            self._examine(app)
+        except ConfigurationError as error:
+            if not is_of_command():
+                raise
+            log.error("%s", error)
+
+    def _define_with_user_model(self) -> None:
+        if self._registry.database is None:
+            return
+        reference = weakref.ref(self)
+
+        def mapped(_: object, cls: type) -> None:
+            setup = reference()
+            if setup is not None and models.is_user_class(cls):
+                setup._define()
+
+        observed = self._registry.database.observed
+        sa.event.listen(observed, "after_mapper_constructed", mapped, propagate=True)
+
+    # -- the check of an app -------------------------------------------------------------------
+
+    def check(self, app: Flask) -> None:
+        """Raise if the app is misconfigured; costs next to nothing once it isn't.
+
+        :raises ConfigurationError: something is missing, or came in the wrong order.
+        """
+        if not self._is_ready or app.session_interface is not self._registry.interface:
+            self._examine(app)
+            self._is_ready = True
+
+    def _examine(self, app: Flask) -> None:
+        if app.session_interface is not self._registry.interface:
+            raise ConfigurationError(
+                "The session interface of this app was set after 'SessionRegistry'. Move"
+                " 'Session(app)' before its 'init_app'."
+            )
+        if not hasattr(app, "login_manager"):
+            raise ConfigurationError(
+                "Flask-Login is not set up on this app. Call 'login_manager.init_app(app)'."
+            )
+        if "sqlalchemy" not in app.extensions:
+            raise ConfigurationError(NO_DATABASE)
+        if not self._find_models(app):
+            raise NoUserModelError(
+                "No mapped class is a Flask-Login user. Import your user model before the app is"
+                " first used and let it inherit from 'UserMixin', or pass it:"
+                " 'SessionRegistry(user_model=…)'."
+            )
+        if self._user_model is None and self._registry.database is not None:
+            # Again: another one may have been imported since.
+            models.find_user_model(self._registry.database)
+        # Likewise: a column, or a class that inherits from the user model.
+        self._password_attributes(self._registry.credentials.user_model)
+
+    # -- the models ----------------------------------------------------------------------------
+
+    def _find_models(self, app: Flask) -> bool:
+        """Find the user model and define the tables; return whether that was possible.
+
+        :raises ConfigurationError: what is there can't be used.
+        """
+        registry = self._registry
+        registry.database = registry.database or database_of(app, self._given_db)
+        return self._define()
+
+    def _define(self) -> bool:
+        if self._registry.is_complete:
+            return True
+        with _defining:
+            return self._registry.is_complete or self._define_once()
+
+    def _define_once(self) -> bool:
+        registry = self._registry
+        if registry.database is None:
+            return False
+        user_model = self._user_model or models.find_user_model(registry.database)
+        if user_model is None or sa.inspect(user_model, raiseerr=False) is None:
+            return False
+        user_model = self._broadest(user_model)
+        credentials = Credentials(user_model, self._password_attributes(user_model))
+        if registry.home is None:
+            registry.session_model = self._session_model_for(user_model)
+        else:
+            _check_key(credentials)
+        # Last: from here on, the registry is complete.
+        registry.credentials = credentials
+        self._on_complete(registry)
+        return True
+
+    def _session_model_for(self, user_model: type[t.Any]) -> type[t.Any]:
+        registry = self._registry
+        assert registry.database is not None  # noqa: S101 -- the user model was found in it
+        session_model = self._session_model or models.define_user_session(
+            registry.database, user_model
+        )
+        if not hasattr(session_model, "user_id"):
+            raise ConfigurationError(
+                f"'{session_model.__name__}' has no 'user_id'. Declare it, with its foreign key to"
+                f" '{user_model.__name__}'."
+            )
+        if registry.settings.adopts and not sa.inspect(session_model).columns.user_id.nullable:
+            raise ConfigurationError(
+                f"'adopt' needs a nullable '{session_model.__name__}.user_id'. Remove NOT NULL."
+            )
+        return session_model
+
+    def _broadest(self, user_model: type[t.Any]) -> type[t.Any]:
+        """Return the topmost user class that this one inherits from, if it has a password too."""
+        topmost = models.topmost_user_class(user_model)
+        if topmost is user_model or self._user_model is None:
+            return topmost
+        try:
+            self._password_attributes(topmost)
+        except ConfigurationError:
+            return user_model
+        return topmost
+
+    def _password_attributes(self, user_model: type[t.Any]) -> tuple[str, ...]:
+        settings = self._registry.settings
+        return password_attributes(
+            user_model,
+            settings.password_attribute,
+            search=not settings.password_attribute_is_set,
+        )
+
+
+# -- the parts of an app -------------------------------------------------------------------------
+
+
+def _check_session_type(app: Flask) -> None:
+    if app.config.get("SESSION_TYPE") and not isinstance(
+        app.session_interface, ServerSideSessionInterface
+    ):
+        raise ConfigurationError(
+            "'SESSION_TYPE' is set, but Flask-Session is not set up on this app yet. Move"
+            " 'Session(app)' before the 'init_app' of 'SessionRegistry'."
+        )
+
+
+def _check_models(user_model: object, session_model: object) -> None:
+    if user_model is not None and not (
+        isinstance(user_model, type) and models.is_user_class(user_model)
+    ):
+        raise ConfigurationError(
+            f"'user_model' is {user_model!r}, not a class of Flask-Login users. Let it inherit"
+            " from 'UserMixin'."
+        )
+    if session_model is not None and not (
+        isinstance(session_model, type) and issubclass(session_model, models.UserSessionMixin)
+    ):
+        raise ConfigurationError(
+            f"'session_model' is {session_model!r}. Build it on 'UserSessionMixin'."
+        )
+
+
+def _check_redis(client: t.Any) -> None:
+    if client is None:
+        raise ConfigurationError(
+            "'SESSION_REGISTRY_RECORDS' is 'redis', and there is no client. Give one in"
+            " 'SESSION_REGISTRY_REDIS'."
+        )
+    if not _is_redis_client(client):
+        raise ConfigurationError(
+            f"'SESSION_REGISTRY_REDIS' is a '{type(client).__name__}', not a synchronous client of"
+            " redis-py. Give a 'Redis' or a 'RedisCluster': 'redis.Redis.from_url(…)'."
+        )
+    if _reads_from_replicas(client):
+        raise ConfigurationError(
+            "The client in 'SESSION_REGISTRY_REDIS' reads from replicas, which might not know yet"
+            " that a session has ended. Give one that reads from the primaries."
+        )
+
+
+def _is_redis_client(client: t.Any) -> bool:
+    is_asynchronous = "asyncio" in type(client).__module__
+    is_pipeline = hasattr(client, "command_stack")
+    return (
+        hasattr(client, "zscan")
+        and not inspect.iscoroutinefunction(client.get)
+        and not (is_pipeline or is_asynchronous)
+    )
+
+
+def _reads_from_replicas(client: t.Any) -> bool:
+    return bool(
+        getattr(client, "read_from_replicas", False)
+        or getattr(client, "load_balancing_strategy", None)
+        or not getattr(getattr(client, "connection_pool", None), "is_master", True)
+    )
+
+
+def _check_key(credentials: Credentials) -> None:
+    if kind_of(credentials.key) not in (int, str, uuid.UUID):
+        raise ConfigurationError(
+            f"The primary key of '{credentials.user_model.__name__}' is not an integer, text or a"
+            " UUID, so user sessions can only be kept in SQL. Remove 'SESSION_REGISTRY_RECORDS'."
+        )
+
+
+def geoip_of(path: str | None) -> GeoIPDatabase | None:
+    """Open the database that locates IP addresses, if the app has one.
+
+    :raises ConfigurationError: the file can't be used.
+    """
+    if path is None:
+        return None
+    try:
+        from ._web.geoip import GeoIPDatabase
+    except ImportError:
+        raise ConfigurationError(
+            "'SESSION_REGISTRY_GEOIP_DATABASE' needs the package 'geoip2'. Install"
+            " 'Flask-Session-Registry[geoip]'."
+        ) from None
+    try:
+        return GeoIPDatabase(path)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(
+            f"The file in 'SESSION_REGISTRY_GEOIP_DATABASE', {path!r}, is not a readable GeoIP2"
+            f" database: {error}"
+        ) from error
+
+
+def entries_of(app: Flask) -> Entries:
+    """Return the entries of the app's session store.
+
+    :raises ConfigurationError: the store is of an unknown kind, or not the configured one.
+    """
+    interface = app.session_interface
+    store = store_of(interface)
+    if store is None:
+        raise ConfigurationError(
+            f"The session interface of this app, '{type(interface).__name__}', is neither Flask's"
+            " nor Flask-Session's. Say how its entries are deleted: 'register_session_store'."
+        )
+    setting = f"SESSION_{str(app.config.get('SESSION_TYPE')).upper()}"
+    client = app.config.get(setting)
+    # Flask-Session ignores a client that it doesn't know, such as a Redis Cluster.
+    if client is not None and getattr(interface, "client", client) is not client:
+        raise ConfigurationError(
+            f"Flask-Session does not use the client in '{setting}', but one for this machine that"
+            " it has made itself. Set 'app.session_interface.client' to yours, between"
+            " 'Session(app)' and the 'init_app' of 'SessionRegistry'."
+        )
+    return Entries(interface, store)
