@@ -1,4 +1,4 @@
-"""Real browsers, which visit the example app."""
+"""Drive real browsers against the example app."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IPHONE = (
     " Gecko) Version/17.5 Mobile/15E148 Safari/604.1"
 )
 
-# Nothing that asks the network for anything but the page.
+# No network requests beyond the page itself.
 _FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -51,7 +51,7 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def serving(app: Flask) -> Iterator[str]:
-    """Serve an app; its address."""
+    """Serve an app and yield its address."""
     server = make_server("127.0.0.1", 0, app, threaded=True)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -63,7 +63,7 @@ def serving(app: Flask) -> Iterator[str]:
 
 @contextmanager
 def example(folder: Path, **settings: t.Any) -> Iterator[Flask]:
-    """The example app on SQLite and files in a folder, with one user."""
+    """Yield the example app, with one user, on SQLite and files in a folder."""
 
     sys.path.insert(0, str(EXAMPLE))
     from accounts import create_app
@@ -87,7 +87,7 @@ def example(folder: Path, **settings: t.Any) -> Iterator[Flask]:
 
 
 class Device:
-    """A browser of one person: cookies of its own, a name, a screen."""
+    """One person's browser, with its own cookies, name and screen."""
 
     def __init__(self, browser: Browser, url: str, user_agent: str, **options: t.Any) -> None:
         self.context: BrowserContext = browser.new_context(
@@ -95,13 +95,13 @@ class Device:
         )
         self.context.set_default_timeout(20_000)
         self.page: Page = self.context.new_page()
-        #: What the browser complains of: scripts and styles that the policy forbids, say.
+        #: Console messages and page errors: scripts and styles blocked by the policy, for example.
         self.complaints: list[str] = []
         self.page.on("console", self._note)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
 
     def _note(self, said: t.Any) -> None:
-        # Every browser asks for it, and no app has to have it.
+        # Every browser requests it, and no app has to provide it.
         if not said.location["url"].endswith("/favicon.ico"):
             self.complaints.append(said.text)
 
@@ -119,14 +119,14 @@ class Device:
         self.press("Change the password")
 
     def press(self, button: str) -> None:
-        """Press the button of a form, and wait for what comes of it."""
+        """Press a form's button and wait for the navigation it causes."""
         with self.page.expect_navigation():
             main = self.page.get_by_role("main")
             main.get_by_role("button", name=button, exact=True).click()
 
     @property
     def names(self) -> list[str]:
-        """The names of the devices on the page, the first one first."""
+        """The device names on the page, in order."""
         self.page.goto(PAGE)
         return self.page.locator(".user-sessions h2 bdi").all_inner_texts()
 

@@ -26,7 +26,7 @@ from flask_session_registry import (
 
 @pytest.fixture(autouse=True)
 def no_connection_is_left() -> Iterator[None]:
-    """Close what a test has opened on SQLite: each makes engines of its own."""
+    """Close the SQLite connections that a test opened: each test creates its own engines."""
     opened: list[sqlite3.Connection] = []
 
     def note(connection: t.Any, _: t.Any) -> None:
@@ -45,7 +45,7 @@ SiteFactory = Callable[..., Site]
 
 @pytest.fixture(autouse=True)
 def no_receiver_is_left() -> Iterator[None]:
-    """Disconnect what a test has connected to the signals, which are the same for all apps."""
+    """Disconnect the receivers that a test connected: signals are shared by all apps."""
     yield
     for signal in (purge_failed, session_registered, session_rejected, session_revoked):
         signal._clear_state()
@@ -53,13 +53,16 @@ def no_receiver_is_left() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def logger_is_enabled() -> None:
-    """Flask-Migrate's logging configuration disables those that exist."""
+    """Enable the package's logger: Flask-Migrate's logging configuration disables existing ones."""
     logging.getLogger("flask_session_registry").disabled = False
 
 
 @pytest.fixture(scope="session")
 def databases() -> Iterator[Callable[[str], str | None]]:
-    """Addresses of databases for the whole run, one of each kind, made when first asked for."""
+    """Yield a function that returns a database URL for each kind.
+
+    Each database is created on first use and shared by the whole run.
+    """
     with contextlib.ExitStack() as stack:
         made: dict[str, str | None] = {"sqlite": None}
 
@@ -72,9 +75,9 @@ def databases() -> Iterator[Callable[[str], str | None]]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Each test of a site is run with the user sessions in each of their homes.
+    """Run each test of a site with SQL records and with Redis records.
 
-    What is about the table is marked so.
+    Tests marked "table" run with SQL records only.
     """
     if "home" in metafunc.fixturenames:
         is_about_table = metafunc.definition.get_closest_marker("table")
@@ -86,7 +89,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def make_site(
     tmp_path: Path, databases: Callable[[str], str | None], home: str
 ) -> Iterator[SiteFactory]:
-    """Make sites, each on an empty database and an empty session store."""
+    """Yield a factory of sites, each on an empty database and an empty session store."""
     sites: list[Site] = []
 
     def make(store: str = "files", database: str = "sqlite", **options: t.Any) -> Site:
@@ -112,19 +115,19 @@ def make_site(
 
 @pytest.fixture
 def site(make_site: SiteFactory) -> Site:
-    """A site on files and SQLite."""
+    """Return a site on files and SQLite."""
     return make_site()
 
 
 @pytest.fixture(params=STORES)
 def store_site(request: pytest.FixtureRequest, make_site: SiteFactory) -> Site:
-    """A site on each session store."""
+    """Return a site on each session store."""
     return make_site(request.param)
 
 
 @pytest.fixture(params=DATABASES)
 def database_site(request: pytest.FixtureRequest, make_site: SiteFactory) -> Site:
-    """A site on each database."""
+    """Return a site on each database."""
     return make_site("files", request.param)
 
 
@@ -140,5 +143,5 @@ def chrome(site: Site) -> Browser:
 
 @pytest.fixture(params=DATABASES)
 def database(request: pytest.FixtureRequest) -> str:
-    """The name of each kind of database."""
+    """Return the name of each kind of database."""
     return str(request.param)

@@ -1,4 +1,4 @@
-"""Many visits at the same moment, and visits that go on all the while."""
+"""Run visits at the same moment, or continuously in the background."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _Result = t.TypeVar("_Result")
 
 
 def at_once(visits: Sequence[Callable[[], _Result]]) -> list[_Result]:
-    """Begin the visits at the same moment, each in a thread of its own: their results."""
+    """Start the visits at the same moment, each in its own thread, and return their results."""
     barrier = threading.Barrier(len(visits))
 
     def begin(visit: Callable[[], _Result]) -> _Result:
@@ -25,9 +25,9 @@ def at_once(visits: Sequence[Callable[[], _Result]]) -> list[_Result]:
 
 @contextmanager
 def all_the_while(visits: Sequence[Callable[[], object]]) -> Iterator[None]:
-    """Each visit again and again, in a thread of its own, until the block is left.
+    """Repeat each visit in its own thread until the block is left.
 
-    The block begins once each has been made, and each is begun once more after it.
+    The block starts after each visit has run once. Each visit runs once more after the block ends.
     """
     under_way = [threading.Event() for _ in visits]
     is_over = threading.Event()

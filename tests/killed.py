@@ -1,9 +1,9 @@
-"""An app whose processes are killed: ``python killed.py SETTINGS``, with orders on the input.
+"""An app whose processes are killed: ``python killed.py SETTINGS``, with orders on stdin.
 
-Each order is a password change, which a process of its own makes: it is forked from one that has
-made another already, so that it loses no time, and is killed (SIGKILL) at a numbered point, or
-after so many seconds, or not at all. Points are before and after each SQL statement, each commit,
-and each command to Redis.
+Each order is a password change, made by a separate process. That process is forked from one that
+has already changed a password, so that it loses no time. It is killed (SIGKILL) at a numbered
+point, after a number of seconds, or not at all. There is a point before and after each SQL
+statement, each commit and each Redis command.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from site_under_test import Site
 
 
 class Points:
-    """Where in its work this process is."""
+    """Count the points that this process has reached, and kill it at the fatal one."""
 
     def __init__(self) -> None:
         self.reached = 0
@@ -37,7 +37,7 @@ class Points:
         self.reached += 1
 
     def around(self, owner: t.Any, name: str) -> None:
-        """Points before and after each call of a method."""
+        """Add a point before and after each call of a method."""
         method = getattr(owner, name)
 
         def watched(*arguments: t.Any, **named: t.Any) -> t.Any:
@@ -73,11 +73,11 @@ def change_password(site: Site, order: dict[str, t.Any], points: Points) -> dict
 
 
 def obey(site: Site, order: dict[str, t.Any], points: Points) -> dict[str, t.Any]:
-    """What the process has answered; without a status if it was killed."""
+    """Return the process's answer, or an empty one if the process was killed."""
     readable, writable = os.pipe()
     child = os.fork()
     if child == 0:
-        # Should it hang, it must not keep the test waiting.
+        # A process that hangs must not block the test.
         signal.alarm(60)
         os.close(readable)
         os.write(writable, b" ")
@@ -101,7 +101,7 @@ def main() -> None:
     folder = Path(settings["folder"])
     folder.mkdir()
     site = Site(folder, store="redis", home=settings["home"], users=(), **settings["config"])
-    # Everything that is only done the first time.
+    # Do everything that only happens the first time.
     browser = site.browser("Bob's")
     browser.login("bob")
     browser.post("/password", password="another")

@@ -1,7 +1,8 @@
-"""A model of the whole: who is signed in, after anything that may happen, on every session store.
+"""A model of the whole system: who is signed in after any sequence of events, on every store.
 
-``python -m tests.model --steps 100000`` takes that many random steps on each store, and prints how
-many, and with which seed. ``test_model.py`` takes a few. What fails is told as the shortest story.
+``python -m tests.model --steps 100000`` takes that many random steps on each store and prints the
+step count and the seeds. ``test_model.py`` takes a few. A failure is reported as the shortest story
+that reproduces it.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ from flask_session_registry import session_registered
 from flask_session_registry._request import persistence as tracking
 
 USERS = ("ann", "bob")
-#: As many as one story may have: each is looked at after each step.
+#: Limits for one story, because every jar is checked after each step.
 BROWSERS, JARS, EARLIER = 4, 7, 4
-#: What becomes of the transaction in which something is done.
+#: What happens to the transaction that contains the step.
 OUTCOMES = (
     "committed",
     "rolled back",
@@ -69,13 +70,13 @@ COMMITTED = ("committed", "savepoint released, then committed")
 
 @dataclasses.dataclass(eq=False)
 class Login:
-    """One browser in which somebody has signed in: a user session."""
+    """One user session: a browser in which a user signed in."""
 
     id: uuid.UUID
     user: str
-    #: The one that it was opened with.
+    #: The password that it was opened with.
     password: str
-    #: Its session id now, and how many it has had.
+    #: Its current session id, and the number of its rotations.
     key: str
     number: int = 0
     is_over: bool = False
@@ -83,7 +84,7 @@ class Login:
 
 
 class Ticket(t.NamedTuple):
-    """What a cookie says, and the key that it is signed with."""
+    """What a cookie says, and the key that signed it."""
 
     login: Login
     number: int
@@ -93,16 +94,16 @@ class Ticket(t.NamedTuple):
 
 @dataclasses.dataclass(eq=False)
 class Jar:
-    """The cookies of a browser, or of a thief."""
+    """The cookies of a browser or of a thief."""
 
     browser: Browser
     session: Ticket | None = None
-    #: The "remember me" cookie, where it has its companion.
+    #: The "remember me" cookie, if its binding cookie is with it.
     remember: Ticket | None = None
 
 
 class Model:
-    """A cookie jar is signed in exactly when this says so."""
+    """Decide who is signed in: the site must agree for every cookie jar."""
 
     def __init__(self, passwords: dict[str, str], secret: str, *, has_store: bool) -> None:
         self.passwords = passwords
@@ -117,11 +118,11 @@ class Model:
         return not login.is_over and login.password == self.passwords[login.user]
 
     def opens(self, ticket: Ticket) -> bool:
-        """Whether the site can read a session cookie at all."""
+        """Return whether the site can read this session cookie at all."""
         return ticket.key in self.entries if self.has_store else ticket.secret in self.secrets
 
     def ticket_of(self, jar: Jar) -> Ticket | None:
-        """The cookie that counts: a session that can be read, else what remembers one."""
+        """Return the cookie that counts: a readable session, or else a "remember me" cookie."""
         if jar.session and self.opens(jar.session):
             return jar.session
         # Flask-Login signs and reads its cookie with the newest key only.
@@ -129,7 +130,7 @@ class Model:
         return jar.remember if is_readable else None
 
     def login_of(self, jar: Jar) -> Login | None:
-        """Who is signed in with these cookies."""
+        """Return the login that these cookies are signed in with."""
         ticket = self.ticket_of(jar)
         if ticket and self.stands(ticket.login) and ticket.number == ticket.login.number:
             return ticket.login
@@ -139,7 +140,7 @@ class Model:
         has_session = jar.session is not None and self.opens(jar.session)
         return not has_session and self.login_of(jar) is not None
 
-    # What happens to cookie jars. 'key' is the session id that the answer gave.
+    # What happens to cookie jars. 'key' is the session id in the response.
 
     def visit(self, jar: Jar, key: str) -> Login | None:
         login = self.login_of(jar)
@@ -148,12 +149,12 @@ class Model:
         elif self.returns(jar):
             self.move(jar, login, key)
         elif self.has_store and jar.session:
-            # Of those who have returned by "remember me" each has an id; the row names one.
+            # Every jar restored from a "remember me" cookie has its own id; the row names one.
             self.keep(login, jar.session.key)
         return login
 
     def move(self, jar: Jar, login: Login, key: str) -> None:
-        """A session goes on under a new id, and what it had in the store is gone."""
+        """Continue a session under a new id and drop its old store entry."""
         if jar.session:
             self.entries.discard(jar.session.key)
         self.keep(login, key)
@@ -161,13 +162,13 @@ class Model:
         jar.session = Ticket(login, login.number, key, self.secrets[0])
 
     def keep(self, login: Login, key: str) -> None:
-        """A session goes on under this id: the entry that its row has named is gone."""
+        """Continue a session under this id and drop the entry that its row named before."""
         if key != login.key:
             self.entries.discard(login.key)
             login.key = key
 
     def rotate(self, jar: Jar, login: Login, key: str) -> None:
-        """The same, and copies of the cookies from before are dead."""
+        """Continue a session under a new id, and invalidate earlier copies of its cookies."""
         login.number += 1
         self.move(jar, login, key)
         if jar.remember and jar.remember.secret in self.secrets:
@@ -194,7 +195,10 @@ class Model:
             self.purge(login)
 
     def leave(self, login: Login) -> None:
-        """A request ends its own session: of one from before a rotation it knows no entry."""
+        """End a request's own session.
+
+        If it was rotated, the request doesn't know the entry from before.
+        """
         self.end(login)
         if login.number:
             login.is_purged = False
@@ -209,7 +213,7 @@ class Model:
                 self.end(login)
 
     def change_password(self, user: str, password: str, by: Login | None) -> bool:
-        """Whether the session of who did it goes on under a new id."""
+        """Return whether the session that made the change continues under a new id."""
         if password == self.passwords[user]:
             return False
         self.passwords[user] = password
@@ -220,7 +224,7 @@ class Model:
         return True
 
     def rehash(self, user: str, password: str) -> None:
-        """The same password, stored otherwise."""
+        """Store the same password under another hash."""
         for login in self.logins:
             if login.user == user and self.stands(login):
                 login.password = password
@@ -231,18 +235,18 @@ class Model:
 
 
 class RaisedError(Exception):
-    """What a view, or a script, raises half way."""
+    """Raised halfway through by a view or a script."""
 
 
 class Down:
-    """The client of a store that can't be reached."""
+    """The client of an unreachable store."""
 
     def __getattr__(self, name: str) -> t.Any:
         raise ConnectionError("The session store is down.")
 
 
 class Stage(Site):
-    """A site whose views do what they are told by the story."""
+    """A site whose views run what the story tells them to."""
 
     def __init__(self, folder: Path, store: str, home: str) -> None:
         super().__init__(folder, store=store, home=home, users=USERS)
@@ -255,7 +259,7 @@ class Stage(Site):
         self.registered: list[uuid.UUID] = []
         #: All session ids that the story has seen.
         self.keys: set[str] = set()
-        #: The keys of all entries that it has written, seen or not.
+        #: The keys of all entries that the story wrote, seen or not.
         self.written: set[str] = set()
         self.pool = ThreadPoolExecutor(1)
         self.steps = 0
@@ -280,7 +284,7 @@ class Stage(Site):
 
         @sa.event.listens_for(engine, "connect")
         def connect(connection: t.Any, _: t.Any) -> None:
-            # SQLAlchemy's recipe: the driver would commit at the release of a savepoint.
+            # SQLAlchemy's recipe: otherwise the driver commits when a savepoint is released.
             connection.isolation_level = None
             connection.execute("PRAGMA synchronous=OFF")
 
@@ -325,7 +329,7 @@ class Stage(Site):
         @app.post("/held")
         @login_required
         def held() -> str:
-            # As the check has loaded it, before anything else happens.
+            # The hash as the session check loaded it, before anything else happens.
             assert current_user.password_hash
             self.db.session.rollback()
             self.pool.submit(self.told_meanwhile).result(60)
@@ -346,9 +350,9 @@ class Stage(Site):
         super().close()
 
     def reset(self) -> dict[str, str]:
-        """As it was at the beginning: the passwords."""
+        """Restore the initial state and return the passwords."""
         with self.context():
-            # Also what a failing step has not told: the next story would count it.
+            # Include entries that a failing step didn't report: the next story would count them.
             for store_id in self.written:
                 self.interface._delete_session(store_id)
             self.forget_all()
@@ -360,7 +364,7 @@ class Stage(Site):
         self.app.config.update(SECRET_KEY="first secret", SECRET_KEY_FALLBACKS=None)
         return {name: f"first of {name}" for name in USERS}
 
-    # -- the store: through Flask-Session, whichever it is -------------------------------------
+    # -- the store: through Flask-Session, whichever one it is ---------------------------------
 
     def read(self, key: str) -> dict[str, t.Any] | None:
         with self.context():
@@ -394,13 +398,13 @@ class Stage(Site):
 
 users = st.sampled_from(USERS)
 outcomes = st.sampled_from([*OUTCOMES, *COMMITTED])
-#: Whether who is signed out signs in first: not, or with "remember me", or without.
+#: Whether a signed-out actor signs in first: no, with "remember me", or without it.
 signing_in = st.sampled_from([None, True, False])
 rarely = st.sampled_from([False, False, False, True])
-#: What a request does after it was held, and which of that is a change of the password.
+#: What a request does after it was held, and which of these change the password.
 HELD = ("change", "rehash", "revoke the others", "rotate", "sign in", "sign out")
 CHANGES = ("change", "rehash")
-#: What happens meanwhile.
+#: What happens in the meantime.
 meanwhile = st.lists(
     st.sampled_from(
         [
@@ -414,14 +418,14 @@ mostly = st.sampled_from([True, True, True, False])
 
 
 def is_lively(story: Story) -> bool:
-    """Whether there is something to end: else a story would soon be one of the dead."""
+    """Return whether at least two jars are signed in, so that a story keeps sessions to end."""
     return sum(story.model.login_of(jar) is not None for jar in story.all) >= 2
 
 
 class Story(RuleBasedStateMachine):
     """Several browsers, several users, and thieves.
 
-    An actor is a cookie jar, or ``None``: a shell.
+    An actor is a cookie jar, or ``None`` for a shell.
     """
 
     jars = Bundle("jars")
@@ -432,10 +436,10 @@ class Story(RuleBasedStateMachine):
         self.site = site
         self.model = Model(site.reset(), "first secret", has_store=site.has_store)
         self.all: list[Jar] = []
-        #: The cookies that the browsers had before: a thief may have copied them.
+        #: The cookies that browsers had earlier: a thief may have copied them.
         self.earlier: collections.deque[Jar] = collections.deque(maxlen=EARLIER)
         self.copied: dict[Jar, Jar] = {}
-        #: What was in the store, by session id.
+        #: Copies of store entries, by session id.
         self.copies: dict[str, dict[str, t.Any]] = {}
         self.status = 0
         self.counter = itertools.count(1)
@@ -460,7 +464,7 @@ class Story(RuleBasedStateMachine):
     ) -> None:
         """Send a request.
 
-        :param status: of the answer; ``None``: the caller looks at it.
+        :param status: expected in the response; ``None`` if the caller checks it.
         """
         self.site.error = None
         response = jar.browser.open(method, path, data=form)
@@ -470,7 +474,7 @@ class Story(RuleBasedStateMachine):
             raise AssertionError(answer) from self.site.error
 
     def look(self, jar: Jar) -> None:
-        """Whether the site and the model agree about these cookies."""
+        """Check that the site and the model agree about these cookies."""
         login = self.model.login_of(jar)
         returns, before = self.model.returns(jar), self.key_of(jar)
         assert jar.browser.get("/who").text == (login.user if login else "nobody"), jar
@@ -480,7 +484,7 @@ class Story(RuleBasedStateMachine):
     def new_login(self, jar: Jar, user: str, password: str) -> Login:
         lost = jar.session.login if jar.session and not self.model.opens(jar.session) else None
         may_end = lost and lost.user == user and not lost.is_over and self.model.has_store
-        # A login may replace the session whose entry the store has lost.
+        # A login may replace a session whose store entry was lost.
         if lost and may_end and any(row.revoked_at for row in self.site.rows(id=lost.id)):
             self.model.leave(lost)
         return Login(self.site.registered[-1], user, password, self.key_of(jar))
@@ -496,9 +500,9 @@ class Story(RuleBasedStateMachine):
         outcome: str,
         follow: Callable[[Login | None], t.Any],
     ) -> t.Any:
-        """Do something in a transaction; what it returned.
+        """Do something in a transaction and return its result.
 
-        :param follow: the same in the model, if that was committed. It is told who has done it.
+        :param follow: does the same in the model, after a commit. It receives the login that acted.
         """
         site, results = self.site, []
 
@@ -544,13 +548,13 @@ class Story(RuleBasedStateMachine):
         self.ask(actor, "POST", "/do", status=status)
         if by is not None and outcome in COMMITTED:
             follow(by)
-        # At the end of the request, if its session stands then, the row is to name its id.
+        # At the end of the request, the row names this id if the session is still active.
         self.model.visit(actor, self.key_of(actor))
         return results[0] if by else None
 
     @contextlib.contextmanager
     def store(self, *, is_down: bool) -> Iterator[None]:
-        """Within it, the session store can't be reached."""
+        """Make the session store unreachable within the block."""
         if is_down and self.site.has_store:
             self.model.store_is_up = False
             with self.site.store_down():
@@ -560,9 +564,9 @@ class Story(RuleBasedStateMachine):
             yield
 
     def numbers(self, user: str, *, but: Login | None = None) -> range:
-        """How many sessions a revocation may say that it ends.
+        """Return how many sessions a revocation may report as ended.
 
-        Those that are dead by their fingerprint only it may count, or not.
+        It may count sessions that only their fingerprint invalidates, or leave them out.
         """
         left = [x for x in self.model.logins if x.user == user and not x.is_over and x is not but]
         return range(sum(map(self.model.stands, left)), len(left) + 1)
@@ -623,7 +627,7 @@ class Story(RuleBasedStateMachine):
         ),
     )
     def steal(self, jar: Jar, what: str) -> Jar:
-        """Copy cookies, to be sent later."""
+        """Copy cookies, to be replayed later."""
         cookies = jar.browser.cookies
         if what == "the session":
             cookies.pop("remember_token", None)
@@ -726,7 +730,7 @@ class Story(RuleBasedStateMachine):
         which: int,
         first: bool | None = None,
     ) -> None:
-        """One session; with a user, somebody else's is an unknown one."""
+        """Revoke one session; with a user, another user's session is treated as unknown."""
         self.sign_in_first(actor, user or USERS[0], first)
         login = self.model.logins[-1 - which % len(self.model.logins)]
         is_own = user in (None, login.user)
@@ -741,7 +745,7 @@ class Story(RuleBasedStateMachine):
                 self.model.end(login)
 
         ended = self.perform(actor, revoke, outcome, follow)
-        # Whether it has ended one that was dead by its fingerprint only is not promised.
+        # Whether it reports a session that only its fingerprint invalidated is not promised.
         if ended is not None and (stands or was_over or not is_own):
             assert ended is (is_own and stands)
 
@@ -750,7 +754,7 @@ class Story(RuleBasedStateMachine):
     @precondition(is_lively)
     @rule(jar=jars, actor=actors, user=users, is_sign_out=rarely)
     def answer_late(self, jar: Jar, actor: Jar | None, user: str, is_sign_out: bool) -> None:
-        """A request has passed the check, and is answered after something else has happened."""
+        """A request passes the check and responds after something else has happened."""
         model, login, ticket = self.model, self.model.login_of(jar), self.model.ticket_of(jar)
         if login is None or ticket is None or actor is jar:
             return
@@ -766,8 +770,8 @@ class Story(RuleBasedStateMachine):
         self.ask(jar, "POST", "/slow")
         key = self.key_of(jar)
         if model.has_store and renews:
-            # Its row is to name another id: refused, if the session has ended. The entry that it
-            # names by now, because a copy has come back meanwhile, stays where it is.
+            # Its row would have to name another id: refused if the session has ended. The entry
+            # that the row names by now, because a copy was restored in the meantime, stays.
             if not model.stands(login) or ticket.number != login.number:
                 return
             model.entries.discard(named)
@@ -779,7 +783,7 @@ class Story(RuleBasedStateMachine):
     @precondition(is_lively)
     @rule(jar=jars, actor=actors, verb=st.sampled_from(HELD), steps=meanwhile)
     def go_on_late(self, jar: Jar, actor: Jar | None, verb: str, steps: list[str]) -> None:
-        """A request has passed the check, and goes on after something else has happened."""
+        """A request passes the check and continues after something else has happened."""
         model, login, ticket = self.model, self.model.login_of(jar), self.model.ticket_of(jar)
         if login is None or ticket is None or actor is jar or model.returns(jar):
             return
@@ -818,13 +822,13 @@ class Story(RuleBasedStateMachine):
         elif is_its_own and verb == "rotate":
             model.rotate(jar, login, key)
         elif is_its_own and verb == "sign in":
-            # A new hash of the same password has been followed by the session that it replaces.
+            # The session that it replaces has followed a new hash of the same password.
             again = Login(self.site.registered[-1], login.user, login.password, key)
             model.leave(login)
             model.logins.append(again)
             model.move(jar, again, key)
         else:
-            # Its session has ended, or gone on elsewhere: it takes no cookie, and leaves none.
+            # Its session has ended or moved on elsewhere: it receives no cookie and clears none.
             assert key == before
 
     def do_late(self, verb: str, user: str, new: str) -> None:
@@ -847,7 +851,7 @@ class Story(RuleBasedStateMachine):
             logout_user()
 
     def happen(self, step: str, actor: Jar | None, login: Login) -> None:
-        """One thing that happens while a request of this login is held."""
+        """Do one thing while a request of this login is held."""
         if step == "change":
             self.change_password(actor, login.user, "committed", True)
         elif step == "change in SQL":
@@ -869,7 +873,7 @@ class Story(RuleBasedStateMachine):
     @precondition(is_lively)
     @rule(jar=jars, user=users)
     def sign_in_with_old_password(self, jar: Jar, user: str) -> None:
-        """The old password was right when it was checked, and is changed before the login."""
+        """Log in with a password that changes between its check and the login."""
         password = self.model.passwords[user]
         self.site.told_meanwhile = lambda: self.change_password(None, user, "committed", True)
         self.ask(jar, "POST", f"/slow-login/{user}")
@@ -880,7 +884,7 @@ class Story(RuleBasedStateMachine):
     @precondition(lambda self: self.copies)
     @rule(which=st.integers(0, 9))
     def write_entry_back(self, which: int) -> None:
-        """As a request in flight does, or a backup."""
+        """Write an entry back, as a request in flight or a restored backup does."""
         key = list(self.copies)[-1 - which % len(self.copies)]
         self.site.write(key, self.copies[key])
         self.model.entries.add(key)
@@ -896,7 +900,7 @@ class Story(RuleBasedStateMachine):
     @precondition(is_lively)
     @rule(jar=jars, user=users, what=st.sampled_from(["password", "all", "one"]))
     def store_is_down(self, jar: Jar, user: str, what: str) -> None:
-        """Nobody can be served; what ends sessions in a shell ends them all the same."""
+        """Requests fail while the store is down, but revocations in a shell still take effect."""
         with self.store(is_down=True):
             if what == "password":
                 self.change_password(None, user, "committed", True)
@@ -909,13 +913,13 @@ class Story(RuleBasedStateMachine):
 
     @rule()
     def prune(self) -> None:
-        """No entry of an ended session is left, but those that were written back after a purge."""
+        """After a prune, ended sessions have no entries except those written back after a purge."""
         with self.site.context():
             self.site.sessions.prune()
             assert not any(self.site.sessions.prune())
         for login in self.model.logins:
             if self.site.home != "table" and not login.is_over and not self.model.stands(login):
-                # There it also ends what an earlier password keeps out.
+                # With Redis records, a prune also ends sessions opened with an earlier password.
                 login.is_over = True
             if login.is_over and not login.is_purged:
                 self.model.purge(login)
@@ -929,7 +933,7 @@ class Story(RuleBasedStateMachine):
                 if key in current:
                     assert is_there == (key in self.model.entries)
                 elif not is_there:
-                    # One that was left behind may be deleted at any time.
+                    # A stale entry may be deleted at any time.
                     self.model.entries.discard(key)
             assert len(self.site.signed_in_entries()) <= len(self.model.entries)
 
@@ -944,12 +948,12 @@ class Story(RuleBasedStateMachine):
         self.site.app.config["SECRET_KEY"] = model.secrets[0]
         self.site.app.config["SECRET_KEY_FALLBACKS"] = model.secrets[1:]
 
-    # -- what is always true -----------------------------------------------------------------
+    # -- invariants --------------------------------------------------------------------------
 
     @invariant()
     def every_jar_is_signed_in_exactly_when_the_model_says_so(self) -> None:
         for jar in [*self.all, *self.earlier]:
-            # A return by "remember me" gives a new id: that is a visit.
+            # A return by "remember me" gets a new id, so it is a visit of its own.
             if (jar.session or jar.remember) and not self.model.returns(jar):
                 browser = self.site.browser("Firefox", **jar.browser.cookies)
                 self.look(dataclasses.replace(jar, browser=browser))
@@ -966,7 +970,7 @@ class Story(RuleBasedStateMachine):
             browser = self.site.browser("Firefox", **cookies)
             self.copied[jar] = Jar(browser, jar.session, jar.remember)
             if "remember_token" in cookies:
-                # Without its companion it is worth nothing.
+                # Without its binding cookie it is worthless.
                 alone = self.site.browser("Firefox", remember_token=cookies["remember_token"])
                 self.look(Jar(alone))
             if self.site.has_store and jar.session and self.model.opens(jar.session):
@@ -981,7 +985,7 @@ class Story(RuleBasedStateMachine):
                 standing = filter(self.model.stands, self.model.logins)
                 assert shown == {login.id for login in standing if login.user == user.name}
         if self.site.has_store:
-            # pymemcache waits for no reply when it writes. When it has read, it has written.
+            # pymemcache doesn't wait for a reply to a write. Once it has read, it has written.
             self.site.read("nothing")
 
     def teardown(self) -> None:
@@ -995,11 +999,11 @@ class Story(RuleBasedStateMachine):
 
 @contextlib.contextmanager
 def open_stage(store: str, home: str) -> Iterator[Stage]:
-    """A site on one kind of store, without what makes its stories differ from run to run."""
+    """Yield a site on one kind of store, without anything that varies between runs."""
     late, sleep = tracking.LATE, flask_session._utils.time
-    # A request that answers late writes its session back, however long the machine has taken.
+    # A late request writes its session back, however slow the machine is.
     tracking.LATE = float("inf")
-    # Flask-Session waits before it tries a store once more.
+    # Flask-Session waits before it retries a store.
     flask_session._utils.time = types.SimpleNamespace(sleep=lambda _: None)
     logging.disable(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder:
@@ -1013,9 +1017,9 @@ def open_stage(store: str, home: str) -> Iterator[Stage]:
 
 
 def tell(stage: Stage, number: int, **options: t.Any) -> None:
-    """Tell stories: those of this number, always the same.
+    """Run the stories of this number, which are always the same.
 
-    :raises Exception: what fails, with the shortest story that makes it fail.
+    :raises Exception: the failure, with the shortest story that reproduces it.
     """
     options.setdefault("phases", [Phase.generate, Phase.shrink])
     quietly = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
@@ -1029,10 +1033,14 @@ def tell(stage: Stage, number: int, **options: t.Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.model", description=__doc__)
-    parser.add_argument("--steps", type=int, default=100_000, help="on each store")
-    parser.add_argument("--store", choices=KINDS, action="append", help="by default most of them")
-    parser.add_argument("--home", choices=HOMES, default="table", help="of the user sessions")
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="the first of them")
+    parser.add_argument("--steps", type=int, default=100_000, help="steps on each store")
+    parser.add_argument(
+        "--store", choices=KINDS, action="append", help="a session store; by default, most of them"
+    )
+    parser.add_argument(
+        "--home", choices=HOMES, default="table", help="where user sessions are kept"
+    )
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="the first seed")
     arguments = parser.parse_args()
     for store in arguments.store or STORES:
         began = time.monotonic()

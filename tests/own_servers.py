@@ -1,6 +1,7 @@
-"""Servers of a test's own, which it may stop, hang and start again.
+"""Servers private to one test, which may stop, hang and restart them.
 
-Never those that other tests use: each is started from its binary, on a free port.
+Never use the servers that other tests share: each of these is started from its binary, on a free
+port.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from redis.retry import Retry
 
 
 class OwnServer:
-    """A server process, with the children that it has."""
+    """A server process and its children."""
 
     def __init__(
         self,
@@ -53,18 +54,18 @@ class OwnServer:
         assert servers.wait_for(self._answers, 60), f"{self._command[0]} does not answer."
 
     def kill(self) -> None:
-        """Stop it as a power cut does (SIGKILL): no connection is closed in good order."""
+        """Stop it as a power cut does (SIGKILL), without closing any connection."""
         pids = self._hold()
         self.is_hanging = False
         for pid in pids:
             _send(pid, signal.SIGKILL)
         t.cast("subprocess.Popen[bytes]", self._process).wait(30)
         self._process = None
-        # A PostgreSQL that finds one of them alive does not start.
+        # PostgreSQL doesn't start while one of its old processes is alive.
         assert servers.wait_for(lambda: not any(_is_alive(pid) for pid in pids))
 
     def hang(self) -> None:
-        """Let it accept connections, and answer nothing any more (SIGSTOP)."""
+        """Keep accepting connections, but never answer (SIGSTOP)."""
         self._hold()
         self.is_hanging = True
 
@@ -74,14 +75,14 @@ class OwnServer:
             _send(pid, signal.SIGCONT)
 
     def restore(self) -> None:
-        """Running, whatever a test has done to it."""
+        """Make it run again, whatever a test has done to it."""
         if self.is_hanging:
             self.go_on()
         if self._process is None:
             self.start()
 
     def close(self) -> None:
-        """Stop it in good order: one that is killed leaves shared memory behind."""
+        """Shut it down cleanly: a killed server leaves shared memory behind."""
         if self._process is None:
             return
         self.go_on()
@@ -92,7 +93,7 @@ class OwnServer:
             self.kill()
 
     def _hold(self) -> list[int]:
-        # The first one first: then there will be no more of them.
+        # Stop the parent first, so that it forks no more children.
         (first, *_) = self._pids()
         _send(first, signal.SIGSTOP)
         pids = self._pids()
@@ -102,7 +103,7 @@ class OwnServer:
 
     def _pids(self) -> list[int]:
         assert self._process is not None, "This server is stopped."
-        # PostgreSQL's children are in process groups of their own.
+        # PostgreSQL's children have process groups of their own.
         return [self._process.pid, *_children(self._process.pid)]
 
 
@@ -115,9 +116,9 @@ def _all_pids() -> list[int]:
 
 
 def _status(pid: int) -> tuple[str, int] | None:
-    """The state of a process and its parent."""
+    """Return a process's state and its parent's pid."""
     with suppress(OSError):
-        # The name, in brackets, may have anything in it.
+        # The name, in parentheses, may contain anything.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return fields[0], int(fields[1])
     return None
@@ -164,7 +165,7 @@ def _folder(owner: str | None = None) -> Iterator[str]:
 
 
 def redis_client(url: str, *, timeout: float | None) -> redis.Redis:
-    """A client that says at once what has happened, and tries nothing twice."""
+    """Return a client that reports errors at once and never retries."""
     return redis.Redis.from_url(
         url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
     )
@@ -172,13 +173,13 @@ def redis_client(url: str, *, timeout: float | None) -> redis.Redis:
 
 @contextmanager
 def own_redis(*, is_persistent: bool = True) -> Iterator[OwnServer]:
-    """A Redis that has everything again when it is started again, or nothing."""
+    """Yield a Redis that has all its data again after a restart, or none of it."""
     program = _program("Redis", "redis-server", "valkey-server")
     port = servers.free_port()
     url = f"redis://127.0.0.1:{port}/0"
 
     def answers() -> bool:
-        # While it loads its file it is there, but says that it is busy.
+        # While Redis loads its file, it answers that it is busy.
         with suppress(redis.RedisError), redis_client(url, timeout=1) as client:
             return bool(client.ping())
         return False
@@ -235,11 +236,12 @@ def own_postgresql() -> Iterator[OwnServer]:
         )
         server = OwnServer(
             url,
-            # A killed process loses nothing of what the kernel has: no need to wait for the disk.
+            # A killed process loses nothing that the kernel has, so there is no need to wait for
+            # the disk.
             [program, "-D", folder, "-p", str(port), "-k", folder, "-F"],
             answers=lambda: _database_answers(url, {"connect_timeout": 2}),
             user="postgres",
-            # Without waiting for clients to go.
+            # Fast shutdown: don't wait for clients to disconnect.
             stopped_by=signal.SIGINT,
         )
         with _running(server):
@@ -264,8 +266,8 @@ def own_mariadb(*options: str) -> Iterator[OwnServer]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             user="mysql" if os.geteuid() == 0 else None,
-            # At its start it deletes all temporary tables there, also those of other servers, which
-            # then die of it.
+            # At start-up it deletes all temporary tables in this folder. In a shared folder that
+            # would delete those of other servers, which then crash.
             env=os.environ | {"TMPDIR": folder},
         )
         command = [program, "--no-defaults", f"--datadir={folder}", f"--port={port}"]

@@ -1,4 +1,4 @@
-"""A proxy that counts how often a client has waited for its server."""
+"""A proxy that counts round trips between a client and a server."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from types import TracebackType
 
 
 class Proxy:
-    """Passes on what goes to a server and back, and counts the round trips."""
+    """Forward traffic between a client and a server, and count the round trips."""
 
     def __init__(self, address: tuple[str, int]) -> None:
         self._target = address
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address: tuple[str, int] = self._listener.getsockname()
-        #: How often the client has spoken after the server had, over all connections.
+        #: How often a client spoke after its server had, over all connections.
         self.round_trips = 0
 
     def __enter__(self) -> Proxy:
@@ -37,7 +37,7 @@ class Proxy:
             except OSError:
                 return
             server = socket.create_connection(self._target)
-            # Whose turn it is: the server's, once the client has begun to speak.
+            # Whose turn it is. Once the client starts to send, it is the server's.
             turn = {"client": True}
             for source, sink, is_client in ((client, server, True), (server, client, False)):
                 threading.Thread(

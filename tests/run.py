@@ -1,16 +1,16 @@
-"""Run the whole test suite, with everything it needs: ``python3 tests/run.py``.
+"""Run the whole test suite and everything it needs: ``python3 tests/run.py``.
 
-Needs nothing but a Python of at least 3.10. Makes virtual environments in ``.tests`` and runs
+Needs only Python 3.10 or later. Creates virtual environments in ``.tests`` and runs
 
-1. the checks (ruff, mypy) and the suite on the newest Python here with the newest SQLAlchemy,
+1. the checks (ruff, mypy) and the suite on the newest Python found here with the newest SQLAlchemy,
    from the checkout, with branch coverage, which must be complete;
-2. the suite on the oldest Python here with SQLAlchemy 2.0 and Flask 3.0, against the built wheel,
-   but for the tests that are marked "once";
-3. the lane "upstream": what depends most on the extensions below us, on the newest pre-releases of
-   them, where there are any.
+2. the suite on the oldest Python found here with SQLAlchemy 2.0 and Flask 3.0, against the built
+   wheel, without the tests marked "once";
+3. the lane "upstream": the tests that depend most on the underlying extensions, on the newest
+   pre-releases of these, if there are any.
 
-Whatever follows the command is passed on to pytest; the coverage is not checked then, no test is
-left out, and there is no third lane.
+Further arguments are passed to pytest. Coverage is not checked then, no test is left out, and the
+third lane does not run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-#: What the lane "upstream" is about.
+#: The packages that the lane "upstream" tests.
 UPSTREAM = ("Flask", "Flask-Login", "Flask-Session", "Flask-SQLAlchemy", "Flask-SQLAlchemy-Lite")
 UPSTREAM_TESTS = [
     f"tests/test_{name}.py"
@@ -40,7 +40,7 @@ HOME = ROOT / ".tests"
 
 
 def pythons() -> list[str]:
-    """The oldest and the newest Python here, of those that are new enough."""
+    """Return the oldest and the newest supported Python found here."""
     folders = [Path(folder) for folder in os.get_exec_path()]
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     folders += sorted(pyenv.glob("versions/*/bin"))
@@ -56,16 +56,16 @@ def pythons() -> list[str]:
 
 
 def is_usable(path: Path, version: tuple[int, int]) -> bool:
-    """Whether it runs, and can make virtual environments."""
+    """Return whether it runs and can create virtual environments."""
     code = "import ensurepip, sys, venv; print(sys.version_info[:2])"
     answer = subprocess.run([path, "-c", code], capture_output=True, text=True, check=False)
     return answer.stdout.strip() == str(version)
 
 
 def environment(name: str, python: str, *packages: str) -> Path:
-    """A virtual environment with these packages: its folder of programs.
+    """Return the programs folder of a virtual environment with these packages.
 
-    Kept from one run to the next, as long as what is to be installed stays the same.
+    It is reused between runs as long as its requirements stay the same.
     """
     folder = HOME / name
     programs = folder / "bin"
@@ -88,7 +88,7 @@ def pip(programs: Path, *arguments: str) -> None:
 
 
 def run(command: list[str], **variables: str) -> None:
-    """Run a command in the root of the repository, and stop if it fails."""
+    """Run a command in the repository's root and exit if it fails."""
     print("$", " ".join(part.removeprefix(f"{ROOT}/") for part in command), flush=True)
     code = subprocess.run(command, cwd=ROOT, env=os.environ | variables, check=False).returncode
     if code:
@@ -96,7 +96,7 @@ def run(command: list[str], **variables: str) -> None:
 
 
 def wheel(programs: Path) -> str:
-    """Build the wheel anew."""
+    """Build a fresh wheel and return its path."""
     folder = HOME / "dist"
     shutil.rmtree(folder, ignore_errors=True)
     pip(programs, "wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT))
@@ -105,36 +105,36 @@ def wheel(programs: Path) -> str:
 
 
 def pre_releases(programs: Path) -> list[str]:
-    """The newest releases of what is below us, as requirements, if they are pre-releases."""
+    """Return requirements for the newest upstream releases that are pre-releases."""
     command = [str(programs / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
     command += ["install", "--dry-run", "--upgrade", "--pre", "--no-deps", "--report", "-"]
     answer = subprocess.run([*command, *UPSTREAM], capture_output=True, text=True, check=False)
     try:
         found = [one["metadata"] for one in json.loads(answer.stdout)["install"]]
     except (KeyError, ValueError):
-        # Of a pip that can't say it.
+        # This pip doesn't support the report.
         found = []
     is_pre = re.compile(r"(a|b|c|rc|dev)\d*(\+.*)?$").search
     return [f"{one['name']}=={one['version']}" for one in found if is_pre(one["version"])]
 
 
 def upstream(programs: Path, newest: str, suite: list[str]) -> None:
-    """Run the lane of that name, or say why not."""
+    """Run the lane "upstream", or print why it was skipped."""
     found = pre_releases(programs)
     if not found:
-        print("Skipped the lane 'upstream': no pre-releases of", ", ".join(UPSTREAM), "can be had.")
+        print("Skipped the lane 'upstream': no pre-releases of", ", ".join(UPSTREAM), "found.")
         return
     print("The lane 'upstream':", ", ".join(found))
     programs = environment("upstream", newest, "-e", f"{ROOT}[tests]", "psycopg2-binary")
     pip(programs, "install", "--no-deps", *found)
-    # What is deprecated there is no fault yet.
+    # A deprecation in a pre-release is not a failure yet.
     tests = ["-W", "ignore::DeprecationWarning", *UPSTREAM_TESTS]
     run([str(programs / "pytest"), *suite, *tests])
 
 
 def main(arguments: list[str]) -> None:
     oldest, newest = pythons()
-    # One more than there are cores: a third of the time is spent waiting, for servers and locks.
+    # One more than there are cores: a third of the time is spent waiting for servers and locks.
     suite = ["-n", str((os.cpu_count() or 1) + 1), "-q", *arguments]
 
     checkout = environment("newest", newest, "-e", f"{ROOT}[tests,checks]", "SQLAlchemy>=2.1")
@@ -147,13 +147,13 @@ def main(arguments: list[str]) -> None:
 
     built = wheel(programs)
     programs = environment("oldest", oldest, f"{built}[tests]", "SQLAlchemy<2.1")
-    # Some of what the tests need asks for a newer Flask than we do.
+    # Some of the tests' dependencies require a newer Flask than the package does.
     pip(programs, "install", "--force-reinstall", "--no-deps", built, "Flask<3.1")
     left_out = ["-m", "not once"]
     run([str(programs / "pytest"), *suite, *([] if arguments else left_out)], TEST_WHEEL="1")
     if not arguments:
         upstream(checkout, newest, suite)
-    print("All tests have passed, on the checkout and on the wheel.")
+    print("All tests passed, on the checkout and on the wheel.")
 
 
 if __name__ == "__main__":
