@@ -1,4 +1,4 @@
-"""The page of Flask-Admin that shows where everybody is signed in, and signs people out."""
+"""The Flask-Admin page that lists everyone's sessions and signs people out."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def is_root() -> bool:
 
 
 def add_page(site: Site, view: type[t.Any] = UserSessionView) -> Site:
-    """The page, which 'root' may see."""
-    Babel(site.app)  # Flask-Admin wants it, where it is installed.
+    """Add the page, open to 'root' only."""
+    Babel(site.app)  # Flask-Admin requires it if Flask-Babel is installed.
     admin = Admin(site.app)
     with site.context():
         page = view(
@@ -65,7 +65,7 @@ def admin_site(make_site: SiteFactory) -> Site:
 
 
 def sign_in(site: Site, *names: str) -> list[Browser]:
-    """Each of these users in a browser that is called like them, and root in Chrome, the last."""
+    """Sign in each user in a browser of their own, and then root in Chrome, the last one."""
     browsers = []
     for name in names:
         browsers.append(site.browser(f"Browser of {name}"))
@@ -87,7 +87,7 @@ def token_in(page: str) -> str:
 
 
 def end(chrome: Browser, *ids: str, **form: t.Any) -> str:
-    """What root is told on the next page."""
+    """Revoke these sessions and return the next page that root sees."""
     form = {"csrf_token": token_in(chrome.get(PAGE).text)} | form
     answer = chrome.post(f"{PAGE}action/", action="revoke", rowid=list(ids), **form)
     assert answer.status_code == 302
@@ -95,7 +95,7 @@ def end(chrome: Browser, *ids: str, **form: t.Any) -> str:
 
 
 def listed(page: str) -> list[str]:
-    """The ids of the sessions on a page."""
+    """Return the ids of the sessions on a page."""
     return re.findall('name="rowid" class="action-checkbox" value="([^"]+)"', page)
 
 
@@ -123,7 +123,7 @@ def add_rows(site: Site, *rows: dict[str, t.Any]) -> list[str]:
 
 
 def test_sessions_of_everybody(admin_site: Site) -> None:
-    """All users, each with browser and address, in UTC; those that have ended with the reason."""
+    """The page lists all users' sessions with browser, address, UTC times and revocation reason."""
     firefox, bob, chrome = sign_in(admin_site, "ann", "bob")
     bob.post("/logout")
     began = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.timezone.utc)
@@ -147,7 +147,7 @@ def test_sessions_of_everybody(admin_site: Site) -> None:
 
 
 def test_no_secret_is_shown(admin_site: Site) -> None:
-    """No session id, key of an entry, or fingerprint, on the list or with the details."""
+    """Neither the list nor the details show a session id, a store key or a fingerprint."""
     firefox, bob, chrome = sign_in(admin_site, "ann", "bob")
     firefox.post("/password", password="new")
     assert firefox.is_signed_in
@@ -166,8 +166,8 @@ def test_no_secret_is_shown(admin_site: Site) -> None:
         assert not [secret for secret in secrets if secret in page.text]
 
 
-def test_nothing_secret_can_be_asked_for(admin_site: Site) -> None:
-    """Neither by the search, nor by a filter, nor by the order."""
+def test_secrets_cannot_be_searched(admin_site: Site) -> None:
+    """Search, filters and sort order don't reveal secret columns."""
     (chrome,) = sign_in(admin_site)
     (row,) = admin_site.rows()
     page = chrome.get(PAGE).text
@@ -181,8 +181,8 @@ def test_nothing_secret_can_be_asked_for(admin_site: Site) -> None:
     assert sorted(named) == ["Began (UTC)", "Ended (UTC)", "Last seen (UTC)", "User"]
 
 
-def test_what_a_stranger_has_sent_is_escaped(admin_site: Site) -> None:
-    """A user agent is text, and never a part of the page."""
+def test_user_agent_is_escaped(admin_site: Site) -> None:
+    """A user agent is escaped: it is text, never markup."""
     hostile = "<script>alert('1')</script>"
     admin_site.browser(hostile).login()
     (chrome,) = sign_in(admin_site)
@@ -194,8 +194,11 @@ def test_what_a_stranger_has_sent_is_escaped(admin_site: Site) -> None:
         assert "<script>alert" not in text
 
 
-def test_rows_that_are_no_sessions(admin_site: Site) -> None:
-    """They are not listed, counted or found; a session whose user is gone is."""
+def test_tombstones_are_not_listed(admin_site: Site) -> None:
+    """Tombstones and adoption blocks aren't listed, counted or found.
+
+    A session whose user was deleted is.
+    """
     firefox, _, chrome = sign_in(admin_site, "ann", "bob")
     for password in ("one", "two"):
         firefox.post("/password", password=password)
@@ -229,7 +232,7 @@ def test_rows_that_are_no_sessions(admin_site: Site) -> None:
 
 
 def test_many_sessions(admin_site: Site) -> None:
-    """A page has fifty, whatever is asked for, and costs as many statements as one of few."""
+    """A page has at most fifty sessions, and costs as many statements as a page with few."""
     (chrome,) = sign_in(admin_site)
     chrome.get(PAGE)
     with admin_site.count_statements() as few:
@@ -246,7 +249,7 @@ def test_many_sessions(admin_site: Site) -> None:
 
 
 def test_order(admin_site: Site) -> None:
-    """Last seen first; or as is asked for."""
+    """The most recently seen sessions come first, unless another order is requested."""
     (chrome,) = sign_in(admin_site)
     rows = [{"user_id": 1, "last_seen_at": days_ago(n), "created_at": days_ago(3)} for n in (2, 1)]
     older, newer = add_rows(admin_site, *rows)
@@ -258,7 +261,7 @@ def test_order(admin_site: Site) -> None:
 
 @pytest.fixture
 def tokyo_site(make_site: SiteFactory, database: str) -> Site:
-    """A site whose database would take naive times for those of another time zone."""
+    """Return a site whose database would read naive times as those of another time zone."""
     options = {"connect_args": {"options": "-c timezone=Asia/Tokyo"}}
     is_aware = database == "postgresql"
     config = {"SQLALCHEMY_ENGINE_OPTIONS": options} if is_aware else {}
@@ -266,7 +269,7 @@ def tokyo_site(make_site: SiteFactory, database: str) -> Site:
 
 
 def test_filters(tokyo_site: Site) -> None:
-    """By user, by time in UTC, and by whether it has ended."""
+    """Sessions can be filtered by user, by UTC time, and by whether they ended."""
     (chrome,) = sign_in(tokyo_site)
     seen = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.timezone.utc)
     (ann,) = add_rows(tokyo_site, {"user_id": 1, "last_seen_at": seen, "revoked_at": seen})
@@ -293,8 +296,11 @@ def test_filters(tokyo_site: Site) -> None:
 # -- signing people out ------------------------------------------------------------------------
 
 
-def test_chosen_sessions_end(make_site: SiteFactory, database: str) -> None:
-    """They, and copies of them, are signed out at the next request, and their entries deleted."""
+def test_selected_sessions_end(make_site: SiteFactory, database: str) -> None:
+    """Selected sessions and their copies are signed out at the next request.
+
+    Their store entries are deleted.
+    """
     site = add_page(make_site("files", database, users=USERS))
     phone, firefox, bob, chrome = sign_in(site, "ann", "ann", "bob")
     elsewhere = site.browser("RedisRecords")
@@ -315,8 +321,8 @@ def test_chosen_sessions_end(make_site: SiteFactory, database: str) -> None:
     assert names == [None, None, None, "ann", "bob", "root"]
 
 
-def test_what_is_no_session_does_not_count(admin_site: Site) -> None:
-    """Nonsense, an unknown id, and one that has ended already; the others end all the same."""
+def test_only_active_sessions_count(admin_site: Site) -> None:
+    """Invalid, unknown and already ended ids aren't counted; the other sessions still end."""
     firefox, bob, chrome = sign_in(admin_site, "ann", "bob")
     firefox.post("/logout")
     ids = ["nonsense", "", str(uuid.uuid4()), *ids_of(admin_site, "ann")]
@@ -327,8 +333,8 @@ def test_what_is_no_session_does_not_count(admin_site: Site) -> None:
     assert (bob.rejected, chrome.name_shown) == ("revoked", "root")
 
 
-def test_ones_own_session(admin_site: Site) -> None:
-    """It ends like any other: the administrator is signed out."""
+def test_own_session(admin_site: Site) -> None:
+    """Administrators can revoke their own session: it signs them out."""
     (chrome,) = sign_in(admin_site)
     copy = chrome.copy()
     end(chrome, *ids_of(admin_site, "root"))
@@ -338,7 +344,7 @@ def test_ones_own_session(admin_site: Site) -> None:
 
 
 def test_all_or_nothing(admin_site: Site) -> None:
-    """A database that fails half-way leaves everybody signed in."""
+    """If the database fails halfway, everyone stays signed in."""
     firefox, bob, chrome = sign_in(admin_site, "ann", "bob")
     token = token_in(chrome.get(PAGE).text)
     ids = ids_of(admin_site, "ann", "bob")
@@ -361,7 +367,7 @@ def test_all_or_nothing(admin_site: Site) -> None:
 
 
 def test_users_are_locked_in_order(admin_site: Site) -> None:
-    """Two administrators who end sessions of the same users at once do not deadlock."""
+    """Two administrators who revoke sessions of the same users at once don't deadlock."""
     (chrome,) = sign_in(admin_site)
     owners = (3, 2, 1)
     rows = ({"id": uuid.UUID(int=n), "user_id": owner} for n, owner in enumerate(owners))
@@ -376,11 +382,11 @@ def test_users_are_locked_in_order(admin_site: Site) -> None:
     assert told == [1, 2, 3]
 
 
-# -- who may, and how --------------------------------------------------------------------------
+# -- permission and protection -----------------------------------------------------------------
 
 
 def requests_for_all(site: Site, browser: Browser, id: str) -> set[int]:
-    """How all that the page answers to is answered."""
+    """Return the status codes of the responses to everything that the page serves."""
     rules = [r for r in site.app.url_map.iter_rules() if r.endpoint.startswith("sessions.")]
     paths = [(r.rule, r.methods or set()) for r in rules if not r.endpoint.endswith("static")]
     assert {"/", "/details/", "/action/"} < {path.removeprefix(PAGE[:-1]) for path, _ in paths}
@@ -394,8 +400,8 @@ def requests_for_all(site: Site, browser: Browser, id: str) -> set[int]:
     return {answer.status_code for answer in answers}
 
 
-def test_only_for_whom_it_is_accessible(admin_site: Site) -> None:
-    """403 for others; who is not signed in is asked to; nothing ends."""
+def test_access_is_restricted(admin_site: Site) -> None:
+    """Other users get a 403, anonymous visitors are sent to the login, and no session ends."""
     firefox, bob, chrome = sign_in(admin_site, "ann", "bob")
     (id,) = ids_of(admin_site, "ann")
     anonymous = admin_site.browser()
@@ -410,8 +416,8 @@ def test_only_for_whom_it_is_accessible(admin_site: Site) -> None:
     assert "Sessions" in chrome.get("/admin/").text
 
 
-def test_action_of_one_who_may_no_more(admin_site: Site) -> None:
-    """A page from before is no permission: it is asked again for the action."""
+def test_action_after_losing_access(admin_site: Site) -> None:
+    """Permission is checked again for the action, not only when the page was loaded."""
     firefox, chrome = sign_in(admin_site, "ann")
     token = token_in(chrome.get(PAGE).text)
     with admin_site.context():
@@ -422,8 +428,8 @@ def test_action_of_one_who_may_no_more(admin_site: Site) -> None:
     assert firefox.is_signed_in
 
 
-def test_without_saying_who_may(site: Site) -> None:
-    """There is no default: Flask-Admin's lets everybody in."""
+def test_is_accessible_is_required(site: Site) -> None:
+    """'is_accessible' is required, because Flask-Admin's default admits everyone."""
     view: t.Any = UserSessionView
     with site.context(), pytest.raises(TypeError, match="is_accessible"):
         view(site.sessions, site.db)
@@ -431,7 +437,7 @@ def test_without_saying_who_may(site: Site) -> None:
 
 @pytest.mark.parametrize("forge", [lambda _: "", lambda _: "x", lambda _: "9##x", token_in])
 def test_forged_action(admin_site: Site, forge: Callable[[str], str]) -> None:
-    """Without a token, or with that of another session, nothing ends."""
+    """Without a token, or with another session's token, no session ends."""
     firefox, chrome = sign_in(admin_site, "ann")
     attacker = admin_site.browser("Attacker")
     attacker.login("root")
@@ -448,7 +454,7 @@ class ProtectedView(UserSessionView):
 
 
 def test_with_csrf_protect(make_site: SiteFactory) -> None:
-    """Flask-WTF's protection wants its own token, which a subclass can give."""
+    """Flask-WTF's CSRF protection requires its own token, which a subclass can provide."""
     site = make_site(users=USERS)
     protect = CSRFProtect(site.app)
     add_page(site, ProtectedView)
@@ -462,7 +468,7 @@ def test_with_csrf_protect(make_site: SiteFactory) -> None:
 
 
 def test_nothing_can_be_changed(admin_site: Site) -> None:
-    """No new session, no edit, no deletion, no export, also with a token."""
+    """Even with a token, sessions can't be created, edited, deleted or exported."""
     firefox, chrome = sign_in(admin_site, "ann")
     (id,) = ids_of(admin_site, "ann")
 
@@ -483,11 +489,11 @@ def test_nothing_can_be_changed(admin_site: Site) -> None:
     assert firefox.is_signed_in
 
 
-# -- on which apps -----------------------------------------------------------------------------
+# -- kinds of apps -----------------------------------------------------------------------------
 
 
 def user_class_with(key: t.Any) -> Callable[[SQLAlchemy], type[t.Any]]:
-    """A user model whose key is made by a function."""
+    """Return a factory of user models with this primary key."""
 
     def make(db: SQLAlchemy) -> type[t.Any]:
         return type(
@@ -508,7 +514,7 @@ def user_class_with(key: t.Any) -> Callable[[SQLAlchemy], type[t.Any]]:
     "key", [(sa.Uuid, uuid.uuid4), (sa.String(40), lambda: f"u {uuid.uuid4()}")]
 )
 def test_kinds_of_keys(make_site: SiteFactory, database: str, key: t.Any) -> None:
-    """Users whose key is a UUID, or text, are shown, found and signed out like others."""
+    """Users with a UUID or text key are listed, found and signed out like others."""
     site = add_page(make_site("files", database, users=USERS, model=user_class_with(key)))
     firefox, bob, chrome = sign_in(site, "ann", "bob")
     with site.context():
@@ -521,8 +527,8 @@ def test_kinds_of_keys(make_site: SiteFactory, database: str, key: t.Any) -> Non
     assert names == [None, "bob", "root"]
 
 
-def test_session_model_of_ones_own(make_site: SiteFactory) -> None:
-    """Another table, which insists on a user: what a rotation leaves in it is no session either."""
+def test_custom_session_model(make_site: SiteFactory) -> None:
+    """With a custom session model that requires a user, tombstones aren't listed either."""
     site = make_site(init=False)
 
     class Visit(UserSessionMixin, site.db.Model):  # type: ignore[misc, name-defined]
@@ -552,21 +558,21 @@ def test_session_model_of_ones_own(make_site: SiteFactory) -> None:
 
 
 @pytest.mark.parametrize("elsewhere", ["redis", "memory"])
-def test_records_that_are_in_no_table(make_site: SiteFactory, elsewhere: str) -> None:
-    """There is nothing that the page could show: it stops the app, and says why."""
+def test_records_outside_a_table(make_site: SiteFactory, elsewhere: str) -> None:
+    """If the records are not in a table, the view raises an error that names the setting."""
     site = make_site(home=elsewhere)
     with site.context(), pytest.raises(ConfigurationError, match="SESSION_REGISTRY_RECORDS"):
         UserSessionView(site.sessions, site.db, is_accessible=is_root)
 
 
-def test_outside_of_an_app_context(site: Site) -> None:
-    """The error says what to write."""
+def test_outside_an_app_context(site: Site) -> None:
+    """Outside an app context, the error says what to write."""
     with pytest.raises(ConfigurationError, match=r"with app\.app_context\(\)"):
         UserSessionView(site.sessions, site.db, is_accessible=is_root)
 
 
 def test_too_early() -> None:
-    """Before 'init_app', or before there is a user model, the error says so."""
+    """Before 'init_app', or without a user model, the error says what to do."""
     app, db, sessions = Flask("early"), SQLAlchemy(), SessionRegistry()
     app.config.update(SECRET_KEY="x", SQLALCHEMY_DATABASE_URI="sqlite://")
     db.init_app(app)
@@ -580,7 +586,7 @@ def test_too_early() -> None:
 
 
 def test_without_flask_admin(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error says what to install."""
+    """Without Flask-Admin, the error says what to install."""
     monkeypatch.delitem(sys.modules, "flask_session_registry.admin")
     for name in [name for name in sys.modules if name.startswith("flask_admin")]:
         monkeypatch.setitem(sys.modules, name, None)

@@ -1,4 +1,4 @@
-"""Moving in: sessions from before the installation (SCENARIO 24)."""
+"""Adopting sessions from before the installation (SCENARIO 24)."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from flask_session_registry._revocation.fingerprint import rehash
 
 Before = t.Callable[..., Site]
 
-#: Only the commit can say for certain who must not be adopted.
+#: Only the commit can tell for certain which users must not be adopted.
 pytestmark = pytest.mark.table
 
 
 @pytest.fixture
 def before(make_site: SiteFactory) -> Before:
-    """A site that has no registry yet."""
+    """Return a factory of sites without a registry."""
 
     def make(store: str = "files", database: str = "sqlite", **config: t.Any) -> Site:
         site = make_site(store, database, init=False, **config)
@@ -52,7 +52,7 @@ def before(make_site: SiteFactory) -> Before:
 def install(site: Site, unregistered: str = "adopt", **settings: t.Any) -> None:
     site.app.config["SESSION_REGISTRY_UNREGISTERED"] = unregistered
     site.app.config.update(settings)
-    site.app._got_first_request = False  # it is started anew
+    site.app._got_first_request = False  # as after a restart
     site.sessions.init_app(site.app)
     with site.context():
         site.db.create_all()
@@ -68,7 +68,7 @@ def change(site: Site, **values: t.Any) -> None:
 
 @pytest.fixture
 def old(before: Before) -> tuple[Site, Browser, Browser]:
-    """Ann was signed in on two browsers, on files, when the registry was installed."""
+    """Return a site where Ann signed in on two browsers, with files, before the installation."""
     site = before()
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
     firefox.login()
@@ -77,12 +77,12 @@ def old(before: Before) -> tuple[Site, Browser, Browser]:
     return site, firefox, chrome
 
 
-# -- nobody is signed out ------------------------------------------------------------------------
+# -- existing sessions continue ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("store", STORES)
 def test_nobody_is_signed_out(before: Before, store: str) -> None:
-    """24: each gets a row and goes on, with what was in the session, and under a hashed key."""
+    """24: each session gets a row and continues with its data, under a hashed key."""
     site = before(store)
     firefox, chrome, visitor = (site.browser(name) for name in ("Firefox", "Chrome", "Edge"))
     firefox.login()
@@ -105,8 +105,8 @@ def test_nobody_is_signed_out(before: Before, store: str) -> None:
         assert [row.store_id for row in site.rows()] == keys[:2]
 
 
-def test_page_is_the_first_thing_asked_for(before: Before) -> None:
-    """The session that is adopted by this very request is asked to come again."""
+def test_page_is_the_first_request(before: Before) -> None:
+    """If the first request is for the page, the adopted session is redirected to it again."""
     site = before()
     firefox = site.browser()
     firefox.login()
@@ -120,7 +120,7 @@ def test_page_is_the_first_thing_asked_for(before: Before) -> None:
 
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"])
 def test_on_every_database(before: Before, database: str) -> None:
-    """24: adopted, then ended by the password, for good."""
+    """24: an adopted session ends for good when the password changes."""
     site = before("files", database)
     firefox, chrome, phone = (site.browser(name) for name in ("Firefox", "Chrome", "Phone"))
     for browser in (firefox, chrome, phone):
@@ -135,8 +135,8 @@ def test_on_every_database(before: Before, database: str) -> None:
     assert site.active() == 1
 
 
-def test_rejected_otherwise(before: Before) -> None:
-    """24: by default all of them are signed out, and their entries are not even read."""
+def test_rejected_by_default(before: Before) -> None:
+    """24: with "reject", old sessions are signed out and their entries aren't even read."""
     site = before()
     firefox = site.browser()
     firefox.login()
@@ -154,7 +154,7 @@ def test_rejected_signed_cookie(before: Before) -> None:
 
 
 def test_unhashed_ids(before: Before) -> None:
-    """With HASH_SESSION_IDS off the entries stay where they are."""
+    """With HASH_SESSION_IDS off, the entries keep their keys."""
     site = before()
     firefox = site.browser()
     firefox.login()
@@ -166,7 +166,10 @@ def test_unhashed_ids(before: Before) -> None:
 
 
 def test_hashing_turned_on_later(before: Before) -> None:
-    """Sessions that have a row move, too, and the row knows: their entries are purged."""
+    """Registered sessions move to hashed keys too.
+
+    Their rows follow, so that a revocation purges their entries.
+    """
     site = before()
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
     firefox.login()
@@ -188,8 +191,8 @@ def test_hashing_turned_on_later(before: Before) -> None:
     assert not site.signed_in_entries()
 
 
-def test_nobody_is_told_of_a_login(old: tuple[Site, Browser, Browser]) -> None:
-    """It is none: when the password was given, nobody knows."""
+def test_adoption_sends_no_signal(old: tuple[Site, Browser, Browser]) -> None:
+    """An adoption is not a login: no signal is sent, and the time of authentication is unknown."""
     site, firefox, _ = old
     told: list[t.Any] = []
     with session_registered.connected_to(lambda *_, **kwargs: told.append(kwargs), site.app):
@@ -200,7 +203,7 @@ def test_nobody_is_told_of_a_login(old: tuple[Site, Browser, Browser]) -> None:
 
 @pytest.mark.parametrize("store", ["cookie", "redis", "files"])
 def test_requests_in_parallel(before: Before, store: str) -> None:
-    """A page and what is on it ask at once: one row, and all of them signed in."""
+    """A page and its resources, requested in parallel, get one row and are all signed in."""
     site = before(store)
     firefox = site.browser()
     firefox.login()
@@ -221,8 +224,8 @@ def test_requests_in_parallel(before: Before, store: str) -> None:
     assert len(site.rows()) == 1
 
 
-def test_copy_that_comes_later(before: Before) -> None:
-    """What carries the very cookie of a session that was adopted goes on in the same row."""
+def test_later_copy(before: Before) -> None:
+    """A copy of the cookie of an adopted session continues in the same row."""
     site = before("cookie")
     firefox = site.browser()
     firefox.login()
@@ -239,7 +242,7 @@ def test_copy_that_comes_later(before: Before) -> None:
 
 
 def test_database_down(old: tuple[Site, Browser, Browser]) -> None:
-    """37: 503, and nothing is lost: signed in when it is back."""
+    """37: with the table gone, the request gets a 503. It is signed in once the table is back."""
     site, firefox, _ = old
     with site.context():
         site.sessions.UserSession.__table__.drop(site.db.engine)
@@ -249,8 +252,8 @@ def test_database_down(old: tuple[Site, Browser, Browser]) -> None:
     assert firefox.is_signed_in
 
 
-def test_row_that_cannot_be_written(old: tuple[Site, Browser, Browser]) -> None:
-    """38: 503, and nothing is lost."""
+def test_row_cannot_be_written(old: tuple[Site, Browser, Browser]) -> None:
+    """38: if the row can't be written, the request gets a 503, and the session isn't lost."""
     site, firefox, _ = old
 
     @site.app.get("/drop")
@@ -265,7 +268,7 @@ def test_row_that_cannot_be_written(old: tuple[Site, Browser, Browser]) -> None:
     assert firefox.is_signed_in
 
 
-# -- what it does at once ------------------------------------------------------------------------
+# -- what the first request may do ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("store", ["cookie", "redis", "files", "sqlalchemy"])
@@ -273,7 +276,7 @@ def test_row_that_cannot_be_written(old: tuple[Site, Browser, Browser]) -> None:
 def test_password_changed_in_the_first_request(
     before: Before, store: str, comes_back: bool
 ) -> None:
-    """1, 2: this browser stays, under a new id; a copy from before, and the others, are dead."""
+    """1, 2: this browser stays, under a new id; older copies and other browsers are signed out."""
     site = before(store)
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
     firefox.login()
@@ -295,7 +298,7 @@ def test_password_changed_in_the_first_request(
 @pytest.mark.parametrize("store", ["cookie", "redis"])
 @pytest.mark.parametrize("asks", [False, True])
 def test_logout_in_the_first_request(before: Before, store: str, asks: bool) -> None:
-    """19: a copy is dead; another browser is not."""
+    """19: after a logout, a copy is dead and another browser is not."""
     site = before(store)
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
     firefox.login()
@@ -314,7 +317,7 @@ def test_logout_in_the_first_request(before: Before, store: str, asks: bool) -> 
 @pytest.mark.parametrize("store", ["cookie", "redis"])
 @pytest.mark.parametrize("name", ["ann", "bob"])
 def test_login_in_the_first_request(before: Before, store: str, name: str) -> None:
-    """17, 18: the session from before is replaced, nothing of another user's is left."""
+    """17, 18: a login replaces the old session, and nothing of another user's remains."""
     site = before(store)
     firefox = site.browser()
     firefox.login()
@@ -338,7 +341,7 @@ def add_rotating_view(site: Site) -> None:
 
 @pytest.mark.parametrize("store", ["cookie", "redis"])
 def test_rotate_in_the_first_request(before: Before, store: str) -> None:
-    """The old id is dead."""
+    """After a rotation, the old id is dead."""
     site = before(store)
     firefox = site.browser()
     firefox.login()
@@ -352,7 +355,7 @@ def test_rotate_in_the_first_request(before: Before, store: str) -> None:
 
 @pytest.mark.parametrize("spares", [True, False])
 def test_revoke_all_in_the_first_request(old: tuple[Site, Browser, Browser], spares: bool) -> None:
-    """13, 14: this browser stays if it is spared, and only then."""
+    """13, 14: 'revoke_all' keeps this browser signed in only if it excepts the current session."""
     site, firefox, chrome = old
 
     @site.app.post("/revoke")
@@ -368,7 +371,10 @@ def test_revoke_all_in_the_first_request(old: tuple[Site, Browser, Browser], spa
 
 
 def test_revoke_one_in_the_first_request(old: tuple[Site, Browser, Browser]) -> None:
-    """Ending one session of one's own signs out that one, and who was never seen since."""
+    """Revoking one of one's own sessions signs out that one.
+
+    It also signs out the sessions not seen since the installation.
+    """
     site, firefox, chrome = old
 
     @site.app.post("/revoke/<id>")
@@ -385,8 +391,8 @@ def test_revoke_one_in_the_first_request(old: tuple[Site, Browser, Browser]) -> 
     assert not chrome.is_signed_in
 
 
-def test_change_that_is_rolled_back(old: tuple[Site, Browser, Browser]) -> None:
-    """4: nobody is signed out, and nobody barred."""
+def test_change_rolled_back(old: tuple[Site, Browser, Browser]) -> None:
+    """4: a change that is rolled back signs out nobody and blocks no adoption."""
     site, firefox, chrome = old
 
     @site.app.post("/fail")
@@ -404,7 +410,7 @@ def test_change_that_is_rolled_back(old: tuple[Site, Browser, Browser]) -> None:
 
 
 def test_rehash(old: tuple[Site, Browser, Browser]) -> None:
-    """11: a new hash of the same password bars nobody."""
+    """11: a new hash of the same password blocks no adoption."""
     site, firefox, chrome = old
     assert firefox.is_signed_in
     with site.context():
@@ -416,7 +422,7 @@ def test_rehash(old: tuple[Site, Browser, Browser]) -> None:
     assert chrome.is_signed_in
 
 
-# -- nobody who was revoked comes back -----------------------------------------------------------
+# -- revoked sessions stay dead ------------------------------------------------------------------
 
 
 def command(*arguments: str) -> t.Callable[[Site], None]:
@@ -434,7 +440,7 @@ def revoke_all(site: Site) -> None:
 
 
 def delete(site: Site) -> None:
-    """Ann goes, and somebody else gets her key."""
+    """Delete Ann, and give her key to another user."""
     with site.context():
         site.db.session.delete(site.user("ann"))
         site.db.session.commit()
@@ -460,7 +466,7 @@ REVOCATIONS: dict[str, t.Callable[[Site], None]] = {
 @pytest.mark.parametrize("revocation", REVOCATIONS)
 @pytest.mark.parametrize("store", ["cookie", "redis"])
 def test_nobody_comes_back(before: Before, store: str, revocation: str, has_rows: bool) -> None:
-    """24: a user who has had a revocation, with rows then or without, is never adopted."""
+    """24: after a revocation, a user's old sessions are never adopted, with or without rows."""
     site = before(store)
     firefox, chrome, other = (site.browser(name) for name in ("Firefox", "Chrome", "Edge"))
     firefox.login(remember="1")
@@ -471,7 +477,7 @@ def test_nobody_comes_back(before: Before, store: str, revocation: str, has_rows
     if has_rows:
         assert firefox.is_signed_in
     for _ in range(2):
-        # What is said twice is no error.
+        # Revoking twice is not an error.
         REVOCATIONS[revocation](site)
         if revocation == "deleted":
             break
@@ -483,8 +489,8 @@ def test_nobody_comes_back(before: Before, store: str, revocation: str, has_rows
     assert other.is_signed_in is (revocation != "command for all")
 
 
-def test_change_that_ends_nothing_by_itself(before: Before) -> None:
-    """Without REVOKE_ON_PASSWORD_CHANGE: nobody is adopted with the new fingerprint."""
+def test_change_that_revokes_nothing(before: Before) -> None:
+    """With REVOKE_ON_PASSWORD_CHANGE off, a password change still blocks the adoption."""
     site = before()
     firefox = site.browser()
     firefox.login()
@@ -494,7 +500,7 @@ def test_change_that_ends_nothing_by_itself(before: Before) -> None:
 
 
 def test_inactive(before: Before) -> None:
-    """51: deactivated, and activated again: nobody is signed in by it."""
+    """51: after a deactivation, reactivating the user doesn't revive old sessions."""
 
     def model(db: t.Any) -> type[t.Any]:
         from site_under_test import user_class
@@ -514,7 +520,7 @@ def test_inactive(before: Before) -> None:
 
 
 def test_inactive_and_unseen(before: Before) -> None:
-    """An inactive user is not adopted; if no revocation said so, only for as long."""
+    """An inactive user is not adopted, even if no revocation was recorded."""
 
     def model(db: t.Any) -> type[t.Any]:
         from site_under_test import user_class
@@ -532,14 +538,14 @@ def test_inactive_and_unseen(before: Before) -> None:
 
 
 def meanwhile(site: Site, what: t.Callable[[Site], object]) -> None:
-    """Let something happen in another thread, while this request goes on."""
+    """Run something in another thread while this request continues."""
     site.db.session.rollback()
     with ThreadPoolExecutor() as pool:
         pool.submit(what, site).result(20)
 
 
 def add_slow_view(site: Site, what: t.Callable[[Site], object]) -> None:
-    """A view that has asked for the user when something else happens."""
+    """Add a view that has accessed the user when something else happens."""
 
     @site.app.get("/slow")
     def slow() -> str:
@@ -558,7 +564,7 @@ def by_hand(statement: str) -> t.Callable[[Site], None]:
 
 
 def test_revoked_while_it_is_adopted(old: tuple[Site, Browser, Browser]) -> None:
-    """A revocation between the check and the end of the request ends it, too."""
+    """A revocation between the check and the end of the request ends the adopted session too."""
     site, firefox, _ = old
     add_slow_view(site, revoke_all)
     assert firefox.get("/slow").text == "ok"
@@ -582,7 +588,7 @@ def test_user_deleted_while_it_is_adopted(old: tuple[Site, Browser, Browser]) ->
 
 
 def test_rotated_while_it_is_adopted(before: Before) -> None:
-    """Of two requests in parallel one changes the id: the other, which is late, is dropped."""
+    """If a parallel request rotates the session, a late request of its copy is signed out."""
     site = before("cookie")
     firefox = site.browser()
     firefox.login()
@@ -597,7 +603,7 @@ def test_rotated_while_it_is_adopted(before: Before) -> None:
 
 @pytest.mark.parametrize("store", ["cookie", "redis", "files", "memcached", "sqlalchemy"])
 def test_dump_of_the_store(before: Before, store: str) -> None:
-    """22: a key from a dump of the store is no cookie, before it was moved and after."""
+    """22: a key from a store dump doesn't work as a cookie, before or after the move."""
     site = before(store)
     firefox = site.browser()
     firefox.login()
@@ -610,8 +616,8 @@ def test_dump_of_the_store(before: Before, store: str) -> None:
     assert len(site.rows()) == 1
 
 
-def test_nothing_is_forgotten_meanwhile(old: tuple[Site, Browser, Browser]) -> None:
-    """Rows that ended say who must not come back; they are forgotten when nobody is adopted."""
+def test_ended_rows_are_kept(old: tuple[Site, Browser, Browser]) -> None:
+    """Ended rows keep blocking adoption, so a prune keeps them as long as sessions are adopted."""
     site, firefox, _ = old
     copy = firefox.copy()
     assert firefox.is_signed_in
@@ -630,7 +636,7 @@ def test_nothing_is_forgotten_meanwhile(old: tuple[Site, Browser, Browser]) -> N
 
 @pytest.mark.parametrize("store", ["cookie", "redis"])
 def test_remembered_only(before: Before, store: str) -> None:
-    """Who has nothing but a "remember me" cookie goes on, and gets its companion."""
+    """A browser with only a "remember me" cookie continues and gets its binding cookie."""
     site = before(store)
     firefox = site.browser()
     firefox.login(remember="1")
@@ -648,15 +654,18 @@ def test_remembered_only(before: Before, store: str) -> None:
 
 
 def bare(site: Site, agent: str = "Firefox") -> Browser:
-    """A browser with nothing but a "remember me" cookie from before."""
+    """Return a browser that has only a "remember me" cookie, from before the installation."""
     browser = site.browser(agent)
     browser.login(remember="1")
     return site.browser(agent, remember_token=browser.cookies["remember_token"])
 
 
 @pytest.mark.parametrize("store", ["cookie", "files"])
-def test_remember_cookie_that_always_comes_alone(before: Before, store: str) -> None:
-    """15, 24: it makes one session, not one for each request, and few whatever the agent says."""
+def test_remember_cookie_always_alone(before: Before, store: str) -> None:
+    """15, 24: a "remember me" cookie that always comes alone makes one session, not one a request.
+
+    Varying the user agent makes only a few more.
+    """
     site = before(store)
     firefox = bare(site)
     install(site)
@@ -674,7 +683,7 @@ def test_remember_cookie_that_always_comes_alone(before: Before, store: str) -> 
 
 
 def test_lone_remember_cookies_in_parallel(before: Before, database: str) -> None:
-    """24, 33: requests that come at once are one session."""
+    """24, 33: parallel requests with a lone "remember me" cookie make one session."""
     site = before("files", database)
     firefox = bare(site)
     install(site)
@@ -685,7 +694,7 @@ def test_lone_remember_cookies_in_parallel(before: Before, database: str) -> Non
 
 
 def test_lone_remember_cookie_of_an_ended_session(before: Before) -> None:
-    """15, 24: what it made has ended, and it is worth nothing then."""
+    """15, 24: a lone "remember me" cookie is worthless once the session it made has ended."""
     site = before()
     firefox = bare(site)
     install(site)
@@ -698,7 +707,7 @@ def test_lone_remember_cookie_of_an_ended_session(before: Before) -> None:
 
 
 def test_lone_remember_cookie_after_a_rotation(before: Before) -> None:
-    """15, 24: the session that it made has moved on, and a copy of it does not follow."""
+    """15, 24: after a rotation, a copy of a lone "remember me" cookie is rejected."""
     site = before()
 
     @site.app.post("/rotate")
@@ -717,8 +726,11 @@ def test_lone_remember_cookie_after_a_rotation(before: Before) -> None:
 
 
 @pytest.mark.parametrize("duration", [3600, None])
-def test_companion_is_given(before: Before, duration: int | None) -> None:
-    """Beside a session that goes on, too: when it is lost, the browser comes back to its row."""
+def test_binding_cookie_is_added(before: Before, duration: int | None) -> None:
+    """An adopted session with a "remember me" cookie gets a binding cookie too.
+
+    When its session cookie is lost, the browser returns to its row.
+    """
     settings = {} if duration is None else {"REMEMBER_COOKIE_DURATION": duration}
     site = before(**settings)
     firefox = site.browser()
@@ -732,8 +744,8 @@ def test_companion_is_given(before: Before, duration: int | None) -> None:
     assert days == (365 if duration is None else 0)
 
 
-def test_companion_of_another(before: Before) -> None:
-    """46: with a companion that is forged or somebody else's it is refused, as ever."""
+def test_binding_cookie_of_another(before: Before) -> None:
+    """46: a "remember me" cookie with a forged binding cookie is rejected."""
     site = before()
     firefox = site.browser()
     firefox.login(remember="1")
@@ -745,7 +757,7 @@ def test_companion_of_another(before: Before) -> None:
 
 
 def test_forged_remember_cookie(before: Before) -> None:
-    """Refused, and left alone: it may be another app's on this host."""
+    """A forged "remember me" cookie is rejected, but kept: another app on this host may own it."""
     site = before()
     install(site)
     firefox = site.browser(remember_token="1|" + "0" * 128)
@@ -754,8 +766,8 @@ def test_forged_remember_cookie(before: Before) -> None:
     assert site.rows() == []
 
 
-def test_remember_cookie_of_a_barred_user(before: Before) -> None:
-    """Refused, and cleared."""
+def test_remember_cookie_of_a_blocked_user(before: Before) -> None:
+    """A blocked user's "remember me" cookie is rejected and cleared."""
     site = before()
     firefox = site.browser()
     firefox.login(remember="1")
@@ -766,10 +778,10 @@ def test_remember_cookie_of_a_barred_user(before: Before) -> None:
     assert firefox.cookies == {}
 
 
-# -- who can't be adopted ------------------------------------------------------------------------
+# -- users who can't be adopted ------------------------------------------------------------------
 
 
-def test_user_who_is_gone(old: tuple[Site, Browser, Browser]) -> None:
+def test_deleted_user(old: tuple[Site, Browser, Browser]) -> None:
     site, firefox, _ = old
     with site.context():
         site.db.session.execute(sa.text("DELETE FROM account"))
@@ -779,7 +791,7 @@ def test_user_who_is_gone(old: tuple[Site, Browser, Browser]) -> None:
 
 
 def test_app_without_a_user_loader(before: Before) -> None:
-    """Its users come from a 'request_loader' alone, and have no session."""
+    """With only a 'request_loader', users have no session to adopt."""
     site = before("cookie")
     firefox = site.browser()
     firefox.login()
@@ -791,7 +803,7 @@ def test_app_without_a_user_loader(before: Before) -> None:
 
 @pytest.mark.parametrize("value", ["", "x", "a" * 64, "a" * 181, "../x", "\0", "é"])
 def test_malformed_cookies(before: Before, value: str) -> None:
-    """21: anonymous, no error, no row."""
+    """21: a malformed cookie is anonymous: no error and no row."""
     site = before()
     install(site)
     firefox = site.browser(session=value)
@@ -800,7 +812,7 @@ def test_malformed_cookies(before: Before, value: str) -> None:
 
 
 def test_signed_session_ids(before: Before) -> None:
-    """With Flask-Session's old signer, too; what it has not signed is nobody's."""
+    """Sessions with Flask-Session's old signer are adopted; forged signatures are rejected."""
     site = before("redis", SESSION_USE_SIGNER=True)
     firefox = site.browser()
     firefox.login()
@@ -811,12 +823,12 @@ def test_signed_session_ids(before: Before) -> None:
     assert site.active() == 1
 
 
-# -- what an attack has found --------------------------------------------------------------------
+# -- found by an attack --------------------------------------------------------------------------
 
 BASE64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
-def test_signature_written_otherwise(before: Before) -> None:
+def test_signature_in_another_spelling(before: Before) -> None:
     """19: a dead cookie is dead in every spelling of its signature."""
     site = before("cookie")
     firefox = site.browser()
@@ -833,7 +845,7 @@ def test_signature_written_otherwise(before: Before) -> None:
 
 @pytest.mark.parametrize("database", ["sqlite", "mariadb"])
 def test_dump_in_capital_letters(before: Before, database: str) -> None:
-    """22: to the collation of MariaDB they are the same."""
+    """22: a key from a dump doesn't work in capitals, which MariaDB's collation treats as equal."""
     site = before("sqlalchemy", database)
     firefox = site.browser()
     firefox.login()
@@ -847,7 +859,7 @@ def test_dump_in_capital_letters(before: Before, database: str) -> None:
 @pytest.mark.parametrize("store", ["files", "cookie"])
 @pytest.mark.parametrize("what", ["password", "revoke the others", "rehash"])
 def test_revoked_while_it_revokes(before: Before, database: str, store: str, what: str) -> None:
-    """A revocation during its first request stands, whatever the request does after it."""
+    """A revocation during the session's first request stands, whatever the request does later."""
     site = before(store, database)
     thief = site.browser()
     thief.login()
@@ -876,7 +888,7 @@ def test_revoked_while_it_revokes(before: Before, database: str, store: str, wha
 def test_everybody_is_revoked_while_one_is_adopted(
     before: Before, monkeypatch: pytest.MonkeyPatch, database: str
 ) -> None:
-    """Whoever bars everybody holds nobody's row: the adoption looks once more."""
+    """Blocking everyone locks no single user's row, so an adoption checks again."""
     site = before("files", database)
     thief = site.browser()
     thief.login()
@@ -896,9 +908,9 @@ def test_everybody_is_revoked_while_one_is_adopted(
 
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"])
 def test_many_at_once(before: Before, database: str) -> None:
-    """29: that all users come at the same time is what the first minute is like.
+    """29: when all users arrive at once, as after the installation, all are adopted.
 
-    With a locking read of the row that is not there, MariaDB found a deadlock in most runs.
+    A locking read of the missing row made MariaDB detect a deadlock in most runs.
     """
     site = before("cookie", database)
     with site.context():
@@ -916,7 +928,7 @@ def test_many_at_once(before: Before, database: str) -> None:
 
 
 def test_several_changes_at_once(before: Before, database: str) -> None:
-    """29: each bars the user, and the first one is stored; for the others it was too late."""
+    """29: of several password changes at once, the first is stored and the others are refused."""
     site = before("files", database)
     site.app.config["PROPAGATE_EXCEPTIONS"] = False
     browsers = [site.browser() for _ in range(4)]
@@ -934,7 +946,7 @@ def test_several_changes_at_once(before: Before, database: str) -> None:
         return "ok"
 
     if database == "sqlite":
-        # There one waits for the other, or says at once that it can't.
+        # On SQLite one waits for the other, or fails at once.
         barrier = threading.Barrier(1)
         codes = [browser.post("/change").status_code for browser in browsers]
         assert codes == [200, 401, 401, 401]
@@ -945,10 +957,8 @@ def test_several_changes_at_once(before: Before, database: str) -> None:
     assert sum(browser.is_signed_in for browser in browsers) <= 1
 
 
-def test_revocation_of_nobody_that_is_not_committed(
-    before: Before, caplog: pytest.LogCaptureFixture
-) -> None:
-    """15: a session store in SQL would commit that a user is barred."""
+def test_uncommitted_adoption_block(before: Before, caplog: pytest.LogCaptureFixture) -> None:
+    """15: an uncommitted adoption block isn't committed by a session store in SQL."""
     site = before("sqlalchemy")
     ann, bob = site.browser(), site.browser()
     ann.login()
@@ -967,8 +977,8 @@ def test_revocation_of_nobody_that_is_not_committed(
     assert ann.is_signed_in
 
 
-def test_revoking_what_has_ended(old: tuple[Site, Browser, Browser]) -> None:
-    """It says that nothing ended, and nothing has."""
+def test_revoking_an_ended_session(old: tuple[Site, Browser, Browser]) -> None:
+    """Revoking an ended session returns False and ends nothing."""
     site, firefox, chrome = old
     assert chrome.is_signed_in
     chrome.post("/logout")
@@ -980,7 +990,7 @@ def test_revoking_what_has_ended(old: tuple[Site, Browser, Browser]) -> None:
 
 
 def test_another_signs_in_while_the_first_is_revoked(old: tuple[Site, Browser, Browser]) -> None:
-    """18: the login stands, over a session that must not go on."""
+    """18: a login of another user stands, although the session it replaces was just revoked."""
     site, firefox, _ = old
 
     @site.app.post("/over")
@@ -996,7 +1006,7 @@ def test_another_signs_in_while_the_first_is_revoked(old: tuple[Site, Browser, B
 
 
 def test_signs_out_while_revoked(old: tuple[Site, Browser, Browser]) -> None:
-    """The session is over in any case."""
+    """A logout during a revocation leaves the session ended."""
     site, firefox, _ = old
 
     @site.app.post("/leave")
@@ -1012,8 +1022,8 @@ def test_signs_out_while_revoked(old: tuple[Site, Browser, Browser]) -> None:
     assert site.active() == 0
 
 
-def test_user_whom_the_app_puts_into_the_session(before: Before) -> None:
-    """Each has a user session of their own, although the browser has sent no cookie."""
+def test_user_put_into_the_session_by_the_app(before: Before) -> None:
+    """Each user that the app puts into a session, without a cookie, gets an own user session."""
     site = before()
     install(site)
 
@@ -1028,11 +1038,11 @@ def test_user_whom_the_app_puts_into_the_session(before: Before) -> None:
     assert (site.active("ann"), site.active("bob")) == (2, 2)
 
 
-# -- what a row is made of -----------------------------------------------------------------------
+# -- the row of an adopted session ---------------------------------------------------------------
 
 
 def test_user_of_another_class(before: Before) -> None:
-    """Whom the registry could not record is not signed in by a session from before."""
+    """A session whose user the registry can't record is not adopted."""
     site = before("cookie")
     firefox = site.browser()
     firefox.login()
@@ -1048,7 +1058,7 @@ def test_user_of_another_class(before: Before) -> None:
 
 
 def test_remember_cookie_of_another(before: Before) -> None:
-    """It says nothing of the session that it comes with."""
+    """Another user's "remember me" cookie doesn't affect the session it comes with."""
     site = before()
     firefox, bob = site.browser(), site.browser()
     firefox.login()
@@ -1060,8 +1070,8 @@ def test_remember_cookie_of_another(before: Before) -> None:
     assert row.remember_until is None
 
 
-def test_row_is_not_written_where_others_are_ended(old: tuple[Site, Browser, Browser]) -> None:
-    """A transaction that ends Bob's sessions does not hold Ann's row, and writes none of hers."""
+def test_row_is_not_written_while_ending_others(old: tuple[Site, Browser, Browser]) -> None:
+    """A transaction that ends Bob's sessions writes no row of Ann's."""
     site, firefox, _ = old
 
     @site.app.post("/revoke")
@@ -1080,7 +1090,10 @@ def test_row_is_not_written_where_others_are_ended(old: tuple[Site, Browser, Bro
 
 
 def test_change_that_ends_the_current_session_too(before: Before) -> None:
-    """Without REVOKE_ON_PASSWORD_CHANGE, as of any other session: its row has the old password."""
+    """With REVOKE_ON_PASSWORD_CHANGE off, a password change ends the current session too.
+
+    Its row has the old password's fingerprint.
+    """
     site = before()
     firefox = site.browser()
     firefox.login()
@@ -1089,8 +1102,8 @@ def test_change_that_ends_the_current_session_too(before: Before) -> None:
     assert not firefox.is_signed_in
 
 
-def test_password_that_is_loaded_late(before: Before) -> None:
-    """What counts is the hash at the check, also where nobody loads it with the user."""
+def test_password_loaded_late(before: Before) -> None:
+    """The hash at the time of the check counts, even if the password is loaded lazily."""
 
     def model(db: t.Any) -> type[t.Any]:
         class User(UserMixin, db.Model):  # type: ignore[misc, name-defined]
@@ -1111,8 +1124,8 @@ def test_password_that_is_loaded_late(before: Before) -> None:
 
 
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"])
-def test_change_beside_a_request_that_was_first(before: Before, database: str) -> None:
-    """29: what a transaction read at its beginning is not what is there when it writes the row."""
+def test_change_after_another_request_adopted(before: Before, database: str) -> None:
+    """29: a transaction that began before the adoption can still change the password."""
     site = before("cookie", database)
     firefox = site.browser()
     firefox.login()
@@ -1135,7 +1148,7 @@ def test_change_beside_a_request_that_was_first(before: Before, database: str) -
     assert len(site.rows()) == 1
 
 
-# -- where the app's transactions don't see what has just happened -------------------------------
+# -- snapshots older than a revocation -----------------------------------------------------------
 
 LEVELS = [
     ("postgresql", "REPEATABLE READ"),
@@ -1158,9 +1171,9 @@ LEVELS = [
 def test_revoked_behind_an_old_snapshot(
     before: Before, database: str, level: str, what: str, bar: str
 ) -> None:
-    """A session is neither adopted nor spared by a transaction that is too old to see the bar.
+    """A transaction too old to see the adoption block neither adopts a session nor keeps it.
 
-    What is refused is refused as PostgreSQL refuses any change that was overtaken.
+    It fails as PostgreSQL fails any change that was overtaken.
     """
     options = {"isolation_level": level}
     site = before("cookie", database, SQLALCHEMY_ENGINE_OPTIONS=options)
@@ -1193,7 +1206,7 @@ def test_revoked_behind_an_old_snapshot(
     ended.append(site.rows()[0].id)
     with site.context():
         site.sessions.revoke(ended[0])
-        # Nothing but what the thief has is left of the bar.
+        # Delete the adoption block: only what the thief's transaction sees is left of it.
         site.db.session.execute(sa.delete(site.sessions.UserSession).filter_by(user_id=None))
         site.db.session.commit()
     thief.post("/slow")
@@ -1207,7 +1220,7 @@ def test_revoked_behind_an_old_snapshot(
         assert t.cast(t.Any, error.orig).sqlstate == "40001"
 
 
-# -- changes where there is no app ---------------------------------------------------------------
+# -- changes outside the app ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -1221,10 +1234,10 @@ def test_revoked_behind_an_old_snapshot(
         ("rehash", False),
     ],
 )
-def test_change_without_the_app(
+def test_change_outside_the_app(
     before: Before, make_site: SiteFactory, database: str, what: str, has_other_app: bool
 ) -> None:
-    """A session of its own in a thread, a script, or another app, bars the user just as well."""
+    """A database session in a thread, a script or another app blocks the adoption just as well."""
     site = before("cookie", database, model=with_active)
     firefox, edge = site.browser("Firefox"), site.browser("Edge")
     firefox.login()
@@ -1261,8 +1274,8 @@ def test_change_without_the_app(
     assert edge.is_signed_in
 
 
-def test_change_without_either_of_two_apps(before: Before) -> None:
-    """Two apps that share the users and the table bar them once."""
+def test_change_outside_two_apps(before: Before) -> None:
+    """Two apps that share users and table block a user once."""
     site = before("cookie")
     firefox = site.browser()
     firefox.login()
@@ -1280,8 +1293,8 @@ def test_change_without_either_of_two_apps(before: Before) -> None:
     assert site.rows() == []
 
 
-def test_change_without_an_app_that_adopts(before: Before) -> None:
-    """It costs nothing where no session is adopted."""
+def test_change_outside_an_app_that_does_not_adopt(before: Before) -> None:
+    """Without adoption, a change outside the app costs no extra statement."""
     site = before()
     install(site, "reject")
     with site.context():

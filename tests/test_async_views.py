@@ -1,4 +1,4 @@
-"""Views that are coroutines run in a thread, and a loop, of their own (SCENARIO 59)."""
+"""Coroutine views, each run in a thread and an event loop of its own (SCENARIO 59)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from flask_session_registry.testing import SessionRegistryClient
 
 
 def add_async_views(site: Site) -> None:
-    """The same as the site's own ones, as coroutines that give way in the middle."""
+    """Add coroutine versions of the site's views, which yield control midway."""
     app = site.app
 
     @app.post("/async/login")
@@ -56,14 +56,14 @@ def add_async_views(site: Site) -> None:
 
 
 def name_shown(browser: Browser) -> t.Any:
-    """Who both kinds of views think this is: they must agree."""
+    """Return the user that both kinds of views see: they must agree."""
     name = browser.get("/async/me").json["name"]
     assert browser.name_shown == name
     return name
 
 
 def check_async_site(site: Site) -> None:
-    """The main scenario, with nothing but coroutines."""
+    """Run the main scenario with coroutines only."""
     add_async_views(site)
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
     for browser in (firefox, chrome):
@@ -83,22 +83,22 @@ def check_async_site(site: Site) -> None:
 
 
 def test_on_every_store(store_site: Site) -> None:
-    """59: login, check, change of the password, return by "remember me", logout."""
+    """59: login, check, password change, "remember me" and logout work on every store."""
     check_async_site(store_site)
 
 
 def test_on_every_database(database_site: Site) -> None:
-    """59: the same, on every database."""
+    """59: login, check, password change, "remember me" and logout work on every database."""
     check_async_site(database_site)
 
 
 @pytest.mark.parametrize("decorated", [False, True])
 @pytest.mark.parametrize("what", WITHOUT_EFFECT)
 @pytest.mark.parametrize("store", ["files", "sqlalchemy"])
-def test_change_that_is_not_committed_revokes_nothing(
+def test_uncommitted_change_revokes_nothing(
     make_site: SiteFactory, store: str, what: t.Callable[[Site], None], decorated: bool
 ) -> None:
-    """4, 5, 15, 59: a coroutine that raises, is rolled back, or forgets to commit."""
+    """4, 5, 15, 59: a coroutine that raises, rolls back or forgets to commit revokes nothing."""
     site = make_site(store, "postgresql")
     site.app.config["PROPAGATE_EXCEPTIONS"] = False
 
@@ -128,7 +128,10 @@ def test_forgotten_commit_warns(
     caplog: pytest.LogCaptureFixture,
     own_session: bool,
 ) -> None:
-    """15, 59: it is rolled back and warned of, in a database session of the view's own too."""
+    """15, 59: an uncommitted change is rolled back with a warning.
+
+    That includes a change in a database session of the view's own.
+    """
     add_async_views(site)
     with site.context():
         kept = sa_orm.Session(site.db.engine)
@@ -156,7 +159,7 @@ def test_forgotten_commit_warns(
 def test_revocation_of_oneself(
     store_site: Site, caplog: pytest.LogCaptureFixture, commits: bool, rolls_back: bool
 ) -> None:
-    """14, 15, 59: it takes the commit of the coroutine to sign this browser out."""
+    """14, 15, 59: revoking the current session takes effect only with the coroutine's commit."""
     add_async_views(store_site)
 
     @store_site.app.post("/leave")
@@ -180,7 +183,7 @@ def test_revocation_of_oneself(
 
 
 def test_sync_code_within_a_coroutine(site: Site) -> None:
-    """59: what asgiref, or asyncio, runs in a thread for the view counts as the view's."""
+    """59: code that asgiref or asyncio runs in a thread for the view counts as the view's."""
     add_async_views(site)
 
     @site.app.post("/change/<how>")
@@ -204,7 +207,7 @@ def test_sync_code_within_a_coroutine(site: Site) -> None:
 
 
 def test_functions_around_the_view(site: Site, firefox: Browser, chrome: Browser) -> None:
-    """59: coroutines before the request ask who it is, and after it change the password."""
+    """59: coroutines can access the user before a request and change the password after it."""
     add_async_views(site)
     seen: list[str | None] = []
 
@@ -231,7 +234,7 @@ def test_functions_around_the_view(site: Site, firefox: Browser, chrome: Browser
 
 
 def test_class_based_view(site: Site, firefox: Browser, chrome: Browser) -> None:
-    """59: a 'MethodView' whose methods are coroutines, decorated as a whole or each."""
+    """59: a 'MethodView' with coroutine methods works, decorated as a whole or per method."""
 
     class Password(MethodView):
         async def post(self) -> str:
@@ -258,7 +261,7 @@ def test_class_based_view(site: Site, firefox: Browser, chrome: Browser) -> None
 def test_receiver_of_a_signal(
     site: Site, firefox: Browser, chrome: Browser, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A coroutine may receive a signal, as it may Flask's own."""
+    """A coroutine can receive a signal, as it can receive Flask's own."""
     told: list[str] = []
 
     async def receiver(app: t.Any, **arguments: t.Any) -> None:
@@ -274,10 +277,10 @@ def test_receiver_of_a_signal(
     assert not caplog.records
 
 
-def test_receiver_of_a_signal_that_a_coroutine_sends(
+def test_receiver_of_a_signal_sent_by_a_coroutine(
     site: Site, firefox: Browser, chrome: Browser
 ) -> None:
-    """The same, where a loop runs in the thread that commits."""
+    """A coroutine receives a signal even if a loop runs in the committing thread."""
     add_async_views(site)
     told: list[str] = []
 
@@ -294,7 +297,7 @@ def test_receiver_of_a_signal_that_a_coroutine_sends(
 
 
 def test_test_client(site: Site) -> None:
-    """59: a client that is signed in from the start is so in a coroutine, too."""
+    """59: a test client that starts signed in is signed in for coroutines too."""
     add_async_views(site)
     site.app.test_client_class = SessionRegistryClient
     with site.context():
@@ -304,11 +307,11 @@ def test_test_client(site: Site) -> None:
     assert client.get("/async/me").json["name"] == "ann"
 
 
-# -- behind an ASGI server, all coroutines of all requests share one loop ------------------------
+# -- on an ASGI server, all coroutines of all requests share one loop ----------------------------
 
 
 async def ask_by_asgi(site: Site, browser: Browser, method: str, path: str) -> str:
-    """The text of an answer, after the browser has taken its cookies."""
+    """Return the text of the response, after the browser has stored its cookies."""
     cookies = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
     scope = {
         "type": "http",
@@ -335,7 +338,7 @@ async def ask_by_asgi(site: Site, browser: Browser, method: str, path: str) -> s
 
 
 def test_asgi_server(site: Site, firefox: Browser, chrome: Browser) -> None:
-    """59: a change of the password there ends the others, and this one stays."""
+    """59: on an ASGI server, a password change ends the other sessions and keeps this one."""
     add_async_views(site)
 
     @site.app.post("/change")
@@ -361,10 +364,10 @@ def test_asgi_server(site: Site, firefox: Browser, chrome: Browser) -> None:
     asyncio.run(visit())
 
 
-def test_task_that_goes_on_after_the_answer(
+def test_task_continues_after_the_response(
     site: Site, firefox: Browser, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """15, 59: the transaction of another coroutine is not rolled back under its feet."""
+    """15, 59: the end of a request doesn't roll back the transaction of a task it started."""
     with site.context():
         own = sa_orm.Session(site.db.engine)
     tasks: list[asyncio.Task[None]] = []

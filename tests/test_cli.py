@@ -38,14 +38,14 @@ def run(site: Site, *arguments: str, input: str | None = None) -> t.Any:
 
 @pytest.fixture
 def busy(store_site: Site) -> Site:
-    """Ann on two browsers, Bob on one."""
+    """Return a site where Ann is signed in on two browsers and Bob on one."""
     for name in ("ann", "ann", "bob"):
         store_site.browser().login(name)
     return store_site
 
 
 def test_one_user(busy: Site) -> None:
-    """16: by primary key; says how many ended, and how many entries went."""
+    """16: a user is named by primary key; the output counts ended sessions and purged entries."""
     result = run(busy, "1", "--reason", "stolen laptop")
     assert result.exit_code == 0
     stored = 0 if busy.store == "cookie" else 2
@@ -57,7 +57,7 @@ def test_one_user(busy: Site) -> None:
 
 
 def test_several_users_by_name(busy: Site) -> None:
-    """16: by another column; a user named twice counts once."""
+    """16: users can be named by another column; a user named twice counts once."""
     result = run(busy, "--by", "name", "ann", "bob", "ann")
     assert result.exit_code == 0
     assert "3 sessions ended" in result.stdout
@@ -65,7 +65,7 @@ def test_several_users_by_name(busy: Site) -> None:
 
 
 def test_everybody(busy: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """16: in batches; asks first, unless told not to."""
+    """16: '--all' works in batches and asks for confirmation, unless told not to."""
     monkeypatch.setattr(table, "_USERS", 1)
     refused = run(busy, "--all", input="n\n")
     assert refused.exit_code == 1
@@ -82,7 +82,7 @@ def test_everybody(busy: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("whom", [["1"], ["--all"], ["--by", "name", "ann"]])
 def test_dry_run(busy: Site, whom: list[str]) -> None:
-    """16: says how many, changes nothing, asks nothing."""
+    """16: a dry run reports the number of sessions, changes nothing and asks nothing."""
     result = run(busy, "--dry-run", *whom)
     assert result.exit_code == 0
     assert f"{3 if '--all' in whom else 2} sessions would end" in result.stdout
@@ -94,7 +94,7 @@ def test_dry_run(busy: Site, whom: list[str]) -> None:
     [["1", "99"], ["1", "x"], ["--by", "name", "ann", "eve"], ["--by", "name", "x\0"], ["1", ""]],
 )
 def test_unknown_user(busy: Site, arguments: list[str]) -> None:
-    """16: a clear error, exit code 1, and nothing changed, not even for those who are known."""
+    """16: an unknown user is an error with exit code 1, and known users are not changed either."""
     result = run(busy, *arguments)
     assert result.exit_code == 1
     assert "There is no user whose" in result.stderr
@@ -103,7 +103,7 @@ def test_unknown_user(busy: Site, arguments: list[str]) -> None:
 
 
 def test_unknown_column(busy: Site) -> None:
-    """16: a column that the users don't have."""
+    """16: an unknown column is an error that lists the columns to use."""
     result = run(busy, "--by", "shoe_size", "45")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == (
@@ -112,7 +112,7 @@ def test_unknown_column(busy: Site) -> None:
 
 
 def test_columns_that_hold_no_password(make_site: SiteFactory) -> None:
-    """16: what is offered can be searched for, and holds no password, watched or not."""
+    """16: the error suggests only columns that can be searched and that hold no password."""
     site = make_site(
         model=lambda db: make_class(
             db,
@@ -129,14 +129,14 @@ def test_columns_that_hold_no_password(make_site: SiteFactory) -> None:
             assert result.stderr.endswith(" Name users by one of 'name', 'note', 'id'.\n")
 
 
-def test_both_users_and_everybody(busy_site: Site) -> None:
-    """16: that is another mistake than to name nobody."""
+def test_users_and_everybody(busy_site: Site) -> None:
+    """16: naming users together with '--all' gives a different error than naming none."""
     assert "or say '--all', not both." in run(busy_site, "--all", "1").stderr
     assert "or say '--all'." in run(busy_site).stderr
 
 
-def test_nobody_to_confirm(busy_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """16: as in a cron job: it says which option is missing."""
+def test_no_terminal_to_confirm_on(busy_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16: without a terminal to confirm on, as in cron, the error names the missing option."""
     result = run(busy_site, "--all", "--format", "json")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.splitlines() == [
@@ -153,8 +153,8 @@ def test_nobody_to_confirm(busy_site: Site, monkeypatch: pytest.MonkeyPatch) -> 
     assert busy_site.active() == 2
 
 
-def test_nothing_could_have_been_changed(busy_site: Site) -> None:
-    """16: a command that only reads does not say that it has changed nothing."""
+def test_reading_command_does_not_mention_changes(busy_site: Site) -> None:
+    """16: a command that only reads doesn't say that nothing was changed."""
     problem = "There is no user whose 'id' is '99'."
     assert run(busy_site, "99").stderr == f"Error: {problem} Nothing was changed.\n"
     assert run(busy_site, "99", "--dry-run").stderr == f"Error: {problem}\n"
@@ -165,13 +165,13 @@ def test_nothing_could_have_been_changed(busy_site: Site) -> None:
     "arguments", [[], ["1", "--all"], ["--all", "--by", "name"], ["1", "--reason", "x" * 65]]
 )
 def test_wrong_usage(busy: Site, arguments: list[str]) -> None:
-    """16: no user at all, or both kinds: exit code 2, and nothing changed."""
+    """16: no users, or users together with '--all', gives exit code 2 and changes nothing."""
     assert run(busy, *arguments).exit_code == 2
     assert (busy.active("ann"), busy.active("bob")) == (2, 1)
 
 
-def test_store_that_is_down(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """34: the sessions end all the same, and it says what is left."""
+def test_store_is_down(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """34: with the session store down, the sessions still end, and the output says what is left."""
     site.browser().login()
 
     def fail(*_: t.Any, **__: t.Any) -> None:
@@ -188,7 +188,7 @@ def test_store_that_is_down(site: Site, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_uuid_keys(make_site: SiteFactory, database: str) -> None:
-    """16: a key that is a UUID; one that is none is an unknown user."""
+    """16: users can have UUID keys; an invalid UUID is an unknown user."""
     site = make_site("files", database, model=uuid_keys)
     site.browser().login()
     with site.context():
@@ -199,7 +199,7 @@ def test_uuid_keys(make_site: SiteFactory, database: str) -> None:
 
 
 def test_by_a_column_without_a_plain_type(make_site: SiteFactory) -> None:
-    """16: a column whose values can't be written on a command line is refused in a sentence."""
+    """16: a column whose values can't be given on the command line is refused with an error."""
 
     class Odd(sa.types.UserDefinedType[str]):
         cache_ok = True
@@ -221,21 +221,21 @@ def test_by_a_column_without_a_plain_type(make_site: SiteFactory) -> None:
         assert f"Users can't be named by '{column}'" in result.stderr
 
 
-def test_key_that_no_column_can_hold(make_site: SiteFactory, database: str) -> None:
-    """16: a number that is too large is an unknown user, on every database."""
+def test_key_too_large_for_the_column(make_site: SiteFactory, database: str) -> None:
+    """16: a number too large for the column is an unknown user, on every database."""
     site = make_site("files", database)
     result = run(site, "9" * 40)
     assert result.exit_code == 1
     assert "There is no user whose 'id' is" in result.stderr
 
 
-# -- only some of them ---------------------------------------------------------------------------
+# -- filters -------------------------------------------------------------------------------------
 
 ADDRESSES = ("10.1.2.3", "203.0.113.9", "2001:db8::7")
 
 
 def visit(site: Site, user: str, *, agent: str, address: str, days: float, idle: float) -> Browser:
-    """A browser that signed in so many days ago, and was last seen so many days ago."""
+    """Return a browser that signed in and was last seen this many days ago."""
     browser = site.browser(agent)
     form = {"name": user, "password": f"hash of {user}"}
     browser.open("POST", "/login", data=form, environ_overrides={"REMOTE_ADDR": address})
@@ -246,7 +246,7 @@ def visit(site: Site, user: str, *, agent: str, address: str, days: float, idle:
 
 @pytest.fixture
 def varied(database_site: Site) -> Site:
-    """Ann has three sessions, Bob has two; all of them differ."""
+    """Return a site where Ann has three sessions and Bob two, all different."""
     site = database_site
     visit(site, "ann", agent="Phone 100%", address=ADDRESSES[0], days=1, idle=0.5)
     visit(site, "ann", agent="Tablet 100_", address=ADDRESSES[1], days=9, idle=3)
@@ -257,7 +257,7 @@ def varied(database_site: Site) -> Site:
 
 
 def left(site: Site) -> str:
-    """The first letters of the user agents whose sessions have not ended; '-' for none."""
+    """Return the first letters of the active sessions' user agents; '-' for none."""
     return "".join(sorted((row.user_agent or "-")[0] for row in site.rows(revoked_at=None)))
 
 
@@ -292,7 +292,7 @@ FILTERS: list[tuple[str, list[str], str]] = [
 
 @pytest.mark.parametrize(("whom", "filter", "remains"), FILTERS)
 def test_only_some(varied: Site, whom: str, filter: list[str], remains: str) -> None:
-    """16: what is meant ends, and nothing else; a dry run has said how many."""
+    """16: only matching sessions end, as many as a dry run reported."""
     users = ["--all"] if whom == "--all" else ["--by", "name", whom]
     expected = 5 - len(remains)
     dry = json.loads(run(varied, *users, *filter, "--dry-run", "--format", "json").stdout)
@@ -308,8 +308,8 @@ def test_only_some(varied: Site, whom: str, filter: list[str], remains: str) -> 
     assert ended == {row["id"] for row in dry["sample"]} <= before
 
 
-def test_browsers_that_are_not_meant_stay(database_site: Site) -> None:
-    """16: their next request finds them signed in."""
+def test_browsers_that_do_not_match_stay(database_site: Site) -> None:
+    """16: browsers that don't match stay signed in."""
     site = database_site
     phone = visit(site, "ann", agent="Phone", address=ADDRESSES[0], days=0, idle=0)
     tablet = visit(site, "ann", agent="Tablet", address=ADDRESSES[0], days=0, idle=0)
@@ -321,7 +321,7 @@ def test_browsers_that_are_not_meant_stay(database_site: Site) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 1000])
 def test_in_batches(varied: Site, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """16: each batch is one revocation, which locks the owners and ends only what is meant."""
+    """16: each batch is one revocation, which locks the owners and ends only matching sessions."""
     monkeypatch.setattr(records, "BATCH", size)
     monkeypatch.setattr(table, "_BATCHES", 1)
     dry = json.loads(run(varied, "--all", "--ip", "::/0", "--dry-run", "--format", "json").stdout)
@@ -365,10 +365,10 @@ CHANGES: list[tuple[list[str], dict[str, t.Any]]] = [
 
 @pytest.mark.table
 @pytest.mark.parametrize(("filter", "change"), CHANGES)
-def test_what_changes_meanwhile_is_not_ended(
+def test_session_that_stops_matching_is_not_ended(
     varied: Site, monkeypatch: pytest.MonkeyPatch, filter: list[str], change: dict[str, t.Any]
 ) -> None:
-    """16: a session that is seen between being read and being ended goes on."""
+    """16: a session that stops matching between the read and the update continues."""
     (tablet,) = varied.rows(user_agent="Tablet 100_")
     still_meant = table.SQLRecords._still_meant
 
@@ -386,7 +386,7 @@ def test_what_changes_meanwhile_is_not_ended(
 
 
 def test_one_connection_is_enough(make_site: SiteFactory) -> None:
-    """16: nothing is read over a second connection while the first is held."""
+    """16: one connection is enough: no second one is needed while the first is held."""
     options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 1}
     site = make_site(SQLALCHEMY_ENGINE_OPTIONS=options)
     for filter in (["--ip", "127.0.0.1"], []):
@@ -399,8 +399,8 @@ def test_one_connection_is_enough(make_site: SiteFactory) -> None:
 
 
 @pytest.mark.table
-def test_sessions_of_deleted_users_are_not_meant(varied: Site) -> None:
-    """16: nobody can come with them; the next prune ends them."""
+def test_sessions_of_deleted_users_do_not_match(varied: Site) -> None:
+    """16: sessions of deleted users never match: they are unusable, and a prune ends them."""
     varied.change(user_id=None)
     for filter in ([], ["--ip", "0.0.0.0/0"], ["--older-than", "1d"]):
         assert "0 sessions would end" in run(varied, "--all", *filter, "--dry-run").stdout
@@ -408,8 +408,8 @@ def test_sessions_of_deleted_users_are_not_meant(varied: Site) -> None:
 
 
 @pytest.mark.table
-def test_who_is_barred_while_moving_in(make_site: SiteFactory) -> None:
-    """24: by a filter, whoever had a session that is meant; of those never seen, nobody."""
+def test_filter_blocks_adoption(make_site: SiteFactory) -> None:
+    """24: a filter blocks the adoption of users with a matching session, and of no others."""
     site = make_site(SESSION_REGISTRY_UNREGISTERED="adopt")
     site.browser("Phone").login("ann")
     site.browser("Laptop").login("bob")
@@ -424,8 +424,8 @@ def test_who_is_barred_while_moving_in(make_site: SiteFactory) -> None:
     assert barred() == [True, True, True]
 
 
-def test_address_that_is_none_is_in_no_network(site: Site) -> None:
-    """16: whoever wrote it."""
+def test_invalid_address_is_in_no_network(site: Site) -> None:
+    """16: a recorded address that is invalid matches no network."""
     site.browser().login()
     site.change(ip_address="somewhere")
     for network in ("0.0.0.0/0", "::/0"):
@@ -453,8 +453,8 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED)
-def test_filter_that_is_none(busy_site: Site, arguments: list[str], message: str) -> None:
-    """16: exit code 2, a sentence that says what to write, and nothing changed."""
+def test_invalid_filter(busy_site: Site, arguments: list[str], message: str) -> None:
+    """16: an invalid filter gives exit code 2 and says what to write. Nothing is changed."""
     result = run(busy_site, "--all", "--yes", *arguments)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.replace("│", "").split())
@@ -463,14 +463,14 @@ def test_filter_that_is_none(busy_site: Site, arguments: list[str], message: str
 
 @pytest.fixture
 def busy_site(site: Site) -> Site:
-    """Ann on two browsers."""
+    """Return a site where Ann is signed in on two browsers."""
     site.browser("Firefox").login()
     site.browser("Chrome").login()
     return site
 
 
 def test_durations() -> None:
-    """16: each unit, to the second."""
+    """16: each unit of a duration is exact to the second."""
     units = {"45s": 45, "90m": 5400, "12h": 43200, "30d": 2592000, "2w": 1209600, "007d": 604800}
     for text, seconds in units.items():
         before = dt.datetime.now(dt.timezone.utc)
@@ -478,8 +478,8 @@ def test_durations() -> None:
         assert before <= moment <= dt.datetime.now(dt.timezone.utc)
 
 
-def test_idle_where_nothing_is_touched(make_site: SiteFactory) -> None:
-    """16: refused, because sessions in use would look idle."""
+def test_idle_without_touching(make_site: SiteFactory) -> None:
+    """16: without touching, '--idle-for' is refused, because sessions in use would look idle."""
     site = make_site(SESSION_REGISTRY_TOUCH_INTERVAL=None)
     site.browser().login()
     result = run(site, "1", "--idle-for", "1d")
@@ -488,8 +488,8 @@ def test_idle_where_nothing_is_touched(make_site: SiteFactory) -> None:
     assert "0 sessions ended" in run(site, "1", "--older-than", "1d").stdout
 
 
-def test_asks_before_ending_those_of_everybody(busy_site: Site) -> None:
-    """16: of everybody, some are too many to end by mistake; of users who are named, none are."""
+def test_filter_for_everybody_asks_first(busy_site: Site) -> None:
+    """16: '--all' with a filter asks for confirmation; named users with a filter don't."""
     refused = run(busy_site, "--all", "--user-agent", "fire", input="n\n")
     assert refused.exit_code == 1
     assert "End 1 session, of everybody who is meant?" in refused.stderr
@@ -498,8 +498,8 @@ def test_asks_before_ending_those_of_everybody(busy_site: Site) -> None:
 
 
 @pytest.mark.table
-def test_count_is_asked_once(busy_site: Site) -> None:
-    """16: for the question; nobody who is not asked waits for it."""
+def test_sessions_are_counted_once(busy_site: Site) -> None:
+    """16: sessions are counted once for the question, and not at all without it."""
 
     def counts(*arguments: str, input: str | None = None) -> int:
         with busy_site.count_statements() as statements:
@@ -512,7 +512,7 @@ def test_count_is_asked_once(busy_site: Site) -> None:
 
 
 def add_sessions(site: Site, count: int) -> None:
-    """Sessions of Ann, with signed cookies."""
+    """Add sessions of Ann, with signed cookies."""
     moment = days_ago(0)
     rows = [
         {
@@ -531,8 +531,8 @@ def add_sessions(site: Site, count: int) -> None:
 
 
 @pytest.mark.parametrize("option", ["--user-agent", "--reason", "--ip", "--older-than"])
-def test_argument_that_is_not_utf_8(site: Site, option: str) -> None:
-    """16: a clear refusal."""
+def test_argument_is_not_utf_8(site: Site, option: str) -> None:
+    """16: an argument that is not UTF-8 is refused with an error."""
     site.browser().login()
     result = run(site, "1", option, "\udcff")
     assert result.exit_code == 2
@@ -541,22 +541,22 @@ def test_argument_that_is_not_utf_8(site: Site, option: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["0_1", " 1", "+1", "\u0661", "1\n"])
-def test_number_that_is_written_otherwise(site: Site, name: str) -> None:
-    """16: it names nobody."""
+def test_number_in_another_notation(site: Site, name: str) -> None:
+    """16: a number in another notation matches no user."""
     site.browser().login()
     assert run(site, name).exit_code == 1
     assert site.active() == 1
 
 
-def test_user_agent_as_it_was_written_down(site: Site) -> None:
-    """What was taken out of the row's is taken out of what is looked for."""
+def test_user_agent_filter_is_cleaned(site: Site) -> None:
+    """A user agent filter drops the same characters that were dropped when it was recorded."""
     site.browser("Fire fox").login()
     assert "1 session ended" in run(site, "1", "--user-agent", "fire\x07fox").stdout
 
 
 @pytest.mark.once
 def test_memory_is_flat(make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """40: twice as many sessions that are meant take no more memory."""
+    """40: twice as many matching sessions need no more memory."""
     monkeypatch.setattr(records, "BATCH", 200)
     site = make_site("cookie")
 
@@ -571,16 +571,16 @@ def test_memory_is_flat(make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch)
             assert f"{count} session{'' if count == 1 else 's'} ended" in result.stdout
 
     peak(1)
-    # Two reads, and four.
+    # Two reads, then four.
     few = peak(records.BATCH * 20)
     assert peak(records.BATCH * 40) < 1.3 * few
 
 
-# -- what it says --------------------------------------------------------------------------------
+# -- output --------------------------------------------------------------------------------------
 
 
 def test_dry_run_shows_the_first_ten(site: Site) -> None:
-    """16: of eleven; in columns, and with nothing that could break a terminal."""
+    """16: a dry run lists ten of eleven sessions, in columns and without control characters."""
     for number in range(11):
         site.browser(f"Browser {number}").login()
     site.change(user_agent="\x1b[31mred\u202e", ip_address="\x07")
@@ -591,7 +591,7 @@ def test_dry_run_shows_the_first_ten(site: Site) -> None:
     shown = [line.split()[0] for line in lines]
     assert len(shown) == 10
     ids = sorted(str(row.id) for row in site.rows())
-    # RedisRecords than in a table they have no order.
+    # Unlike in a table, they have no order in Redis.
     assert shown == ids[:10] if site.home == "table" else set(shown) < set(ids)
     assert all(
         re.fullmatch(r"  \S{36}  1     [-0-9]{10} [:0-9]{8} UTC   \[31mred", x) for x in lines
@@ -602,7 +602,7 @@ def test_dry_run_shows_the_first_ten(site: Site) -> None:
 
 
 def test_dry_run_as_json(database_site: Site) -> None:
-    """16: exactly these facts; times in UTC, as ISO 8601 has them."""
+    """16: a dry run in JSON has exactly these keys, with UTC times in ISO 8601."""
     site = database_site
     visit(site, "ann", agent="Phone", address=ADDRESSES[2], days=2, idle=1)
     (row,) = site.rows()
@@ -628,7 +628,7 @@ def test_dry_run_as_json(database_site: Site) -> None:
 
 
 @pytest.mark.parametrize("model", [uuid_keys, string_keys])
-def test_json_of_keys_that_are_no_numbers(make_site: SiteFactory, model: t.Any) -> None:
+def test_json_of_keys_that_are_not_numbers(make_site: SiteFactory, model: t.Any) -> None:
     site = make_site(model=model)
     site.browser().login()
     sample = json.loads(run(site, "--all", "--dry-run", "--format", "json").stdout)["sample"]
@@ -637,7 +637,7 @@ def test_json_of_keys_that_are_no_numbers(make_site: SiteFactory, model: t.Any) 
 
 
 def test_json(busy_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """16: one object, and nothing else; the same with a store that is down."""
+    """16: JSON output is a single object, also with the session store down."""
     result = run(busy_site, "1", "--user-agent", "firefox", "--format", "json")
     assert (result.exit_code, result.stderr) == (0, "")
     assert json.loads(result.stdout) == {"ended": 1, "purged": 1, "unpurged": 0}
@@ -652,14 +652,14 @@ def test_json(busy_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_json_with_an_error(busy_site: Site) -> None:
-    """16: nothing on stdout, and the exit code as always."""
+    """16: an error in JSON mode prints nothing on stdout and keeps its exit code."""
     for arguments, code in ((["99"], 1), (["1", "--all"], 2), (["--all"], 1)):
         result = run(busy_site, *arguments, "--format", "json")
         assert (result.exit_code, result.stdout) == (code, "")
 
 
-def test_nothing_but_the_answer_in_a_pipe(busy_site: Site) -> None:
-    """16: a cron job that went well says nothing on stderr."""
+def test_only_the_result_in_a_pipe(busy_site: Site) -> None:
+    """16: a successful cron job prints nothing on stderr."""
     result = run(busy_site, "--all", "--yes")
     assert (result.stdout, result.stderr) == (
         "2 sessions ended; 2 entries purged from the session store.\n",
@@ -670,7 +670,7 @@ def test_nothing_but_the_answer_in_a_pipe(busy_site: Site) -> None:
 def test_progress_bar_on_a_terminal(
     busy_site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """16: on stderr, so that stdout is what is asked for."""
+    """16: on a terminal, the progress bar is on stderr, so that stdout has only the result."""
     ours, theirs = pty.openpty()
     shown = ""
     with os.fdopen(ours, "rb", buffering=0) as screen, os.fdopen(theirs, "w") as terminal:
@@ -683,14 +683,14 @@ def test_progress_bar_on_a_terminal(
                 standalone_mode=False,
             )
         terminal.close()
-        # It says that there is no more by an error.
+        # The terminal reports its end as an error.
         with contextlib.suppress(OSError):
             while True:
                 shown += screen.read(100_000).decode()
     assert json.loads(capsys.readouterr().out) == {"ended": 2, "purged": 2, "unpurged": 0}
     assert "Ending sessions" in shown
     assert "100%" in shown
-    # For the question, and not once more for the bar.
+    # For the question, and not again for the progress bar.
     assert busy_site.home != "table" or sum("count(" in text for text in statements.texts) == 1
 
 
@@ -701,8 +701,11 @@ def test_interrupted(
     request: pytest.FixtureRequest,
     filter: list[str],
 ) -> None:
-    """16: Ctrl-C in the middle of a purge: says how many have ended by then; goes on later."""
-    # A process that was started in the background may ignore it.
+    """16: after Ctrl-C during a purge, the output counts the ended sessions.
+
+    A second run ends the rest.
+    """
+    # A process started in the background may ignore SIGINT.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     site = make_site(users=("ann", "bob", "cid", "dan"))
@@ -731,7 +734,7 @@ def test_interrupted(
 
 @pytest.mark.table
 def test_database_fails_in_the_middle(make_site: SiteFactory) -> None:
-    """16: the same of an error: what it says has ended, has."""
+    """16: after a database error midway, the sessions reported as ended have ended."""
     site = make_site(users=("ann", "bob", "cid"))
     for name in ("ann", "bob", "cid"):
         site.browser().login(name)
@@ -756,7 +759,7 @@ def test_database_fails_in_the_middle(make_site: SiteFactory) -> None:
 
 
 def test_exit_codes_are_explained(site: Site) -> None:
-    """16: in the help, a line for each."""
+    """16: the help explains each exit code on its own line."""
     text = run(site, "--help").stdout
     assert re.search(r"Exit codes:\n +0  .*\n +1  .*\n +2  ", text)
 
@@ -775,7 +778,7 @@ def listed(site: Site, *arguments: str) -> list[dict[str, t.Any]]:
 
 
 def test_list(varied: Site) -> None:
-    """16: the active sessions of one user, most recently seen first, in blocks."""
+    """16: 'list' shows a user's active sessions in blocks, most recently seen first."""
     result = sessions(varied, "list", "--by", "name", "ann")
     assert result.exit_code == 0
     blocks = result.stdout.split("\n\n")
@@ -797,7 +800,7 @@ def test_list(varied: Site) -> None:
 
 
 def test_list_as_json(database_site: Site) -> None:
-    """16: exactly these facts."""
+    """16: 'list' in JSON has exactly these keys."""
     site = database_site
     site.browser("Phone").login(remember="yes")
     (row,) = site.rows()
@@ -819,8 +822,8 @@ def test_list_as_json(database_site: Site) -> None:
     assert f"    remembered  until {until}\n" in sessions(site, "list", "1").stdout
 
 
-def test_list_of_those_that_ended(varied: Site) -> None:
-    """16: with when and why, after those that are active."""
+def test_list_of_ended_sessions(varied: Site) -> None:
+    """16: '--ended' adds ended sessions with time and reason, after the active ones."""
     run(varied, "1", "--older-than", "2d", "--reason", "stolen laptop")
     assert [row["user_agent"][0] for row in listed(varied, "1")] == ["P"]
     found = listed(varied, "1", "--ended")
@@ -835,8 +838,8 @@ def test_list_of_those_that_ended(varied: Site) -> None:
     assert ended in text
 
 
-def test_list_of_those_that_nobody_has_ended_yet(busy_site: Site) -> None:
-    """16: opened with an earlier password, or expired: not active, and not hidden either."""
+def test_list_of_expired_sessions(busy_site: Site) -> None:
+    """16: expired and outdated sessions that aren't revoked yet are listed as ended, not active."""
     site = busy_site
     with site.context():
         site.db.session.execute(sa.update(site.User).values(password_hash="new"))
@@ -848,7 +851,7 @@ def test_list_of_those_that_nobody_has_ended_yet(busy_site: Site) -> None:
 
 
 def test_list_shows_no_key(busy_site: Site) -> None:
-    """54: neither a session id nor the key of an entry, nor a fingerprint."""
+    """54: 'list' shows no session id, store key or fingerprint."""
     run(busy_site, "1", "--user-agent", "chrome")
     output = sessions(busy_site, "list", "1", "--ended").output
     output += sessions(busy_site, "list", "1", "--ended", "--format", "json").output
@@ -859,8 +862,8 @@ def test_list_shows_no_key(busy_site: Site) -> None:
             assert secret not in output
 
 
-def test_list_breaks_no_terminal(make_site: SiteFactory) -> None:
-    """53: whoever wrote what is in the row, and in the user's key."""
+def test_list_cannot_break_the_terminal(make_site: SiteFactory) -> None:
+    """53: hostile text in a row or in a user's key can't break the terminal."""
     site = make_site(model=string_keys)
     site.browser().login()
     nasty = "\x1b]0;title\x07a\r\nb\u202ec\x9b31m"
@@ -877,7 +880,7 @@ def test_list_breaks_no_terminal(make_site: SiteFactory) -> None:
 
 
 def test_list_of_an_unknown_user(busy_site: Site) -> None:
-    """16: as for revoke-sessions."""
+    """16: 'list' reports an unknown user as 'revoke-sessions' does."""
     for arguments in (["99"], ["--by", "name", "eve"], ["--by", "shoe_size", "45"]):
         result = sessions(busy_site, "list", *arguments, "--format", "json")
         assert (result.exit_code, result.stdout) == (1, "")
@@ -885,7 +888,7 @@ def test_list_of_an_unknown_user(busy_site: Site) -> None:
 
 
 def test_list_of_several_users(make_site: SiteFactory) -> None:
-    """16: a value that several users have."""
+    """16: 'list' shows all users who share the given value."""
     site = make_site()
     with site.context():
         site.db.session.execute(sa.update(site.User).values(note="staff"))

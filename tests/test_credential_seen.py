@@ -1,4 +1,4 @@
-"""Which credential was a login checked against, and what does the database hold? (SCENARIO 28)"""
+"""Which credential a login verified, against what the database holds (SCENARIO 28)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["held"]
 
 
 def deferred(db: t.Any) -> type[t.Any]:
-    """Users whose password is loaded on demand."""
+    """Return a user model whose password is loaded on demand."""
     return make_class(
         db,
         id=sa_orm.mapped_column(sa.Integer, primary_key=True),
@@ -29,14 +29,14 @@ def deferred(db: t.Any) -> type[t.Any]:
     )
 
 
-# -- what a login has seen -----------------------------------------------------------------------
+# -- what a login has verified -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loaded", ["deferred", "load_only", "refreshed", "whole"])
 def test_login_with_the_old_password(
     make_site: SiteFactory, held: Held, database: str, loaded: str
 ) -> None:
-    """28: however its user was loaded, it is dead on arrival."""
+    """28: a login with the old password is dead on arrival, however its user was loaded."""
     site = make_site("cookie", database, model=deferred if loaded == "deferred" else user_class)
 
     def load() -> t.Any:
@@ -56,7 +56,7 @@ def test_login_with_the_old_password(
         site.db.session.commit()
         if "held" in request.form:
             held.wait()
-        # It shows the new one by now, where it is asked.
+        # From now on it reads as the new hash.
         assert user.password_hash
         login_user(user)
         return "signed in"
@@ -73,10 +73,10 @@ def test_login_with_the_old_password(
 
 @pytest.mark.parametrize("removes", [{}, {"removes": "1"}])
 @pytest.mark.parametrize("verb", ["login", "rehash", "reset"])
-def test_instance_that_was_checked_is_gone(
+def test_checked_instance_is_gone(
     make_site: SiteFactory, held: Held, verb: str, removes: dict[str, str]
 ) -> None:
-    """28: what this request has seen first counts, on whichever instance of the user."""
+    """28: the hash that this request read first counts, on whichever instance of the user."""
     site = make_site("cookie", "postgresql")
 
     def check() -> t.Any:
@@ -85,7 +85,7 @@ def test_instance_that_was_checked_is_gone(
 
     @site.app.post("/slow-login")
     def slow_login() -> t.Any:
-        # The identity map holds it weakly: from here on it is garbage.
+        # The identity map holds it weakly: it is garbage from here on.
         user_id = check()
         if "removes" in request.form:
             site.db.session.remove()
@@ -112,8 +112,8 @@ def test_instance_that_was_checked_is_gone(
         assert site.user("ann").password_hash == "new"
 
 
-def test_witness_of_a_stale_instance(make_site: SiteFactory, held: Held) -> None:
-    """28: what was loaded before the block began counts there, too; in a second step as well."""
+def test_checked_credentials_of_a_stale_instance(make_site: SiteFactory, held: Held) -> None:
+    """28: 'credentials_checked' counts what was loaded before the block, in a second step too."""
     site = make_site("cookie", "postgresql")
 
     @site.app.post("/slow-login")
@@ -154,7 +154,7 @@ def test_witness_of_a_stale_instance(make_site: SiteFactory, held: Held) -> None
 
 
 def test_signed_in_again_over_a_rehash(make_site: SiteFactory, held: Held, home: str) -> None:
-    """11: the session whose place the login takes has followed the new hash, and vouches for it."""
+    """11: a login over a session whose hash was upgraded meanwhile stands."""
     site = make_site("cookie", "postgresql")
 
     @site.app.post("/again")
@@ -179,7 +179,7 @@ def test_signed_in_again_over_a_rehash(make_site: SiteFactory, held: Held, home:
 
 
 def test_signed_in_again_over_the_change(make_site: SiteFactory, held: Held) -> None:
-    """28: 'login_user(current_user)' counts the credential that the session check has seen."""
+    """28: 'login_user(current_user)' counts the credential that the session check read."""
     site = make_site("cookie", model=deferred)
 
     @site.app.post("/again")
@@ -206,7 +206,7 @@ def test_signed_in_again_over_the_change(make_site: SiteFactory, held: Held) -> 
 
 
 def test_proxy_of_the_user_signs_in(site: Site, firefox: Browser) -> None:
-    """'login_user(current_user)', of which Flask-Login makes a proxy for itself."""
+    """'login_user(current_user)' works: Flask-Login wraps it in a proxy of its own."""
 
     @site.app.post("/again")
     @login_required
@@ -221,7 +221,7 @@ def test_proxy_of_the_user_signs_in(site: Site, firefox: Browser) -> None:
 
 
 def test_change_and_login_in_one_request(make_site: SiteFactory) -> None:
-    """What this process has stored since counts, too: with a current session, and without one."""
+    """A password stored earlier in the same request counts, with or without a current session."""
     site = make_site("cookie", model=deferred)
 
     @site.app.post("/reset")
@@ -239,7 +239,7 @@ def test_change_and_login_in_one_request(make_site: SiteFactory) -> None:
         assert site.active() == 1
 
 
-# -- what it can't see ---------------------------------------------------------------------------
+# -- what a login can't verify itself ------------------------------------------------------------
 
 
 def add_two_steps(site: Site, held: Held) -> None:
@@ -275,7 +275,7 @@ def two_steps(store_site: Site, held: Held) -> Site:
 
 
 def test_second_step_after_the_change(two_steps: Site) -> None:
-    """28: the password was right in the first step, and is changed before the second."""
+    """28: a password that changes between the first and the second step ends the login."""
     thief, chrome = two_steps.browser("Thief"), two_steps.browser("Chrome")
     chrome.login()
     thief.post("/step-one", password="hash of ann")
@@ -289,7 +289,7 @@ def test_second_step_after_the_change(two_steps: Site) -> None:
 
 
 def test_first_step_over_the_change(site: Site, held: Held) -> None:
-    """28: the credential counts that was stored when the check began."""
+    """28: the credential stored when the check began counts."""
     add_two_steps(site, held)
     thief, chrome = site.browser("Thief"), site.browser("Chrome")
     chrome.login()
@@ -301,7 +301,7 @@ def test_first_step_over_the_change(site: Site, held: Held) -> None:
 
 
 def test_rehash_in_the_first_step(site: Site, held: Held) -> None:
-    """A new hash of the same password is followed; also under a key that was replaced since."""
+    """A new hash of the same password is followed, even after the secret key was rotated."""
     add_two_steps(site, held)
     chrome = site.browser("Chrome")
     chrome.post("/step-one", password="hash of ann", rehash="better hash")
@@ -310,8 +310,8 @@ def test_rehash_in_the_first_step(site: Site, held: Held) -> None:
     assert chrome.is_signed_in
 
 
-def test_witness_shows_no_fingerprint(make_site: SiteFactory, held: Held) -> None:
-    """A signed cookie can be read: what it keeps of the credential is a keyed digest."""
+def test_checked_credentials_show_no_fingerprint(make_site: SiteFactory, held: Held) -> None:
+    """A signed cookie is readable, so it holds only a keyed digest of the credential."""
     site = make_site("cookie")
     add_two_steps(site, held)
     chrome = site.browser("Chrome")
@@ -324,8 +324,8 @@ def test_witness_shows_no_fingerprint(make_site: SiteFactory, held: Held) -> Non
 
 
 @pytest.mark.parametrize("names", ["bob", "nobody"])
-def test_witness_for_somebody_else(site: Site, names: str) -> None:
-    """It is no witness for another user, nor for one who is not saved yet."""
+def test_checked_credentials_of_another_user(site: Site, names: str) -> None:
+    """A checked credential doesn't count for another user, or for one not saved yet."""
 
     @site.app.post("/for/<who>")
     def both(who: str) -> str:
@@ -346,8 +346,8 @@ def test_witness_for_somebody_else(site: Site, names: str) -> None:
     assert chrome.is_signed_in
 
 
-def test_witness_of_a_check_that_fails(site: Site) -> None:
-    """A block that raises leaves no trace; one needs a request, and a user who is saved."""
+def test_checked_credentials_of_a_failed_check(site: Site) -> None:
+    """A block that raises records nothing. It needs a request and a saved user."""
 
     @site.app.post("/raises")
     def raises() -> str:
@@ -361,13 +361,13 @@ def test_witness_of_a_check_that_fails(site: Site) -> None:
     with site.app.test_request_context():
         with pytest.raises(UserError, match="not in the database"):
             site.sessions.credentials_checked(site.User())
-        # Somebody who does not exist: the login view may take as long for them.
+        # An unknown user: the login view can take the same time for them.
         with site.sessions.credentials_checked(404):
             pass
 
 
-def test_witness_without_a_password_attribute(make_site: SiteFactory) -> None:
-    """It tells nothing where nothing is compared, and is in nobody's way."""
+def test_checked_credentials_without_a_password_attribute(make_site: SiteFactory) -> None:
+    """Without a password attribute, 'credentials_checked' has no effect."""
     site = make_site("cookie", SESSION_REGISTRY_PASSWORD_ATTRIBUTE=None)
 
     @site.app.post("/enter")
@@ -390,7 +390,7 @@ def digest(text: str) -> str:
 
 
 class Hashed(sa.types.TypeDecorator[str]):
-    """Hashes a password on its way into the database, as many apps do."""
+    """Hashes a password on its way to the database, as many apps do."""
 
     impl = sa.String(100)
     cache_ok = True
@@ -400,7 +400,7 @@ class Hashed(sa.types.TypeDecorator[str]):
 
 
 class Secret:
-    """What the next type makes of it: it shows nothing, and is equal by what it hides."""
+    """The value that the next type loads: hides the hash, and compares equal to what matches it."""
 
     def __init__(self, hashed: str) -> None:
         self.hashed = hashed
@@ -412,7 +412,7 @@ class Secret:
 
 
 class Hidden(Hashed):
-    """The same, and shows an object of its own."""
+    """Hashes the password too, and loads it as an opaque object."""
 
     cache_ok = True
 
@@ -446,7 +446,7 @@ def with_kind(kind: str) -> t.Callable[[t.Any], type[t.Any]]:
 def test_kinds_of_password_columns(
     make_site: SiteFactory, held: Held, database: str, kind: str
 ) -> None:
-    """The browser that changes it stays, the others end, and a late change is refused."""
+    """The browser that changes the password stays, others end, and a late change is refused."""
 
     def given(text: str) -> t.Any:
         return text.encode() if kind == "bytes" else text
@@ -505,7 +505,7 @@ def test_kinds_of_password_columns(
 def test_late_change_of_a_converted_password(
     make_site: SiteFactory, database: str, kind: str
 ) -> None:
-    """It is refused by what an instance shows, under the row's lock."""
+    """A late change is refused by comparing loaded values, under the row lock."""
     site = make_site("cookie", database, model=with_kind(kind), users=())
     with site.context():
         site.db.session.add(site.User(name="ann", password_hash="first"))
@@ -525,8 +525,8 @@ def test_late_change_of_a_converted_password(
         site.db.session.commit()
 
 
-def test_password_that_must_not_be_loaded(make_site: SiteFactory, database: str) -> None:
-    """'deferred(raiseload=True)': it can be set, the others end, and this browser stays."""
+def test_password_must_not_be_loaded(make_site: SiteFactory, database: str) -> None:
+    """With 'deferred(raiseload=True)', a change ends other browsers and keeps this one."""
     site = make_site(
         "files",
         database,
@@ -555,7 +555,7 @@ def test_password_that_must_not_be_loaded(make_site: SiteFactory, database: str)
 def test_change_without_loading_the_password_over_another(
     make_site: SiteFactory, held: Held, home: str
 ) -> None:
-    """Where no password was loaded, the one counts that the session check has seen."""
+    """If the password was never loaded, the credential that the session check read counts."""
     site = make_site("cookie", "postgresql", model=deferred)
 
     @site.app.post("/set")
@@ -593,7 +593,7 @@ def without_password(db: t.Any) -> type[t.Any]:
 
 @pytest.fixture
 def oauth(make_site: SiteFactory) -> Site:
-    """A site whose users have no password, and can change their name."""
+    """Return a site whose users have no password and can change their name."""
     site = make_site("cookie", model=without_password, users=())
 
     @site.app.post("/enter/<name>")
@@ -618,7 +618,7 @@ def oauth(make_site: SiteFactory) -> Site:
 
 @pytest.mark.parametrize("name", ["ann", "cem"])
 def test_new_user_with_the_key_of_a_deleted_one(oauth: Site, name: str) -> None:
-    """51: deleted by SQL, and added by SQL: the session is nobody's."""
+    """51: a user deleted and recreated with the same key by SQL doesn't inherit the session."""
     chrome = oauth.browser("Chrome")
     chrome.post(f"/enter/{name}")
     assert chrome.name_shown == name
@@ -634,7 +634,7 @@ def test_new_user_with_the_key_of_a_deleted_one(oauth: Site, name: str) -> None:
 
 @pytest.mark.parametrize("form", [{}, {"loads": "1"}])
 def test_new_name_of_a_user_without_a_password(oauth: Site, form: dict[str, str]) -> None:
-    """What identifies them may change: nobody is signed out, on either device."""
+    """A user without a password can change the identifying name: both devices stay signed in."""
     chrome, phone = oauth.browser("Chrome"), oauth.browser("Phone")
     chrome.post("/enter/ann")
     phone.post("/enter/ann")
@@ -643,7 +643,7 @@ def test_new_name_of_a_user_without_a_password(oauth: Site, form: dict[str, str]
 
 
 def test_first_password(oauth: Site) -> None:
-    """It ends the other device, and the name is part of the fingerprint no more."""
+    """A first password ends the other device. Then the name no longer affects the fingerprint."""
     chrome, phone = oauth.browser("Chrome"), oauth.browser("Phone")
     chrome.post("/enter/ann")
     phone.post("/enter/ann")

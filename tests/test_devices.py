@@ -1,4 +1,4 @@
-"""Whether a login comes from a device that the user was seen with before."""
+"""Recognizing whether a login comes from a device that the user has used before."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flask_session_registry._request import device_cookie as devices
 
 @pytest.fixture
 def told(site: Site) -> t.Iterator[list[bool]]:
-    """What 'session_registered' has said of new devices, one login after the other."""
+    """Yield the list of 'new_device' values that 'session_registered' sends."""
     answers: list[bool] = []
 
     def receiver(app: t.Any, *, new_device: bool, **_: t.Any) -> None:
@@ -26,13 +26,13 @@ def told(site: Site) -> t.Iterator[list[bool]]:
 
 
 def at(browser: Browser, address: str) -> Browser:
-    """The browser, from now on at another address."""
+    """Move the browser to another address and return it."""
     browser.client.environ_base["REMOTE_ADDR"] = address
     return browser
 
 
 def test_first_login(site: Site, told: list[bool]) -> None:
-    """The first is new; what comes from the same browser later isn't, wherever it is by then."""
+    """The first login is new; later logins of the same browser aren't, from any address."""
     firefox = site.browser("Firefox 140")
     firefox.login()
     firefox.post("/logout")
@@ -41,8 +41,8 @@ def test_first_login(site: Site, told: list[bool]) -> None:
     assert told == [True, False]
 
 
-def test_kept_rows(site: Site, told: list[bool]) -> None:
-    """Without the cookie it must be the same address and the same user agent, in one row."""
+def test_same_address_and_user_agent(site: Site, told: list[bool]) -> None:
+    """Without the cookie, address and user agent must match those of one row."""
     at(site.browser("Firefox"), "192.0.2.7").login()
     at(site.browser("Chrome"), "192.0.2.8").login()
     at(site.browser("Firefox"), "192.0.2.7").login()
@@ -54,7 +54,7 @@ def test_kept_rows(site: Site, told: list[bool]) -> None:
 
 @pytest.mark.parametrize(("ends_by", "is_new"), [("logout", False), ("revocation", True)])
 def test_ended_rows(site: Site, told: list[bool], ends_by: str, is_new: bool) -> None:
-    """What a revocation has ended may have been somebody else's, and vouches for nobody."""
+    """A session that was revoked may have been a thief's, so it doesn't count as known."""
     firefox = site.browser()
     firefox.login()
     if ends_by == "logout":
@@ -67,8 +67,8 @@ def test_ended_rows(site: Site, told: list[bool], ends_by: str, is_new: bool) ->
     assert told == [True, is_new]
 
 
-def test_what_is_not_known_is_equal_to_nothing(site: Site, told: list[bool]) -> None:
-    """Two logins without an address, or without a user agent, are not the same device."""
+def test_unknown_values_never_match(site: Site, told: list[bool]) -> None:
+    """Logins without an address, or without a user agent, never match each other."""
     for _ in range(2):
         at(site.browser("Firefox"), "a socket").login()
     for _ in range(2):
@@ -77,7 +77,7 @@ def test_what_is_not_known_is_equal_to_nothing(site: Site, told: list[bool]) -> 
 
 
 def test_cookie_outlives_the_rows(site: Site, told: list[bool]) -> None:
-    """The rows are forgotten some day; the browser is known all the same."""
+    """The browser is still known after its rows are deleted."""
     firefox = site.browser()
     firefox.login()
     site.forget_all()
@@ -89,7 +89,7 @@ def test_cookie_outlives_the_rows(site: Site, told: list[bool]) -> None:
 def test_several_users_of_one_browser(
     site: Site, told: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each is known by it, up to so many; whoever signed in last is kept for longest."""
+    """A browser knows a limited number of users, and drops the one who signed in longest ago."""
     monkeypatch.setattr(devices, "_USERS", 2)
     with site.context():
         site.db.session.add(site.User(name="eve", password_hash="hash of eve"))
@@ -102,14 +102,14 @@ def test_several_users_of_one_browser(
 
 @pytest.mark.parametrize("value", ["", "x", "WyIxIl0", "WyIxIl0.AAAA", "\0", "é" * 40])
 def test_forged_cookie(site: Site, told: list[bool], value: str) -> None:
-    """It is no cookie, and no error."""
+    """A forged cookie is ignored, without an error."""
     firefox = site.browser(session_device=value)
     assert firefox.login().status_code == 200
     assert told == [True]
 
 
-def test_what_was_signed_for_another_purpose(site: Site, told: list[bool]) -> None:
-    """The companion of a "remember me" cookie vouches for no device."""
+def test_cookie_signed_for_another_purpose(site: Site, told: list[bool]) -> None:
+    """The binding cookie of "remember me" doesn't work as a device cookie."""
     firefox = site.browser()
     firefox.login(remember="1")
     stolen = firefox.cookies["remember_token_session"]
@@ -126,7 +126,7 @@ def test_cookie_signs_in_nobody(site: Site, told: list[bool]) -> None:
 
 
 def test_cookie_after_the_key_was_rotated(site: Site, told: list[bool]) -> None:
-    """With the old key as a fallback the browser is known."""
+    """With the old key as a fallback, the browser is still known."""
     firefox = site.browser("")
     firefox.login()
     site.app.config.update(SECRET_KEY="another", SECRET_KEY_FALLBACKS=["only for tests"])
@@ -162,7 +162,7 @@ def test_cookie_after_the_key_was_rotated(site: Site, told: list[bool]) -> None:
     ],
 )
 def test_cookie_flags(make_site: SiteFactory, settings: dict[str, t.Any], flags: str) -> None:
-    """As the session cookie's, for the server only in any case."""
+    """The device cookie has the session cookie's flags, and is always HTTP-only."""
     site = make_site(SESSION_COOKIE_NAME="sid", **settings)
     with session_registered.connected_to(lambda *_, **__: None, site.app):
         answer = site.browser().login()
@@ -175,8 +175,8 @@ def test_cookie_flags(make_site: SiteFactory, settings: dict[str, t.Any], flags:
 
 
 @pytest.mark.table
-def test_nobody_is_told(site: Site, firefox: Browser) -> None:
-    """Then no cookie is given, and no statement asks."""
+def test_without_a_receiver(site: Site, firefox: Browser) -> None:
+    """Without a receiver, no cookie is set and no statement runs."""
     with site.count_statements() as silent:
         answer = firefox.login()
     assert not any("device" in header for header in answer.headers.getlist("Set-Cookie"))
