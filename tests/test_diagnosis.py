@@ -1,4 +1,4 @@
-"""What is said where user sessions can't be read or written (SCENARIOS 16, 37, 38, 54)."""
+"""Messages when user sessions can't be read or written (SCENARIOS 16, 37, 38, 54)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def drop_table(site: Site) -> None:
 
 
 def stop_database(site: Site) -> None:
-    """What SQLite can't open is like a server that can't be reached."""
+    """Make SQLite unable to open the database: to the app, an unreachable server."""
     with site.context():
         site.db.engine.dispose()
     (site.folder / "site.db").unlink()
@@ -59,7 +59,7 @@ def stop_database(site: Site) -> None:
 
 @pytest.fixture
 def migrated(make_site: SiteFactory) -> SiteFactory:
-    """Make sites that are set up as apps are: with Flask-Migrate."""
+    """Return a factory of sites set up with Flask-Migrate, as apps are."""
 
     def make(*arguments: t.Any, **options: t.Any) -> Site:
         site = make_site(*arguments, **options)
@@ -71,7 +71,7 @@ def migrated(make_site: SiteFactory) -> SiteFactory:
 
 @pytest.fixture
 def stop_redis(migrated: SiteFactory, monkeypatch: pytest.MonkeyPatch) -> Callable[[Site], None]:
-    """Let a site ask where nothing listens."""
+    """Return a function that points a site at a port where no Redis listens."""
 
     def stop(site: Site) -> None:
         client = redis.Redis(port=servers.free_port(), retry=None)
@@ -82,7 +82,7 @@ def stop_redis(migrated: SiteFactory, monkeypatch: pytest.MonkeyPatch) -> Callab
 
 @pytest.fixture
 def told(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """What the log says, each record as it would be written."""
+    """Return a function that reads and clears the log, each record as it would be written."""
 
     def read() -> list[str]:
         formatter = logging.Formatter("%(levelname)s %(message)s")
@@ -97,7 +97,10 @@ def told(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 
 
 def test_missing_table(migrated: SiteFactory, database: str, told: t.Any) -> None:
-    """37: the log has one line, which says what to do; the visitor is asked to try again."""
+    """37: with the table missing, the log says in one line what to do.
+
+    The visitor is asked to try again.
+    """
     site = migrated("files", database)
     firefox = site.browser()
     firefox.login()
@@ -116,7 +119,10 @@ def test_missing_table(migrated: SiteFactory, database: str, told: t.Any) -> Non
 def test_traceback(
     migrated: SiteFactory, told: t.Any, caplog: pytest.LogCaptureFixture, way: str
 ) -> None:
-    """54: where it is asked for it follows the line, without the texts of foreign errors."""
+    """54: in debug mode or at level DEBUG, a traceback follows the line.
+
+    It omits the texts of other libraries' errors.
+    """
     site = migrated()
     firefox = site.browser()
     firefox.login()
@@ -136,7 +142,10 @@ def test_traceback(
 
 @pytest.mark.parametrize("mode", ["DEBUG", "TESTING"])
 def test_developer_reads_it_in_the_browser(migrated: SiteFactory, mode: str) -> None:
-    """Instead of a hint to try again, which would not help; of a database that is down it would."""
+    """A developer sees in the browser what to do about a missing table.
+
+    If the database is down, the page asks to try again, as it does for visitors.
+    """
     site = migrated()
     firefox = site.browser()
     firefox.login()
@@ -153,7 +162,7 @@ def test_developer_reads_it_in_the_browser(migrated: SiteFactory, mode: str) -> 
 
 @pytest.mark.parametrize("column", ["generation", "ip_address"])
 def test_missing_column(migrated: SiteFactory, database: str, told: t.Any, column: str) -> None:
-    """After an update of the registry that brings a column, say. One is read, one is written."""
+    """A missing column, as after an update of the registry, is named on reads and on writes."""
     site = migrated("files", database)
     firefox = site.browser()
     firefox.login()
@@ -166,7 +175,7 @@ def test_missing_column(migrated: SiteFactory, database: str, told: t.Any, colum
 
 
 def test_table_of_the_app_is_missing(migrated: SiteFactory, database: str, told: t.Any) -> None:
-    """The registry's is not blamed for it, nor is a name said that may be a secret."""
+    """A missing table of the app isn't blamed on the registry, and its name isn't shown."""
     site = migrated("files", database)
     firefox = site.browser()
     firefox.login()
@@ -191,10 +200,10 @@ def test_database_is_down(migrated: SiteFactory, told: t.Any) -> None:
         assert told() == [f"ERROR The user sessions could not be read. {DOWN}"]
 
 
-def test_connection_that_was_cut(migrated: SiteFactory, database: str, told: t.Any) -> None:
-    """Another one than those that can't be opened: the statement has been sent."""
+def test_connection_was_cut(migrated: SiteFactory, database: str, told: t.Any) -> None:
+    """A connection cut while in use gives the same message as one that can't be opened."""
     if database == "sqlite":
-        pytest.skip("There is no server.")
+        pytest.skip("SQLite has no server.")
     site = migrated("files", database)
     firefox = site.browser()
     firefox.login()
@@ -224,7 +233,7 @@ def test_redis_is_down(migrated: SiteFactory, stop_redis: t.Any, told: t.Any) ->
     assert told() == [f"ERROR The user sessions could not be read. {REDIS_DOWN}"]
 
 
-def test_home_of_another_kind_is_down(migrated: SiteFactory, told: t.Any) -> None:
+def test_custom_record_storage_is_down(migrated: SiteFactory, told: t.Any) -> None:
     site = migrated(home="memory")
     firefox = site.browser()
     firefox.login()
@@ -247,15 +256,15 @@ def error_of(act: Callable[[], t.Any]) -> BaseException:
 
 
 @pytest.mark.parametrize("driver", ["postgresql+psycopg", "mysql+pymysql"])
-def test_server_that_is_not_there(driver: str) -> None:
-    """Its address, in which there is a password, is not shown."""
+def test_server_is_unreachable(driver: str) -> None:
+    """For an unreachable server, the message doesn't show the URL and its password."""
     engine = sa.create_engine(f"{driver}://ann:secret@127.0.0.1:{servers.free_port()}/x")
     assert str(diagnose(error_of(engine.connect))) == DOWN
 
 
 @contextlib.contextmanager
 def holding(site: Site, database: str) -> Iterator[sa.Engine]:
-    """Hold all that there is of Ann, in a transaction that does not end."""
+    """Yield an engine while another transaction holds Ann's row."""
     with site.context():
         url = site.db.engine.url
     options = {"connect_args": {"timeout": 0}} if database == "sqlite" else {}
@@ -265,7 +274,7 @@ def holding(site: Site, database: str) -> Iterator[sa.Engine]:
         yield engine
 
 
-def test_row_that_is_held(migrated: SiteFactory, database: str) -> None:
+def test_row_is_locked(migrated: SiteFactory, database: str) -> None:
     limit = {
         "sqlite": "SELECT 1",
         "postgresql": "SET lock_timeout = '10ms'",
@@ -297,8 +306,8 @@ class _RefusedError(Exception):
     sqlstate = "40001"
 
 
-def test_commit_that_is_refused() -> None:
-    """It has no statement either, but the database runs."""
+def test_commit_is_refused() -> None:
+    """A refused commit has no statement either, but it doesn't mean that the database is down."""
     error = sa.exc.OperationalError(None, None, _RefusedError("secret"))
     found = diagnose(error)
     assert found.problem == "A statement on the user sessions has failed (OperationalError, 40001)."
@@ -306,7 +315,7 @@ def test_commit_that_is_refused() -> None:
 
 
 def test_error_without_a_code(site: Site) -> None:
-    """Of SQLAlchemy itself: its class is said, and no text."""
+    """An error of SQLAlchemy itself is reported by its class, without its text."""
     with site.context():
         found = diagnose(sa.exc.InvalidRequestError("secret"))
     assert found.problem == "A statement on the user sessions has failed (InvalidRequestError)."
@@ -317,19 +326,19 @@ class _OddError(Exception):
         raise ValueError("secret")
 
 
-def test_error_that_can_not_be_looked_at() -> None:
-    """It is named, and fails no request."""
+def test_error_without_a_readable_text() -> None:
+    """An error whose text can't be read is reported by its class and breaks no request."""
     found = diagnose(sa.exc.OperationalError("SELECT 1", {}, _OddError(), False))
     assert found.problem == "A statement on the user sessions has failed (OperationalError)."
 
 
 def test_error_of_ours() -> None:
-    """It says itself what to do."""
+    """The package's own errors already say what to do."""
     assert str(diagnose(RecordsError("It was changed. Try again."))) == "It was changed. Try again."
 
 
 def test_no_app() -> None:
-    """Without an app nobody knows the name of the table, nor in which home the sessions are."""
+    """Without an app, the message names neither the table nor the kind of records."""
     missing = sa.exc.OperationalError("SELECT 1", {}, Exception("no such table: user_sessions"))
     assert diagnose(missing).problem == "A table of the app is missing (OperationalError)."
     assert "'flask db upgrade'" in diagnose(missing).remedy
@@ -337,7 +346,7 @@ def test_no_app() -> None:
     assert diagnose(lacking).problem == "A table of the app lacks a column (OperationalError)."
 
 
-# -- outside of a request --------------------------------------------------------------------------
+# -- outside a request -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("statement", ["DROP TABLE", "ALTER TABLE"])
@@ -345,7 +354,7 @@ def test_no_app() -> None:
 def test_password_change_in_a_shell(
     migrated: SiteFactory, database: str, statement: str, action: str
 ) -> None:
-    """It fails with a sentence, and nothing is stored, as without one."""
+    """With a broken table, a password change raises an error and stores nothing."""
     site = migrated("files", database)
     site.User.is_active = property(lambda self: self.note != "inactive")
     what = "" if statement == "DROP TABLE" else "DROP COLUMN revoked_reason"
@@ -371,7 +380,7 @@ def test_password_change_in_a_shell(
 
 @pytest.mark.parametrize("verb", ["revoke_all", "revoke", "active", "prune"])
 def test_verbs_without_the_table(migrated: SiteFactory, verb: str) -> None:
-    """The same of what a shell or a job calls."""
+    """Outside a request, each verb raises the same error without the table."""
     site = migrated()
     drop_table(site)
     id = "4c1f3b52-93f5-4d2e-8a53-7b7a1d1a6f0e"
@@ -384,15 +393,15 @@ def test_verbs_without_the_table(migrated: SiteFactory, verb: str) -> None:
 
 
 def test_other_errors_of_a_password_change_stay(site: Site) -> None:
-    """What handles SQLAlchemy's errors, to try again say, gets them as before."""
+    """Other database errors pass through as SQLAlchemy's own, so that retries still work."""
     with site.context():
         site.user("ann").password_hash = "new"
         with Broken(site, "UPDATE user_sessions"), pytest.raises(sa.exc.OperationalError):
             site.db.session.commit()
 
 
-def test_refusal_that_is_logged_later(migrated: SiteFactory, told: t.Any) -> None:
-    """In the request of somebody who resets a password, the view decides what becomes of it."""
+def test_error_in_a_password_reset(migrated: SiteFactory, told: t.Any) -> None:
+    """In a password reset, the view gets the error and decides what to do with it."""
     site = migrated()
 
     @site.app.post("/reset")
@@ -412,7 +421,7 @@ def test_refusal_that_is_logged_later(migrated: SiteFactory, told: t.Any) -> Non
 
 
 def test_first_request_in_debug_mode(migrated: SiteFactory, database: str, told: t.Any) -> None:
-    """A request that does not ask for the user is answered, and the log says it once."""
+    """In debug mode, the first request logs the problem once, even if it needs no user."""
     site = migrated("cookie", database)
     drop_table(site)
     site.app.debug = True
@@ -423,7 +432,7 @@ def test_first_request_in_debug_mode(migrated: SiteFactory, database: str, told:
     assert (told(), statements.texts) == ([], [])
 
 
-def test_first_request_is_told_of_a_server_that_is_down(
+def test_first_request_with_a_server_down(
     migrated: SiteFactory, stop_redis: t.Any, told: t.Any
 ) -> None:
     for home, stop, line in (("table", stop_database, DOWN), ("redis", stop_redis, REDIS_DOWN)):
@@ -443,7 +452,7 @@ def test_first_request_of_a_healthy_app(migrated: SiteFactory, told: t.Any) -> N
 
 
 def test_first_request_in_production(migrated: SiteFactory, told: t.Any) -> None:
-    """Nobody looks: a request that does not ask for the user costs nothing."""
+    """In production nothing is checked: a request without a user costs nothing."""
     site = migrated("cookie")
     drop_table(site)
     with site.count_statements() as statements:
@@ -452,7 +461,10 @@ def test_first_request_in_production(migrated: SiteFactory, told: t.Any) -> None
 
 
 def test_first_request_within_a_transaction(migrated: SiteFactory, told: t.Any) -> None:
-    """It is left alone: where there is one connection for everybody, looking would end it."""
+    """The first request leaves an open transaction alone.
+
+    With a single shared connection, the check would end it.
+    """
     site = migrated(SQLALCHEMY_DATABASE_URI="sqlite://")
     site.app.debug = True
     with site.context():
@@ -480,7 +492,7 @@ COMMANDS = (
 def test_commands_without_the_table(
     migrated: SiteFactory, arguments: list[str], format: str
 ) -> None:
-    """16: one line on stderr, exit code 1."""
+    """16: without the table, commands print one line on stderr and exit with 1."""
     site = migrated()
     drop_table(site)
     result = site.app.test_cli_runner().invoke(args=[*arguments, "--format", format])
@@ -492,7 +504,10 @@ def test_commands_without_the_table(
 def test_commands_while_a_server_is_down(
     migrated: SiteFactory, stop_redis: t.Any, arguments: list[str]
 ) -> None:
-    """16: the same; where something may have been done before, the line says so, too."""
+    """16: while a server is down, commands do the same.
+
+    If something might have ended before, the line says so.
+    """
     for home, stop, line in (("table", stop_database, DOWN), ("redis", stop_redis, REDIS_DOWN)):
         site = migrated(home=home)
         site.browser().login()
@@ -505,10 +520,8 @@ def test_commands_while_a_server_is_down(
 
 
 @pytest.mark.parametrize("arguments", [*COMMANDS, ["sessions", "doctor"]], ids=" ".join)
-def test_commands_of_an_app_that_is_put_together_wrongly(
-    migrated: SiteFactory, arguments: list[str]
-) -> None:
-    """16: the same; the doctor gives it as a finding."""
+def test_commands_of_a_misconfigured_app(migrated: SiteFactory, arguments: list[str]) -> None:
+    """16: on a misconfigured app, commands do the same; the doctor reports it as a finding."""
     site = migrated()
     del site.app.login_manager  # type: ignore[attr-defined]
     line = "Error: Flask-Login is not set up on this app. Call 'login_manager.init_app(app)'.\n"
@@ -524,7 +537,7 @@ def test_commands_of_an_app_that_is_put_together_wrongly(
 def test_traceback_of_a_command(
     migrated: SiteFactory, caplog: pytest.LogCaptureFixture, way: str
 ) -> None:
-    """16, 54: before the line, with 'flask --debug' or at the level DEBUG, and without texts."""
+    """16, 54: with 'flask --debug' or level DEBUG, a traceback without texts precedes the line."""
     site = migrated()
     drop_table(site)
     with caplog.at_level(logging.DEBUG if way == "level" else logging.INFO, LOGGER):
@@ -540,7 +553,7 @@ def test_traceback_of_a_command(
 
 
 def test_doctor_says_the_same(migrated: SiteFactory, database: str) -> None:
-    """Its own output is on stdout."""
+    """The doctor reports the same problem, on stdout."""
     site = migrated("files", database)
     drop_table(site)
     result = site.app.test_cli_runner().invoke(args=["sessions", "doctor"])

@@ -1,4 +1,4 @@
-"""``flask sessions doctor``: each fault is found, and a healthy app has none."""
+"""``flask sessions doctor`` finds each fault and reports none on a healthy app."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ HEALTHY: dict[str, t.Any] = {
 
 @pytest.fixture(autouse=True)
 def foreign_keys_are_enforced() -> Iterator[None]:
-    """As a careful app does it on SQLite."""
+    """Enforce foreign keys on SQLite, as a careful app does."""
 
     def enforce(connection: t.Any, _: t.Any) -> None:
         if isinstance(connection, sqlite3.Connection):
@@ -53,7 +53,7 @@ def foreign_keys_are_enforced() -> Iterator[None]:
 
 @pytest.fixture
 def make_healthy(make_site: SiteFactory) -> SiteFactory:
-    """Make sites with which nothing is wrong but what is passed."""
+    """Return a factory of sites with no faults except the given ones."""
 
     def make(store: str = "files", database: str = "sqlite", **options: t.Any) -> Site:
         site = make_site(store, database, **HEALTHY | options)
@@ -65,13 +65,13 @@ def make_healthy(make_site: SiteFactory) -> SiteFactory:
 
 class Examination(t.NamedTuple):
     exit_code: int
-    #: Level and problem of each finding, in the order in which they are told.
+    #: Level and problem of each finding, in the order of the output.
     told: list[tuple[str, str]]
     remedies: list[str]
 
 
 def examine(site: Site) -> Examination:
-    """Run it both ways, which must say the same."""
+    """Run the doctor in both formats, which must agree."""
     runner = site.app.test_cli_runner()
     result = runner.invoke(args=["sessions", "doctor", "--format", "json"])
     findings = json.loads(result.stdout)["findings"]
@@ -93,7 +93,7 @@ def examine(site: Site) -> Examination:
 
 
 def the_only(site: Site, level: str, *parts: str) -> None:
-    """There is exactly one finding, and this is it."""
+    """Check that this is the only finding."""
     found = examine(site)
     ((told_level, problem),) = found.told
     assert (told_level, found.exit_code) == (level, 1 if level == "error" else 0)
@@ -105,7 +105,7 @@ def the_only(site: Site, level: str, *parts: str) -> None:
 
 
 def test_healthy(make_healthy: SiteFactory, database: str) -> None:
-    """Nothing is wrong, on each database; exit code 0."""
+    """A healthy app has no findings, and the exit code is 0, on each database."""
     site = make_healthy("files", database)
     site.browser().login()
     result = site.app.test_cli_runner().invoke(args=["sessions", "doctor"])
@@ -115,7 +115,7 @@ def test_healthy(make_healthy: SiteFactory, database: str) -> None:
 
 @pytest.mark.parametrize("store", [s for s in STORES if s not in ("memory", "mongodb")])
 def test_healthy_stores(make_healthy: SiteFactory, store: str) -> None:
-    """Each session store is asked, and answers."""
+    """Each session store is queried and left unchanged."""
     site = make_healthy(store)
     if store == "memcached":
         t.cast(t.Any, site.app.session_interface).client.connect_timeout = 1
@@ -126,7 +126,7 @@ def test_healthy_stores(make_healthy: SiteFactory, store: str) -> None:
 
 
 def test_schema(make_healthy: SiteFactory, databases: t.Any) -> None:
-    """The table is looked for where the users are: in their schema."""
+    """The table is compared in the users' schema."""
     engine = sa.create_engine(databases("postgresql"))
     with engine.begin() as connection:
         connection.execute(sa.text("CREATE SCHEMA people"))
@@ -147,7 +147,7 @@ def test_schema(make_healthy: SiteFactory, databases: t.Any) -> None:
 
 
 def test_bind(make_healthy: SiteFactory, tmp_path: t.Any) -> None:
-    """… and in their database."""
+    """The table is compared in the users' bind."""
 
     def model(db: SQLAlchemy) -> type[t.Any]:
         return make_class(
@@ -165,7 +165,7 @@ def test_bind(make_healthy: SiteFactory, tmp_path: t.Any) -> None:
 
 
 def test_without_flask_migrate(make_healthy: SiteFactory) -> None:
-    """The table is compared all the same, and no command is named that the app does not have."""
+    """Without Flask-Migrate the table is compared too, and no missing command is suggested."""
     site = make_healthy()
     del site.app.extensions["migrate"]
     sql(site, "ALTER TABLE user_sessions ADD COLUMN more int")
@@ -176,7 +176,7 @@ def test_without_flask_migrate(make_healthy: SiteFactory) -> None:
 
 @pytest.mark.parametrize("command", ["db", "schema"])
 def test_with_flask_alembic(make_healthy: SiteFactory, command: str) -> None:
-    """Its commands are named, as the app calls them."""
+    """With Flask-Alembic, its command is suggested under the name that the app uses."""
     site = make_healthy()
     del site.app.extensions["migrate"]
     site.app.cli.commands.pop("db")
@@ -191,7 +191,7 @@ def test_with_flask_alembic(make_healthy: SiteFactory, command: str) -> None:
 
 
 def test_flask_migrate_under_another_name(make_healthy: SiteFactory) -> None:
-    """The command is named as the app calls it."""
+    """Flask-Migrate's command is suggested under the name that the app uses."""
     site = make_healthy()
     site.app.cli.commands["schema"] = site.app.cli.commands.pop("db")
     sql(site, "DROP TABLE user_sessions")
@@ -201,8 +201,8 @@ def test_flask_migrate_under_another_name(make_healthy: SiteFactory) -> None:
 # -- the app -------------------------------------------------------------------------------------
 
 
-def test_put_together_wrongly(make_healthy: SiteFactory) -> None:
-    """What stops the app is told as a finding, with what the registry is not needed for."""
+def test_misconfigured(make_healthy: SiteFactory) -> None:
+    """A misconfiguration that stops the app is a finding, beside those that need no registry."""
     site = make_healthy(SESSION_COOKIE_HTTPONLY=False)
     del site.app.login_manager  # type: ignore[attr-defined]
     found = examine(site)
@@ -219,23 +219,23 @@ def test_no_secret_key(make_healthy: SiteFactory, key: t.Any) -> None:
 @pytest.mark.parametrize(
     "key", ["dev", b"secret", "change me", "Change-Me!", "you-will-never-guess", "your_secret_key"]
 )
-def test_secret_key_that_everybody_knows(make_healthy: SiteFactory, key: t.Any) -> None:
+def test_secret_key_is_a_placeholder(make_healthy: SiteFactory, key: t.Any) -> None:
     the_only(make_healthy(SECRET_KEY=key), "error", "'SECRET_KEY' is a placeholder")
 
 
 @pytest.mark.parametrize("key", ["x" * 15, b"q7" * 7, "ü" * 7, 12345])
-def test_secret_key_that_is_short(make_healthy: SiteFactory, key: t.Any) -> None:
+def test_secret_key_is_short(make_healthy: SiteFactory, key: t.Any) -> None:
     the_only(make_healthy(SECRET_KEY=key), "error", "'SECRET_KEY' has fewer than 16 bytes")
 
 
 @pytest.mark.parametrize("key", ["x" * 16, "ü" * 8, "development of my app", b"\xff" * 16])
-def test_secret_key_that_will_do(make_healthy: SiteFactory, key: t.Any) -> None:
-    """Length is counted in bytes, and only a whole placeholder is one."""
+def test_secret_key_is_good_enough(make_healthy: SiteFactory, key: t.Any) -> None:
+    """The key's length is counted in bytes, and only a whole placeholder is refused."""
     assert examine(make_healthy(SECRET_KEY=key)).told == []
 
 
-def test_fallback_that_everybody_knows(make_healthy: SiteFactory) -> None:
-    """Sessions signed with an old key count as well."""
+def test_fallback_is_a_placeholder(make_healthy: SiteFactory) -> None:
+    """A placeholder among the fallback keys is an error too."""
     site = make_healthy(SECRET_KEY_FALLBACKS=["x" * 40, "change me"])
     the_only(site, "error", "A key in 'SECRET_KEY_FALLBACKS' is a placeholder", "Remove it")
 
@@ -248,13 +248,13 @@ def test_fallback_that_everybody_knows(make_healthy: SiteFactory) -> None:
 def test_cookies(
     make_healthy: SiteFactory, prefix: str, flag: str, value: t.Any, level: str
 ) -> None:
-    """Each flag of each cookie."""
+    """Each insecure flag of each cookie is a finding."""
     name = f"{prefix}_{flag}"
     the_only(make_healthy(**{name: value}), level, f"'{name}'")
 
 
 def test_defaults_of_flask(make_healthy: SiteFactory) -> None:
-    """Unset, the flags are as Flask and Flask-Login have them: warnings only."""
+    """The unset flags of Flask and Flask-Login give warnings only."""
     site = make_healthy()
     for name in list(HEALTHY):
         if "COOKIE" in name:
@@ -276,7 +276,7 @@ def test_everybody_is_remembered(make_healthy: SiteFactory) -> None:
 
 
 def test_keys_are_not_hashed(make_healthy: SiteFactory) -> None:
-    """A warning where there is a store; signed cookies have no keys."""
+    """Unhashed keys give a warning with a session store, but not with signed cookies."""
     off = {"SESSION_REGISTRY_HASH_SESSION_IDS": False}
     the_only(make_healthy(**off), "warning", "'SESSION_REGISTRY_HASH_SESSION_IDS' is off")
     assert examine(make_healthy("cookie", **off)).told == []
@@ -300,8 +300,8 @@ def sql(site: Site, *statements: str) -> None:
         site.db.session.commit()
 
 
-def test_database_that_can_not_be_asked(make_healthy: SiteFactory) -> None:
-    """One error; nothing of the address is shown."""
+def test_database_is_unreachable(make_healthy: SiteFactory) -> None:
+    """An unreachable database is a single error that shows nothing of its URL."""
     site = make_healthy()
     with site.context():
         site.db.engine.dispose()
@@ -340,7 +340,11 @@ def test_columns(make_healthy: SiteFactory, database: str, statement: str, probl
 
 
 def test_null(make_healthy: SiteFactory) -> None:
-    """Deleting a user would fail, or its sessions would lose what the check compares."""
+    """Wrong nullability is an error.
+
+    'user_id' must be nullable, or deleting a user fails. 'generation' must not: the check compares
+    it.
+    """
     site = make_healthy("files", "postgresql")
     sql(site, "ALTER TABLE user_sessions ALTER COLUMN user_id SET NOT NULL")
     the_only(site, "error", "'user_id' must be allowed to be NULL")
@@ -364,15 +368,15 @@ def test_foreign_key_is_missing(make_healthy: SiteFactory) -> None:
     the_only(site, "error", "a migration would add fk")
 
 
-def test_index_too_many(make_healthy: SiteFactory, database: str) -> None:
-    """A warning: nothing is broken, but each end of a session writes it."""
+def test_extra_index(make_healthy: SiteFactory, database: str) -> None:
+    """An extra index is only a warning: every end of a session has to write it."""
     site = make_healthy("files", database)
     sql(site, "CREATE INDEX mine ON user_sessions (user_id, revoked_at)")
     the_only(site, "warning", "it has an index on 'user_id', 'revoked_at'", "Drop it")
 
 
-def test_other_tables_are_no_concern(make_healthy: SiteFactory) -> None:
-    """What the app has done with its own tables is for 'flask db check'."""
+def test_other_tables_are_ignored(make_healthy: SiteFactory) -> None:
+    """Changes to the app's own tables are left to 'flask db check'."""
     site = make_healthy()
     sql(site, "ALTER TABLE account ADD COLUMN more int", "CREATE TABLE other (id int)")
     assert examine(site).told == []
@@ -399,7 +403,7 @@ def test_foreign_keys_of_sqlite(make_healthy: SiteFactory) -> None:
     ],
 )
 def test_snapshot_isolation(make_healthy: SiteFactory, commands: str, is_found: bool) -> None:
-    """MariaDB refuses to write what has changed since the transaction began."""
+    """MariaDB's snapshot isolation, which refuses changes to newer rows, is a warning."""
     options = {"connect_args": {"init_command": commands}}
     site = make_healthy("files", "mariadb", SQLALCHEMY_ENGINE_OPTIONS=options)
     if is_found:
@@ -409,24 +413,24 @@ def test_snapshot_isolation(make_healthy: SiteFactory, commands: str, is_found: 
 
 
 @pytest.mark.parametrize("name", ["SESSION_COOKIE", "REMEMBER_COOKIE"])
-def test_cookie_that_goes_everywhere(make_healthy: SiteFactory, name: str) -> None:
+def test_cookie_is_sent_across_sites(make_healthy: SiteFactory, name: str) -> None:
     site = make_healthy(**{f"{name}_SAMESITE": "None"})
     the_only(site, "warning", "requests that other sites make", f"{name}_SAMESITE")
 
 
-def test_fallbacks_that_are_text(make_healthy: SiteFactory) -> None:
+def test_fallbacks_are_text(make_healthy: SiteFactory) -> None:
     site = make_healthy(SECRET_KEY_FALLBACKS="a" * 32)
     the_only(site, "error", "each character is taken for a key", "a list")
 
 
 @pytest.mark.parametrize(("version", "is_found"), [((10, 5, 20), True), ((10, 6, 1), False)])
-def test_mariadb_that_is_too_old(
+def test_mariadb_is_too_old(
     make_healthy: SiteFactory,
     monkeypatch: pytest.MonkeyPatch,
     version: tuple[int, ...],
     is_found: bool,
 ) -> None:
-    """One that can't leave out locked rows."""
+    """A MariaDB that can't skip locked rows is an error."""
     site = make_healthy("files", "mariadb")
     with site.context():
         dialect = site.db.engine.dialect
@@ -442,7 +446,7 @@ def test_mariadb_that_is_too_old(
 
 
 def ended(site: Site, monkeypatch: pytest.MonkeyPatch, *, days: float) -> None:
-    """A session that ended so long ago, when the session store was down."""
+    """Create a session that ended this many days ago, while the session store was down."""
 
     def fail(*_: t.Any, **__: t.Any) -> None:
         raise OSError
@@ -462,7 +466,7 @@ def age(site: Site, **values: t.Any) -> None:
 
 
 def test_pending_entries(make_healthy: SiteFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Told from the second day on, with their number, until they are purged."""
+    """Entries pending for more than a day are reported with their number, until they are purged."""
     site = make_healthy(SESSION_REGISTRY_AUTO_PRUNE=3600)
     ended(site, monkeypatch, days=0.9)
     assert examine(site).told == []
@@ -473,8 +477,8 @@ def test_pending_entries(make_healthy: SiteFactory, monkeypatch: pytest.MonkeyPa
     assert examine(site).told == []
 
 
-def test_nobody_prunes(make_healthy: SiteFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A warning only if something should have been done: entries are pending …"""
+def test_nothing_prunes(make_healthy: SiteFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing prune is a warning once entries have been pending for more than a day."""
     site = make_healthy()
     assert site.app.config["SESSION_REGISTRY_AUTO_PRUNE"] is None
     ended(site, monkeypatch, days=0.9)
@@ -487,8 +491,8 @@ def test_nobody_prunes(make_healthy: SiteFactory, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("auto_prune", [None, 3600])
-def test_nobody_ends_what_expires(make_healthy: SiteFactory, auto_prune: int | None) -> None:
-    """… or sessions have expired and are not ended; they may have so for a day."""
+def test_nothing_ends_expired_sessions(make_healthy: SiteFactory, auto_prune: int | None) -> None:
+    """A missing prune is a warning once sessions have been expired for more than a day."""
     site = make_healthy(SESSION_REGISTRY_AUTO_PRUNE=auto_prune)
     site.browser().login()
     lifetime = site.app.permanent_session_lifetime / dt.timedelta(days=1)
@@ -504,7 +508,7 @@ def test_nobody_ends_what_expires(make_healthy: SiteFactory, auto_prune: int | N
 
 
 def test_adopts_for_too_long(make_healthy: SiteFactory) -> None:
-    """Nobody is left from before the installation, once a session's lifetime has passed."""
+    """Adopting for longer than a session's lifetime is a warning: no old session is left."""
     adopts = {"SESSION_REGISTRY_UNREGISTERED": "adopt"}
     site, other = make_healthy(**adopts), make_healthy()
     lifetime = site.app.permanent_session_lifetime / dt.timedelta(days=1)
@@ -521,7 +525,7 @@ def test_adopts_for_too_long(make_healthy: SiteFactory) -> None:
 # -- the session store ---------------------------------------------------------------------------
 
 
-def test_store_that_is_down(make_healthy: SiteFactory) -> None:
+def test_store_is_down(make_healthy: SiteFactory) -> None:
     site = make_healthy("redis")
     address = {"host": "127.0.0.1", "port": 1, "retry": None, "socket_timeout": 1}
     site.app.session_interface.client = redis.Redis(**address)  # type: ignore[attr-defined]
@@ -548,7 +552,7 @@ def test_files_with_a_threshold(make_healthy: SiteFactory, tmp_path: t.Any) -> N
 
 
 def deprecated(make_healthy: SiteFactory, **config: t.Any) -> Site:
-    """Flask-Session's deprecated kind, with these of its settings only."""
+    """Return a site on Flask-Session's deprecated file store, with only these of its settings."""
     site = make_healthy("filesystem", init=False)
     for name in ("SESSION_FILE_DIR", "SESSION_FILE_THRESHOLD"):
         del site.app.config[name]
@@ -565,7 +569,7 @@ def deprecated(make_healthy: SiteFactory, **config: t.Any) -> Site:
 def test_deprecated_files(
     make_healthy: SiteFactory, tmp_path: t.Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its threshold is 500, and its folder that of the process, unless they are set."""
+    """Unset, the deprecated store's threshold is 500 and its folder depends on the process."""
     folder = str(tmp_path / "folder")
     monkeypatch.setattr("flask_session.defaults.Defaults.SESSION_FILE_DIR", folder)
     site = deprecated(make_healthy, SESSION_FILE_THRESHOLD=0)
@@ -615,10 +619,10 @@ FOR_EVER: dict[str, tuple[str, Callable[..., t.Any]]] = {
 
 
 @pytest.mark.parametrize("kind", FOR_EVER)
-def test_client_that_waits_for_ever(
+def test_client_without_a_timeout(
     make_healthy: SiteFactory, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """… for a server that hangs: Flask-Session asks it in each request."""
+    """A store client without a timeout is a warning: Flask-Session uses it in each request."""
     store, make_client = FOR_EVER[kind]
     site = make_healthy(store)
     attribute = "cache" if kind == "cachelib" else "client"
@@ -628,8 +632,8 @@ def test_client_that_waits_for_ever(
     assert examine(site).told == []
 
 
-def test_cluster_that_waits_for_ever(make_healthy: SiteFactory) -> None:
-    """Each node has a client of its own."""
+def test_cluster_without_a_timeout(make_healthy: SiteFactory) -> None:
+    """The timeout of each cluster node's client is checked."""
     site = make_healthy("cluster")
     assert examine(site).told == []
     for node in t.cast(t.Any, site.app.session_interface).client.get_nodes():
@@ -638,7 +642,7 @@ def test_cluster_that_waits_for_ever(make_healthy: SiteFactory) -> None:
 
 
 def test_sentinel(make_healthy: SiteFactory) -> None:
-    """A client that asks Sentinel where the server is has its timeout, too."""
+    """The timeout of a client that asks Sentinel for its server is checked."""
     site = make_healthy("sentinel")
     kwargs = t.cast(t.Any, site.app.session_interface).client.connection_pool.connection_kwargs
     kwargs["socket_timeout"] = 2
@@ -648,7 +652,10 @@ def test_sentinel(make_healthy: SiteFactory) -> None:
 
 
 def test_mongodb_without_an_index(make_healthy: SiteFactory) -> None:
-    """Flask-Session makes none on 'id'; one that begins with another column does not help."""
+    """MongoDB without an index on 'id' is a warning: Flask-Session creates none.
+
+    An index that begins with another field doesn't help.
+    """
     site = make_healthy("mongodb")
     store = t.cast(t.Any, site.app.session_interface).store
     store.create_index([("expiration", 1), ("id", 1)])
@@ -657,8 +664,8 @@ def test_mongodb_without_an_index(make_healthy: SiteFactory) -> None:
     assert examine(site).told == []
 
 
-def test_mongodb_that_is_down(make_healthy: SiteFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One error; the indexes are not asked for then."""
+def test_mongodb_is_down(make_healthy: SiteFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unreachable MongoDB is a single error, and its indexes aren't checked."""
     site = make_healthy("mongodb")
     store = t.cast(t.Any, site.app.session_interface).store
 
@@ -673,7 +680,7 @@ def test_mongodb_that_is_down(make_healthy: SiteFactory, monkeypatch: pytest.Mon
 def test_no_session_id_and_no_log(
     make_healthy: SiteFactory, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing that is printed, or logged by us, is from a row; nor is anything changed."""
+    """The doctor prints and logs no values of a row, and changes nothing."""
     caplog.set_level(logging.DEBUG)
     site = make_healthy()
     ended(site, monkeypatch, days=3)
@@ -687,8 +694,8 @@ def test_no_session_id_and_no_log(
     assert (after.purged_at, after.revoked_at) == (None, before.revoked_at)
 
 
-def test_page_that_leads_nowhere(make_healthy: SiteFactory) -> None:
-    """The page sends browsers to the app's own views, which must be there, and show a form."""
+def test_page_without_the_views_it_needs(make_healthy: SiteFactory) -> None:
+    """The views that the sessions page redirects to must exist, or the doctor reports them."""
     site = make_healthy()
     assert examine(site).told == []
     site.app.register_blueprint(site.sessions.blueprint, url_prefix="/sessions")

@@ -1,4 +1,4 @@
-"""User sessions that are in no table: what is promised then, beyond what all homes share."""
+"""User sessions that are not in a table: promises beyond those shared by all records."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ from flask_session_registry import (
 from flask_session_registry._records.expiry import Expiry
 from flask_session_registry._records.redis.records import RedisRecords
 
-#: Each test says itself where they are.
+#: Each test chooses its own kind of records.
 pytestmark = pytest.mark.table
 
-#: Seconds.
+#: In seconds.
 TIMEOUT = 1.0
 
 
 @pytest.fixture(params=["redis", "memory"])
 def away(request: pytest.FixtureRequest, make_site: SiteFactory) -> Site:
-    """A site whose user sessions are in no table."""
+    """Return a site whose user sessions are not in a table."""
     return make_site(home=request.param)
 
 
 @pytest.fixture
 def told() -> Iterator[list[tuple[t.Any, ...]]]:
-    """What 'session_revoked' has said."""
+    """Yield the list of what 'session_revoked' has sent."""
     answers: list[tuple[t.Any, ...]] = []
 
     def receiver(app: t.Any, ids: t.Any, user_id: t.Any, reason: str) -> None:
@@ -64,13 +64,13 @@ def records_of(site: Site) -> RedisRecords:
     return t.cast(RedisRecords, site.registry.records)
 
 
-def test_home_of_ones_own(make_site: SiteFactory, database: str) -> None:
-    """1: the main job on one that is written on a page."""
+def test_custom_record_storage(make_site: SiteFactory, database: str) -> None:
+    """1: the main scenario works on custom record storage, small enough for one page."""
     check_main_scenario(make_site("files", database, home="memory"))
 
 
 def test_no_table(away: Site) -> None:
-    """No table is defined, and what is given are user sessions, not rows."""
+    """No table is defined, and 'active' returns user sessions instead of rows."""
     away.browser().login()
     with away.context():
         assert "user_sessions" not in away.db.metadata.tables
@@ -81,7 +81,7 @@ def test_no_table(away: Site) -> None:
 
 
 def test_current(away: Site) -> None:
-    """The user session of this request, with all that is known of it."""
+    """'current' is this request's user session, with all its attributes."""
 
     @away.app.get("/current")
     def current() -> dict[str, t.Any]:
@@ -94,11 +94,11 @@ def test_current(away: Site) -> None:
     assert firefox.get("/current").json == {"agent": "Firefox"}
 
 
-# -- what a transaction does -----------------------------------------------------------------------
+# -- transactions ----------------------------------------------------------------------------------
 
 
 def test_revocation_follows_the_commit(away: Site, told: list[t.Any]) -> None:
-    """Until then nobody is signed out; the count is right before."""
+    """A revocation takes effect with the commit; the count is exact before that."""
     firefox = away.browser()
     firefox.login()
     with away.context():
@@ -111,7 +111,7 @@ def test_revocation_follows_the_commit(away: Site, told: list[t.Any]) -> None:
 
 
 def test_counted_once(away: Site, told: list[t.Any]) -> None:
-    """12: what the same transaction ends already is not counted again, nor told twice."""
+    """12: sessions ended earlier in the transaction are neither counted nor signaled again."""
     for _ in range(3):
         away.browser().login()
     first, *_ = away.rows()
@@ -128,7 +128,7 @@ def test_counted_once(away: Site, told: list[t.Any]) -> None:
 
 
 def test_everything_ends_after_a_new_password(away: Site, told: list[t.Any]) -> None:
-    """14: 'revoke_all' in the same transaction ends the session, too, that goes on with it."""
+    """14: 'revoke_all' after a password change also ends the session that made the change."""
 
     @away.app.post("/change-and-end")
     @login_required
@@ -150,7 +150,7 @@ def test_everything_ends_after_a_new_password(away: Site, told: list[t.Any]) -> 
 
 
 def test_savepoints(away: Site, told: list[t.Any]) -> None:
-    """5: what a savepoint takes back is counted again; one within another counts with it."""
+    """5: after a rolled back savepoint, its sessions count again; nested savepoints count too."""
     away.browser().login()
     with away.context():
         session, user = away.db.session, away.user("ann")
@@ -167,7 +167,7 @@ def test_savepoints(away: Site, told: list[t.Any]) -> None:
 
 
 def test_savepoint_rolled_back_with_the_password(away: Site) -> None:
-    """5: then the others stay, and so does the one that it was changed in."""
+    """5: if a savepoint with a password change is rolled back, every session continues."""
 
     @away.app.post("/try-password")
     @login_required
@@ -191,7 +191,7 @@ def test_savepoint_rolled_back_with_the_password(away: Site) -> None:
 
 
 def test_login_with_the_new_password_just_after_the_commit(away: Site) -> None:
-    """28: it was not there when the password changed, and is not taken for one that was."""
+    """28: a login with the new password, right after the commit, isn't taken for an old one."""
     firefox, late = away.browser("Firefox"), away.browser("Late")
     firefox.login()
     with away.context():
@@ -212,10 +212,8 @@ def test_login_with_the_new_password_just_after_the_commit(away: Site) -> None:
     assert away.active() == 1
 
 
-def test_nobody_is_asked_while_a_password_is_not_committed(
-    away: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No network call while the user's row is locked."""
+def test_no_network_call_before_the_commit(away: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network call is made while the user's row is locked."""
 
     @away.app.post("/held-password")
     @login_required
@@ -233,11 +231,11 @@ def test_nobody_is_asked_while_a_password_is_not_committed(
     assert chrome.is_signed_in
 
 
-# -- while the home is down ------------------------------------------------------------------------
+# -- while the records are down --------------------------------------------------------------------
 
 
 def test_down_before_a_revocation(away: Site) -> None:
-    """Who revokes is told at once, and nothing is revoked."""
+    """With the records down, a revocation raises an error at once and revokes nothing."""
     firefox = away.browser()
     firefox.login()
     with away.context():
@@ -251,7 +249,10 @@ def test_down_before_a_revocation(away: Site) -> None:
 
 
 def test_down_after_the_commit_of_a_revocation(away: Site, told: list[t.Any]) -> None:
-    """Whoever commits is told that nothing was revoked; the session of the database is usable."""
+    """If the records fail after the commit, the commit raises an error and nothing is revoked.
+
+    The database session stays usable.
+    """
     firefox = away.browser()
     firefox.login()
     with away.context():
@@ -270,7 +271,10 @@ def test_down_after_the_commit_of_a_revocation(away: Site, told: list[t.Any]) ->
 
 
 def test_down_in_a_view_that_revokes(away: Site) -> None:
-    """14: the answer is an error, and the browser is still signed in."""
+    """14: if the records fail in a view, the response is an error.
+
+    The browser stays signed in.
+    """
 
     @away.app.post("/end-all")
     @login_required
@@ -291,7 +295,10 @@ def test_down_in_a_view_that_revokes(away: Site) -> None:
 def test_down_when_the_password_is_committed(
     away: Site, caplog: pytest.LogCaptureFixture, remember: dict[str, str]
 ) -> None:
-    """34: the change stands, all are out, this one too; the next prune deletes the entries."""
+    """34: if the records fail, the password change stands and everyone is signed out.
+
+    That includes this browser. The next prune deletes the entries.
+    """
 
     @away.app.post("/doomed-password")
     @login_required
@@ -320,7 +327,10 @@ def test_down_when_the_password_is_committed(
 
 @pytest.mark.parametrize("how", ["inactive", "deleted"])
 def test_down_when_a_user_goes(make_site: SiteFactory, how: str) -> None:
-    """51: it is told, because activated again the user's sessions would stand again."""
+    """51: if the records fail at a deactivation or deletion, an error is raised.
+
+    Otherwise, reactivating the user would silently revive the sessions.
+    """
 
     def model(db: SQLAlchemy) -> type[t.Any]:
         active = sa_orm.mapped_column(sa.Boolean, default=True)
@@ -345,7 +355,7 @@ def test_down_when_a_user_goes(make_site: SiteFactory, how: str) -> None:
 
 
 def test_down_after_a_rehash(away: Site, caplog: pytest.LogCaptureFixture) -> None:
-    """11: when unsure, signed out; and that is logged."""
+    """11: if the records fail after a rehash, the user is signed out, and the log says so."""
     firefox = away.browser()
     firefox.login()
     with away.context():
@@ -359,7 +369,7 @@ def test_down_after_a_rehash(away: Site, caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_down_in_the_middle(make_site: SiteFactory, told: list[t.Any]) -> None:
-    """36: what has ended by then has, and is told; called again, the rest ends."""
+    """36: if the records fail midway, what ended stays ended. A second call ends the rest."""
     site = make_site(home="memory")
     for _ in range(3):
         site.browser().login()
@@ -376,7 +386,7 @@ def test_down_in_the_middle(make_site: SiteFactory, told: list[t.Any]) -> None:
         context.setattr("memory_home._SIZE", 2)
         site.sessions.revoke_all(site.user("ann"))
         context.setattr(home, "update", once)
-        # The second call would take down that the entries are gone.
+        # The second call would mark the entries as purged.
         with pytest.raises(RecordsError):
             site.db.session.commit()
     assert len(site.rows(revoked_reason="revoked")) == 2
@@ -387,10 +397,10 @@ def test_down_in_the_middle(make_site: SiteFactory, told: list[t.Any]) -> None:
     assert site.signed_in_entries() == []
 
 
-def test_ended_but_not_taken_down(
+def test_purge_cannot_be_recorded(
     away: Site, told: list[t.Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """36: that entries are gone can't be noted: all has ended, is told, and is purged once more."""
+    """36: if the purge can't be recorded, all sessions have ended and are purged again later."""
     firefox = away.browser()
     firefox.login()
     home: t.Any = records_of(away).home
@@ -413,8 +423,8 @@ def test_ended_but_not_taken_down(
 
 
 @pytest.mark.parametrize("fails_at", ["add", "of_users"])
-def test_login_that_fails_half_way(away: Site, fails_at: str) -> None:
-    """38: it leaves no session that nobody has, and that would count."""
+def test_login_fails_midway(away: Site, fails_at: str) -> None:
+    """38: a login that fails midway leaves no session that would count against the limit."""
     away.registry.settings.max_sessions = 1
     away.registry.settings.max_sessions_action = "reject"
     home: t.Any = records_of(away).home
@@ -433,8 +443,8 @@ def test_login_that_fails_half_way(away: Site, fails_at: str) -> None:
     assert firefox.is_signed_in
 
 
-def test_password_that_is_changed_once_more(away: Site) -> None:
-    """29: what follows the first change does not end what the second one has left."""
+def test_password_changed_again(away: Site) -> None:
+    """29: the follow-up of a first password change doesn't end sessions of the second password."""
     first, second = away.browser("First"), away.browser("Second")
     first.login()
     records = records_of(away)
@@ -456,7 +466,7 @@ def test_password_that_is_changed_once_more(away: Site) -> None:
 
 
 def test_database_is_down_after_the_commit(away: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """36: then only what was opened with the new password is known to be newer."""
+    """36: if the database fails after the commit, sessions with the new password stay active."""
 
     def down(_: t.Any) -> t.Any:
         raise sa.exc.OperationalError("", {}, Exception("down"))
@@ -473,8 +483,8 @@ def test_database_is_down_after_the_commit(away: Site, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("way", ["renew", "recredit"])
 @pytest.mark.parametrize("times", [1, 100])
-def test_key_that_changes_meanwhile(away: Site, way: str, times: int) -> None:
-    """33: of two that come back in parallel none leaves an entry that no session knows of."""
+def test_key_changes_meanwhile(away: Site, way: str, times: int) -> None:
+    """33: if a parallel request changes the store key, no entry is left without a session."""
 
     @away.app.post("/sudo")
     def sudo() -> str:
@@ -496,7 +506,7 @@ def test_key_that_changes_meanwhile(away: Site, way: str, times: int) -> None:
     with pytest.MonkeyPatch.context() as context:
         context.setattr(home, "update", after_another)
         path = "/sudo" if way == "renew" else "/password"
-        # If somebody changes it all the time, that is said; after a new password, signed out.
+        # If the key keeps changing, a rotation fails with a 503; a password change signs out.
         refused = way == "renew" and times > 1
         assert firefox.post(path, password="new").status_code == (503 if refused else 200)
     if times == 1:
@@ -504,8 +514,8 @@ def test_key_that_changes_meanwhile(away: Site, way: str, times: int) -> None:
     assert firefox.is_signed_in is (times == 1 or refused)
 
 
-def test_request_between_the_commit_and_what_follows(away: Site) -> None:
-    """2: one of the browser that changes the password takes nothing away from it."""
+def test_request_between_the_commit_and_its_follow_up(away: Site) -> None:
+    """2: a parallel request between the commit and its follow-up leaves the cookies alone."""
 
     @away.app.get("/flash")
     def flash_() -> str:
@@ -531,8 +541,8 @@ def test_request_between_the_commit_and_what_follows(away: Site) -> None:
     assert chrome.is_signed_in
 
 
-def test_savepoint_that_begins_later(away: Site, told: list[t.Any]) -> None:
-    """5: its end is none of what was revoked before it, whichever end that is."""
+def test_later_savepoint(away: Site, told: list[t.Any]) -> None:
+    """5: a later savepoint doesn't affect earlier revocations, whether released or rolled back."""
     away.browser().login()
     with away.context():
         session = away.db.session
@@ -543,8 +553,8 @@ def test_savepoint_that_begins_later(away: Site, told: list[t.Any]) -> None:
     assert told == [(1, 1, "revoked")]
 
 
-def test_user_who_is_gone(away: Site) -> None:
-    """51: by SQL, behind everybody's back: signed out, and nobody is signed in any more."""
+def test_deleted_user(away: Site) -> None:
+    """51: a user deleted by SQL is signed out and can't sign in."""
 
     @away.app.post("/doomed-login")
     def doomed_login() -> str:
@@ -569,7 +579,7 @@ def test_user_who_is_gone(away: Site) -> None:
 
 
 def test_commands_while_it_is_down(away: Site) -> None:
-    """A sentence, and no traceback."""
+    """While the records are down, commands print an error without a traceback."""
     away.browser().login()
     runner = away.app.test_cli_runner()
     with Broken(away, "user_sessions"):
@@ -583,8 +593,8 @@ def test_commands_while_it_is_down(away: Site) -> None:
             assert "Error: The user sessions can't be asked (ConnectionError)." in result.stderr
 
 
-def test_what_has_no_entry_is_looked_at_once(make_site: SiteFactory) -> None:
-    """A prune up to a limit does not go through all that have ended."""
+def test_session_without_an_entry_is_scanned_once(make_site: SiteFactory) -> None:
+    """A limited prune doesn't rescan ended sessions that have no entry."""
     site = make_site("cookie", home="redis")
     firefox = site.browser()
     firefox.login()
@@ -599,7 +609,7 @@ def test_what_has_no_entry_is_looked_at_once(make_site: SiteFactory) -> None:
 
 
 def test_command_while_it_is_down(away: Site) -> None:
-    """16: an error that says what has ended by then."""
+    """16: if the records fail, the error says how many sessions have ended."""
     away.browser().login()
     runner = away.app.test_cli_runner()
     with Broken(away, "UPDATE user_sessions"):
@@ -611,7 +621,7 @@ def test_command_while_it_is_down(away: Site) -> None:
 
 
 def test_current_session_was_rotated_meanwhile(away: Site) -> None:
-    """29: a copy of the session that the password is changed in takes nothing over."""
+    """29: a copy of the session that changes the password doesn't take it over."""
 
     @away.app.post("/late-password")
     @login_required
@@ -630,8 +640,8 @@ def test_current_session_was_rotated_meanwhile(away: Site) -> None:
 
 
 @pytest.mark.parametrize("where", ["recredit", "renew", "touch", "late touch"])
-def test_session_that_is_gone(away: Site, where: str, caplog: pytest.LogCaptureFixture) -> None:
-    """What Redis has dropped is signed out, whatever was about to be done with it."""
+def test_session_is_gone(away: Site, where: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A session that Redis dropped is signed out, whatever the request does with it."""
 
     @away.app.post("/doomed")
     @login_required
@@ -660,7 +670,7 @@ def test_session_that_is_gone(away: Site, where: str, caplog: pytest.LogCaptureF
     assert not caplog.records
 
 
-# -- a Redis that is really stopped, hangs, or has forgotten ---------------------------------------
+# -- a Redis that is really stopped, hung or emptied -----------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -689,7 +699,10 @@ def on_own(make_site: SiteFactory, persistent_redis: OwnServer) -> Iterator[Site
 
 
 def test_killed_and_started_again(on_own: Site, persistent_redis: OwnServer) -> None:
-    """37: 503 while it is down, cookies untouched; signed in again when it is back."""
+    """37: while Redis is down, requests get a 503 with cookies untouched.
+
+    They are signed in again once it is back.
+    """
     firefox, chrome = on_own.browser("Firefox"), on_own.browser("Chrome")
     firefox.login()
     chrome.login()
@@ -708,7 +721,7 @@ def test_killed_and_started_again(on_own: Site, persistent_redis: OwnServer) -> 
 
 
 def test_hangs(on_own: Site, persistent_redis: OwnServer) -> None:
-    """34: an answer comes as soon as the client gives up; the password can be changed meanwhile."""
+    """34: with Redis hung, requests fail at the client's timeout, and passwords can be changed."""
     firefox = on_own.browser()
     firefox.login()
     persistent_redis.hang()
@@ -724,7 +737,7 @@ def test_hangs(on_own: Site, persistent_redis: OwnServer) -> None:
 def test_restart_without_persistence(
     make_site: SiteFactory, forgetful_redis: OwnServer, store: str
 ) -> None:
-    """A lost record means signed out, remembered or not; nobody is signed in by it."""
+    """Sessions whose records were lost are signed out, remembered or not."""
     site = site_on(make_site, forgetful_redis, store)
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
     firefox.login(remember="1")
@@ -738,11 +751,11 @@ def test_restart_without_persistence(
     assert site.active() == 1
 
 
-# -- housekeeping ----------------------------------------------------------------------------------
+# -- maintenance -----------------------------------------------------------------------------------
 
 
-def test_prune_up_to_a_limit_looks_at_what_is_due_only(away: Site) -> None:
-    """What an earlier password keeps out, only a prune of everything finds."""
+def test_limited_prune_reads_only_due_sessions(away: Site) -> None:
+    """Only a full prune ends sessions that an earlier password invalidates."""
     away.browser().login()
     with away.context():
         away.db.session.execute(sa.update(away.User).values(password_hash="by hand"))
@@ -752,8 +765,8 @@ def test_prune_up_to_a_limit_looks_at_what_is_due_only(away: Site) -> None:
     assert away.rows()[0].revoked_reason == "expired"
 
 
-def test_other_timeouts_than_when_it_was_last_seen(away: Site) -> None:
-    """One that is due, and has not expired, is looked at when it will have."""
+def test_due_but_not_expired(away: Site) -> None:
+    """A session that is due but not expired is rescheduled for its expiry."""
     firefox = away.browser()
     firefox.login()
     records = records_of(away)
@@ -765,8 +778,8 @@ def test_other_timeouts_than_when_it_was_last_seen(away: Site) -> None:
     assert firefox.is_signed_in
 
 
-def test_no_room_is_left_by_one_that_was_refused(away: Site) -> None:
-    """50: a login that was refused is no session, and none that has ended."""
+def test_refused_login_leaves_no_session(away: Site) -> None:
+    """50: a login refused by the limit leaves no session, active or ended."""
     away.registry.settings.max_sessions = 1
     away.registry.settings.max_sessions_action = "reject"
     vars(away.registry).pop("limit", None)
@@ -777,8 +790,8 @@ def test_no_room_is_left_by_one_that_was_refused(away: Site) -> None:
     assert firefox.is_signed_in
 
 
-def test_purge_that_fails(away: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """36: it stays pending, is told, and is done by the next prune."""
+def test_purge_fails(away: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """36: a failed purge stays pending, is signaled, and is retried by the next prune."""
     told: list[t.Any] = []
 
     def receiver(app: t.Any, **arguments: t.Any) -> None:
@@ -801,7 +814,7 @@ def test_purge_that_fails(away: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_expiry_at_the_end_of_time() -> None:
-    """A lifetime that nobody lives to see."""
+    """Expiry works with a lifetime longer than the calendar."""
     now = dt.datetime.now(dt.timezone.utc)
     expiry = Expiry(now, now - dt.timedelta(days=700_000), None, None)
     far = now.replace(year=9000)
@@ -809,11 +822,11 @@ def test_expiry_at_the_end_of_time() -> None:
     assert not expiry.is_over(now, now, None)
 
 
-# -- how it is put together ------------------------------------------------------------------------
+# -- setup -----------------------------------------------------------------------------------------
 
 
 def make(app: Flask | None = None, **config: t.Any) -> Flask:
-    """An app with these settings, and the registry on it."""
+    """Return an app with these settings and the registry."""
     app = app or Flask("away")
     app.config.update(SECRET_KEY="only for tests", SQLALCHEMY_DATABASE_URI="sqlite://", **config)
     SessionRegistry(app, SQLAlchemy(app))
@@ -832,7 +845,7 @@ def make(app: Flask | None = None, **config: t.Any) -> Flask:
     ],
 )
 def test_wrong_settings(config: dict[str, t.Any], message: str) -> None:
-    """58: stopped at start-up."""
+    """58: a wrong setting raises an error at start-up."""
     with pytest.raises(ConfigurationError, match=message):
         make(**{f"SESSION_REGISTRY_{name}": value for name, value in config.items()})
 
@@ -841,7 +854,7 @@ def test_wrong_settings(config: dict[str, t.Any], message: str) -> None:
     "options", [{"read_from_replicas": True}, {"load_balancing_strategy": "round robin"}]
 )
 def test_client_that_reads_from_replicas(options: dict[str, t.Any]) -> None:
-    """Which may not know yet that a session has ended."""
+    """A client that reads from replicas is refused: they might not know of a revocation yet."""
 
     client = redis.Redis()
     vars(client).update(options)
@@ -850,7 +863,7 @@ def test_client_that_reads_from_replicas(options: dict[str, t.Any]) -> None:
 
 
 def test_client_of_a_replica() -> None:
-    """The same, as Sentinel gives it."""
+    """A client of a replica from Sentinel is refused too."""
     client = redis.Sentinel([("127.0.0.1", 1)]).slave_for("sessions")
     with pytest.raises(ConfigurationError, match="reads from replicas"):
         make(SESSION_REGISTRY_RECORDS="redis", SESSION_REGISTRY_REDIS=client)
@@ -859,34 +872,34 @@ def test_client_of_a_replica() -> None:
 @pytest.mark.parametrize(
     "client", ["redis://localhost", 5, redis.asyncio.Redis(), redis.Redis().pipeline()]
 )
-def test_client_that_is_none(client: t.Any) -> None:
-    """58: stopped at start-up."""
+def test_invalid_client(client: t.Any) -> None:
+    """58: an invalid client raises an error at start-up."""
     with pytest.raises(ConfigurationError, match="not a synchronous client of redis-py"):
         make(SESSION_REGISTRY_RECORDS="redis", SESSION_REGISTRY_REDIS=client)
 
 
-def test_session_model_that_nobody_needs(make_site: SiteFactory) -> None:
-    """A class of one's own is for a table."""
+def test_session_model_without_a_table(make_site: SiteFactory) -> None:
+    """A custom session model is refused, because there is no table."""
     site = make_site(init=False)
     site.app.config.update(SESSION_REGISTRY_RECORDS=MemoryHome())
 
     class Visit(UserSessionMixin):
-        """Mapped or not."""
+        """Whether mapped or not."""
 
     with pytest.raises(ConfigurationError, match="'session_model' is for user sessions in a table"):
         SessionRegistry(site.app, session_model=Visit)
 
 
 class Undeclared(sa.types.TypeDecorator[t.Any]):
-    """A type that does not say what its values are for the app."""
+    """A type that doesn't declare its Python type."""
 
     impl = sa.Integer
     cache_ok = True
 
 
 @pytest.mark.parametrize("kind", [sa.Date, Undeclared])
-def test_key_that_can_not_be_kept(make_site: SiteFactory, kind: t.Any) -> None:
-    """26: not an integer, text or a UUID."""
+def test_unsupported_user_key(make_site: SiteFactory, kind: t.Any) -> None:
+    """26: a user key other than an integer, text or UUID is refused."""
 
     def model(db: SQLAlchemy) -> type[t.Any]:
         return make_class(db, id=sa_orm.mapped_column(kind, primary_key=True))
@@ -896,12 +909,12 @@ def test_key_that_can_not_be_kept(make_site: SiteFactory, kind: t.Any) -> None:
 
 
 def test_client_of_the_session_store(make_site: SiteFactory) -> None:
-    """Where none is given."""
+    """Without a client of its own, the registry uses the session store's."""
     site = make_site("redis", home="redis")
     assert site.registry.home.client is site.redis
 
 
-# -- what an operator is told ----------------------------------------------------------------------
+# -- the doctor ------------------------------------------------------------------------------------
 
 
 def examined(site: Site) -> list[str]:
@@ -914,7 +927,7 @@ def examined(site: Site) -> list[str]:
 
 
 def test_doctor_on_redis(on_own: Site, persistent_redis: OwnServer) -> None:
-    """Nothing is wrong; then its memory may be full, and it writes nothing; then it is down."""
+    """The doctor warns if Redis may drop sessions or doesn't persist them, and reports it down."""
     client = on_own.registry.home.client
     assert examined(on_own) == []
     client.config_set("maxmemory-policy", "volatile-lru")
@@ -931,10 +944,10 @@ def test_doctor_on_redis(on_own: Site, persistent_redis: OwnServer) -> None:
     assert "Error: The user sessions can't be asked (ConnectionError)." in down
 
 
-def test_doctor_on_a_redis_that_tells_no_settings(
+def test_doctor_on_a_redis_that_hides_its_settings(
     on_own: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where others run it: nothing is said of what is not known."""
+    """If a managed Redis hides its settings, the doctor doesn't guess."""
 
     def refuse(*_: t.Any) -> None:
         raise redis.ResponseError("unknown command 'CONFIG'")
@@ -943,10 +956,10 @@ def test_doctor_on_a_redis_that_tells_no_settings(
     assert examined(on_own) == []
 
 
-def test_doctor_on_a_client_that_waits_for_ever(
+def test_doctor_on_a_client_without_a_timeout(
     on_own: Site, persistent_redis: OwnServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """… for a server that hangs, as each request then does."""
+    """A client without a timeout is a warning, as each request would hang with the server."""
     home = on_own.registry.home
     host, port = (home.client.get_connection_kwargs()[name] for name in ("host", "port"))
     for_ever = redis.Redis(host=host, port=port, socket_timeout=None)
@@ -957,14 +970,14 @@ def test_doctor_on_a_client_that_waits_for_ever(
 
 
 def test_doctor_on_a_cluster(make_site: SiteFactory) -> None:
-    """Each of its nodes is asked."""
+    """The doctor checks each node of a cluster."""
     site = make_site("cluster", home="redis")
     findings = examined(site)
     assert any("append-only" in line for line in findings)
 
 
-def test_doctor_while_what_is_due_is_not_known(away: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says so, and goes on."""
+def test_doctor_without_due_sessions(away: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If due sessions can't be read, the doctor says so and continues."""
 
     def broken(*_: t.Any) -> t.Any:
         raise ConnectionError

@@ -1,4 +1,4 @@
-"""Deleting entries from the kinds of stores."""
+"""Deleting entries from each kind of session store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from flask_session_registry._store.backends import Entries, store_of
 
 
 class Stubborn(SimpleCache):
-    """A cache that keeps what it is told to delete."""
+    """A cache that never deletes anything."""
 
     def delete(self, key: str) -> bool:
         return False
@@ -44,8 +44,8 @@ def entries_of(interface: t.Any) -> Entries:
     return Entries(interface, store)
 
 
-def test_cache_that_deletes_nothing() -> None:
-    """It is told, so that the purge stays pending."""
+def test_cache_deletes_nothing() -> None:
+    """If a cache deletes nothing, an error is raised, so that the purge stays pending."""
     cache = Stubborn()
     cache.set("a", 1)
     interface = CacheLibSessionInterface(client=cache)
@@ -61,7 +61,7 @@ STORED = [kind for kind in KINDS if kind != "cookie"]
 
 @pytest.mark.parametrize("store", STORED)
 def test_main_job_on_every_kind(make_site: SiteFactory, store: str) -> None:
-    """1, 3: the others are out, their entries are gone, and no foreign one is."""
+    """1, 3: other sessions end and their entries are deleted; other users' entries stay."""
     site = make_site(store)
     firefox, chrome, bob = (site.browser(name) for name in ("Firefox", "Chrome", "Bob"))
     firefox.login()
@@ -77,8 +77,8 @@ def test_main_job_on_every_kind(make_site: SiteFactory, store: str) -> None:
 
 
 @pytest.mark.parametrize("store", STORED)
-def test_entry_that_is_gone_already(make_site: SiteFactory, store: str) -> None:
-    """No error, and the others are deleted all the same."""
+def test_missing_entry(make_site: SiteFactory, store: str) -> None:
+    """A missing entry is no error, and the others are deleted."""
     site = make_site(store)
     site.browser().login()
     (row,) = site.rows()
@@ -91,7 +91,7 @@ def test_entry_that_is_gone_already(make_site: SiteFactory, store: str) -> None:
 
 @pytest.mark.parametrize("store", STORED)
 def test_many_entries(make_site: SiteFactory, store: str) -> None:
-    """A whole batch of a thousand, on every kind."""
+    """A full batch of a thousand entries is deleted from every store."""
     site = make_site(store)
     site.browser().login()
     (row,) = site.rows()
@@ -103,7 +103,7 @@ def test_many_entries(make_site: SiteFactory, store: str) -> None:
 
 
 def through(proxy: Proxy) -> dict[str, t.Callable[[], t.Any]]:
-    """The clients, speaking to their server through the proxy."""
+    """Return the clients, connected to their server through the proxy."""
     host, port = proxy.address
 
     def pymemcache_client() -> t.Any:
@@ -128,7 +128,7 @@ def through(proxy: Proxy) -> dict[str, t.Callable[[], t.Any]]:
     [("redis", False), ("memcached", False), ("python-memcached", False), ("pylibmc", True)],
 )
 def test_round_trips(make_site: SiteFactory, store: str, one_for_each: bool) -> None:
-    """How often the server is asked for two hundred entries, as the README says."""
+    """Deleting two hundred entries takes as many round trips as the README says."""
     site = make_site(store)
     if store == "redis":
         parts = urllib.parse.urlsplit(servers.redis_url())
@@ -150,12 +150,12 @@ def test_round_trips(make_site: SiteFactory, store: str, one_for_each: bool) -> 
     if one_for_each:
         assert count >= 200
     else:
-        # One, and for some clients the connection; more only where the network cuts it in pieces.
+        # One, and for some clients the connection; more only if the network splits it.
         assert 1 <= count < 10
 
 
 def test_round_trips_to_a_cluster(make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of the three nodes is asked once, at the same time as the others."""
+    """On a cluster, each of the three nodes gets a single command."""
     site = make_site("cluster")
     assert len(site.redis.get_primaries()) == 3
     commands: list[str] = []
@@ -172,7 +172,7 @@ def test_round_trips_to_a_cluster(make_site: SiteFactory, monkeypatch: pytest.Mo
 
 
 def test_round_trips_to_dynamodb(make_site: SiteFactory) -> None:
-    """Twenty-five entries to a request."""
+    """On DynamoDB, one request deletes twenty-five entries."""
     site = make_site("dynamodb")
     requests: list[t.Any] = []
 
@@ -189,7 +189,7 @@ def test_round_trips_to_dynamodb(make_site: SiteFactory) -> None:
 
 
 def test_round_trips_to_mongodb(make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All entries in one request."""
+    """On MongoDB, one request deletes all entries."""
     site = make_site("mongodb")
     store = t.cast(t.Any, site.app.session_interface).store
     requests: list[t.Any] = []
@@ -202,15 +202,15 @@ def test_round_trips_to_mongodb(make_site: SiteFactory, monkeypatch: pytest.Monk
 
 
 def test_round_trips_to_sql(make_site: SiteFactory) -> None:
-    """All entries in one statement."""
+    """In SQL, one statement deletes all entries."""
     site = make_site("sqlalchemy")
     with site.count_statements() as statements, site.context():
         entries_of(site.app.session_interface).delete([f"{n}" for n in range(1000)])
     assert len(statements) == 1
 
 
-def test_sql_store_with_a_bind_of_its_own(make_site: SiteFactory, tmp_path: Path) -> None:
-    """Its entries are deleted where they are."""
+def test_sql_store_with_its_own_bind(make_site: SiteFactory, tmp_path: Path) -> None:
+    """A SQL store with its own bind has its entries deleted there."""
     site = make_site(
         "sqlalchemy",
         SQLALCHEMY_BINDS={"sessions": f"sqlite:///{tmp_path}/sessions.db"},
@@ -229,7 +229,7 @@ def test_sql_store_with_a_bind_of_its_own(make_site: SiteFactory, tmp_path: Path
 
 @pytest.fixture
 def schema(databases: t.Callable[[str], str | None]) -> t.Iterator[str]:
-    """A schema on PostgreSQL, which goes after the site that uses it."""
+    """Yield a schema on PostgreSQL, dropped after the site that uses it."""
     engine = sa.create_engine(str(databases("postgresql")), poolclass=sa.NullPool)
     with engine.begin() as connection:
         connection.execute(sa.schema.CreateSchema("web"))
@@ -238,8 +238,8 @@ def schema(databases: t.Callable[[str], str | None]) -> t.Iterator[str]:
         connection.execute(sa.schema.DropSchema("web", cascade=True))
 
 
-def test_sql_store_in_a_schema_of_its_own(schema: str, make_site: SiteFactory) -> None:
-    """The same on PostgreSQL, in a schema."""
+def test_sql_store_in_its_own_schema(schema: str, make_site: SiteFactory) -> None:
+    """A SQL store with its own schema on PostgreSQL has its entries deleted there."""
     site = make_site("sqlalchemy", "postgresql", SESSION_SQLALCHEMY_SCHEMA=schema)
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
     firefox.login()
@@ -254,8 +254,8 @@ def test_sql_store_in_a_schema_of_its_own(schema: str, make_site: SiteFactory) -
 @pytest.mark.parametrize(
     "client", ["memcached", "pylibmc", "python-memcached", "pymemcache-hashed"]
 )
-def test_memcached_that_is_down(make_site: SiteFactory, client: str) -> None:
-    """It is told, by whichever client: not all of them raise by themselves."""
+def test_memcached_is_down(make_site: SiteFactory, client: str) -> None:
+    """With memcached down, every client's deletion raises, although some fail silently."""
     site = make_site(client)
     interface = t.cast(t.Any, site.app.session_interface)
     real = interface.client
@@ -276,7 +276,7 @@ def test_memcached_that_is_down(make_site: SiteFactory, client: str) -> None:
 
 
 def test_memcached_client_of_another_library(make_site: SiteFactory) -> None:
-    """Whatever has a 'delete' is used one by one."""
+    """A memcached client of another library deletes entries one by one."""
     site = make_site("memcached")
     deleted: list[str] = []
 
@@ -292,7 +292,10 @@ def test_memcached_client_of_another_library(make_site: SiteFactory) -> None:
 
 
 def test_pylibmc_is_cloned(make_site: SiteFactory) -> None:
-    """Its clients must not be shared by threads (the real one is tested where it has a wheel)."""
+    """pylibmc's client is cloned, because threads can't share it.
+
+    The real one is tested on Pythons that have a wheel.
+    """
     site = make_site("memcached")
     deleted: list[str] = []
 
@@ -317,7 +320,7 @@ def test_pylibmc_is_cloned(make_site: SiteFactory) -> None:
 
 
 class Hanging(SimpleCache):
-    """A cache that deletes nothing before it is told to go on."""
+    """A cache whose deletions block until released."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -330,8 +333,8 @@ class Hanging(SimpleCache):
         return super().delete(key)
 
 
-def test_store_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """34: it is given up after a while, and not asked again before it has answered."""
+def test_store_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """34: a hanging store is abandoned after a timeout, and not called again until it answers."""
     monkeypatch.setattr(entries, "TIMEOUT", 0.1)
     cache = Hanging()
     deletion = entries_of(CacheLibSessionInterface(client=cache))
@@ -347,8 +350,8 @@ def test_store_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache.asked == 2
 
 
-def test_connection_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """34: a minute later the store is asked again, over another one; so often, and no more."""
+def test_connection_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """34: after a pause, a hanging store is called again on another connection, up to a limit."""
     monkeypatch.setattr(entries, "TIMEOUT", 0.1)
     monkeypatch.setattr(entries, "_PAUSE", 0.0)
     monkeypatch.setattr(entries, "_MOST_HANGING", 3)
@@ -367,7 +370,7 @@ def test_connection_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache.asked == 4
 
 
-# -- session interfaces of others --------------------------------------------------------------
+# -- custom session interfaces -----------------------------------------------------------------
 
 
 class OwnSession(CallbackDict[str, t.Any], SessionMixin):
@@ -383,7 +386,7 @@ class OwnSession(CallbackDict[str, t.Any], SessionMixin):
 
 
 class OwnInterface(SessionInterface):
-    """A session interface that somebody has written, in the memory of a process."""
+    """A custom session interface that stores sessions in memory."""
 
     def __init__(self) -> None:
         self.entries: dict[str, dict[str, t.Any]] = {}
@@ -427,13 +430,13 @@ def set_up(site: Site) -> None:
 
 
 def test_interface_of_an_unknown_kind(own_site: Site) -> None:
-    """58: stopped at start-up, with a sentence that says what to do."""
+    """58: an unknown session interface raises an error at start-up that says what to do."""
     with pytest.raises(ConfigurationError, match=r"'OwnInterface'.*'register_session_store'"):
         own_site.sessions.init_app(own_site.app)
 
 
-def test_interface_that_is_registered(own_site: Site) -> None:
-    """Ids change, copies die, and entries are deleted, as on every other store."""
+def test_registered_interface(own_site: Site) -> None:
+    """With a registered interface, ids rotate, copies die and entries are deleted."""
     register_session_store(OwnInterface, own_delete, key=own_key)
     set_up(own_site)
     interface = t.cast(OwnInterface, own_site.app.session_interface)
@@ -458,7 +461,7 @@ def test_interface_that_is_registered(own_site: Site) -> None:
 
 
 def test_interface_that_stores_nothing(own_site: Site) -> None:
-    """One that is registered without a function is treated like signed cookies."""
+    """An interface registered without a function is treated like signed cookies."""
 
     class Cookies(SessionInterface):
         def __init__(self) -> None:
@@ -482,8 +485,8 @@ def test_interface_that_stores_nothing(own_site: Site) -> None:
     assert not firefox.is_signed_in
 
 
-def test_known_store_that_is_deleted_from_in_another_way(make_site: SiteFactory) -> None:
-    """An app's own function comes before ours, for its subclass of a known interface."""
+def test_registered_subclass_of_a_known_interface(make_site: SiteFactory) -> None:
+    """A function registered for a subclass takes precedence over the built-in one."""
     site = make_site("files", init=False)
 
     class Files(CacheLibSessionInterface):
@@ -503,8 +506,8 @@ def test_known_store_that_is_deleted_from_in_another_way(make_site: SiteFactory)
     assert key in deleted
 
 
-def test_client_that_flask_session_does_not_take(make_site: SiteFactory) -> None:
-    """58: it would use one for this machine instead: stopped at start-up, with a sentence."""
+def test_client_replaced_by_flask_session(make_site: SiteFactory) -> None:
+    """58: a client that Flask-Session silently replaces raises an error at start-up."""
     site = make_site("cookie", init=False)
     cluster = servers.redis_cluster()
     site.app.config.update(SESSION_TYPE="redis", SESSION_REDIS=cluster)
@@ -517,7 +520,7 @@ def test_client_that_flask_session_does_not_take(make_site: SiteFactory) -> None
 
 
 def test_signed_cookies_have_no_entries(make_site: SiteFactory) -> None:
-    """Nothing is stored, and nothing to be deleted."""
+    """Signed cookies have no entries to delete."""
     site: Site = make_site("cookie")
     entries_of(site.app.session_interface).delete(["anything"])
     site.browser().login()
@@ -525,7 +528,7 @@ def test_signed_cookies_have_no_entries(make_site: SiteFactory) -> None:
 
 
 def test_purge_leaves_the_session_of_the_app_alone(make_site: SiteFactory) -> None:
-    """What the app has not committed yet is not committed by the deletion of an entry."""
+    """A purge doesn't commit the app's own open changes."""
     site = make_site("sqlalchemy")
     site.browser("Firefox").login()
     with site.context():
@@ -538,12 +541,12 @@ def test_purge_leaves_the_session_of_the_app_alone(make_site: SiteFactory) -> No
     assert not site.entries()
 
 
-# -- what clients do -----------------------------------------------------------------------------
+# -- behavior of clients -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["pooled", "hashed and pooled"])
 def test_purge_leaves_the_connections_of_others_alone(make_site: SiteFactory, kind: str) -> None:
-    """Requests that use a pool of connections go on while a purge uses its own."""
+    """Requests on a connection pool continue while a purge uses connections of its own."""
     from pymemcache import HashClient, PooledClient
 
     address = servers.memcached_address()
@@ -573,8 +576,8 @@ def test_purge_leaves_the_connections_of_others_alone(make_site: SiteFactory, ki
     assert set(codes) == {200}
 
 
-def test_hash_client_that_is_silent(make_site: SiteFactory) -> None:
-    """What an app has told its client to ignore is told to us."""
+def test_hash_client_ignores_errors(make_site: SiteFactory) -> None:
+    """A client that ignores errors for the app still reports them to a purge."""
     from pymemcache import HashClient
 
     site = make_site("memcached")
@@ -589,7 +592,7 @@ def test_hash_client_that_is_silent(make_site: SiteFactory) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_one_of_two_memcached_servers_is_down(make_site: SiteFactory) -> None:
-    """What is on the other is deleted all the same, and it is told."""
+    """With one of two memcached servers down, the deletion raises, and clears the other."""
     import memcache
 
     site = make_site("python-memcached")
@@ -609,10 +612,10 @@ def test_one_of_two_memcached_servers_is_down(make_site: SiteFactory) -> None:
     interface.client = real
 
 
-def test_what_no_client_should_raise(
+def test_timeout_that_is_not_an_exception(
     make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """36: a timeout that is no 'Exception' (gevent's) does not come out of the commit."""
+    """36: a timeout that isn't an 'Exception', such as gevent's, doesn't escape the commit."""
 
     class Timeout(BaseException):
         pass
@@ -630,8 +633,8 @@ def test_what_no_client_should_raise(
     assert not firefox.is_signed_in
 
 
-def test_interface_with_a_name_that_is_known(make_site: SiteFactory) -> None:
-    """It stops the app if it is somebody's own, however it is called."""
+def test_interface_with_a_known_name(make_site: SiteFactory) -> None:
+    """A custom interface stops the app even if it has the name of a known one."""
 
     class RedisSessionInterface(OwnInterface):
         pass
@@ -642,8 +645,8 @@ def test_interface_with_a_name_that_is_known(make_site: SiteFactory) -> None:
         site.sessions.init_app(site.app)
 
 
-def test_error_of_a_store_in_sql_names_no_key(make_site: SiteFactory) -> None:
-    """54: where ids are not hashed, a key would be a session id."""
+def test_error_of_a_sql_store_shows_no_key(make_site: SiteFactory) -> None:
+    """54: a SQL store's error shows no key, which without hashing contains the session id."""
     site = make_site("sqlalchemy", SESSION_REGISTRY_HASH_SESSION_IDS=False)
     firefox = site.browser()
     firefox.login()

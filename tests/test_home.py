@@ -1,6 +1,6 @@
-"""What a home for user sessions must do, shown on each that there is.
+"""The contract of record storage, verified on each kind.
 
-Another one is tested by these tests, too: add it to ``KINDS``.
+To test another kind with these tests, add it to ``KINDS``.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def moment(days: float) -> dt.datetime:
 
 
 def session_of(home: Home, user_id: t.Any = 17, **values: t.Any) -> UserSession:
-    """One that is kept there, due in a day."""
+    """Store a session, due in a day."""
     id = home.assign_id(uuid.uuid4(), user_id)
     values = {"user_id": user_id, "due_at": moment(1)} | values
     times = dict.fromkeys(("created_at", "last_seen_at", "authenticated_at"), moment(0))
@@ -81,13 +81,13 @@ def ids(batches: Iterator[list[UserSession]]) -> list[uuid.UUID]:
     return [one.id for batch in batches for one in batch]
 
 
-def test_it_is_a_home(house: Home) -> None:
+def test_implements_the_interface(house: Home) -> None:
     assert isinstance(house, Home)
 
 
 @pytest.mark.parametrize("user_id", [17, -1, "ann:1", "", "{a}é \n", uuid.UUID(int=5)])
-def test_what_is_kept_comes_back(house: Home, user_id: t.Any) -> None:
-    """Every attribute, to the microsecond; and again with everything that may be missing."""
+def test_all_attributes_are_stored(house: Home, user_id: t.Any) -> None:
+    """All attributes come back, to the microsecond, also when the optional ones are missing."""
     full = session_of(
         house,
         user_id,
@@ -112,8 +112,8 @@ def test_what_is_kept_comes_back(house: Home, user_id: t.Any) -> None:
     assert house.get([]) == {}
 
 
-def test_what_is_given_is_a_copy(house: Home) -> None:
-    """What becomes of the object afterwards changes nothing."""
+def test_returned_session_is_a_copy(house: Home) -> None:
+    """A returned session is a copy: changing it doesn't change what is stored."""
     session = session_of(house)
     house.get([session.id])[session.id].generation = 5
     session.generation = 7
@@ -121,7 +121,7 @@ def test_what_is_given_is_a_copy(house: Home) -> None:
 
 
 def test_update(house: Home) -> None:
-    """Of those that are as they should be, all values that are named, and no other."""
+    """An update sets only the named values, and only where the condition holds."""
     one, other = session_of(house, generation=1, fingerprint="a"), session_of(house)
     ended = session_of(house, revoked_at=NOW)
     values = {"generation": 2, "fingerprint": None, "store_id": "key", "last_seen_at": NOW}
@@ -139,8 +139,8 @@ def test_update(house: Home) -> None:
     assert house.get([ended.id])[ended.id].generation == 9
 
 
-def test_comparison_and_writing_are_one(house: Home) -> None:
-    """Of several that change the same at once, one succeeds."""
+def test_update_is_atomic(house: Home) -> None:
+    """Comparison and update are atomic: of several concurrent updates, one succeeds."""
     session = session_of(house)
 
     def change(_: int) -> int:
@@ -152,7 +152,7 @@ def test_comparison_and_writing_are_one(house: Home) -> None:
 
 @pytest.mark.parametrize("user_id", [17, "ann", uuid.UUID(int=5)])
 def test_of_users(house: Home, user_id: t.Any) -> None:
-    """Those that stand and those that have ended, of one user or of several, in their order."""
+    """Active or ended sessions of one or several users come back in order."""
     sessions = [session_of(house, user_id) for _ in range(4)]
     other, nobodys = session_of(house, "other"), session_of(house, None, revoked_at=NOW)
     mine = [one.id for one in sessions]
@@ -175,7 +175,7 @@ def test_users_with_like_keys(house: Home) -> None:
 
 
 def test_many_of_one_user(house: Home) -> None:
-    """In batches, which may end while they are gone through."""
+    """Many sessions of a user come in batches, and may end during the iteration."""
     mine = [session_of(house).id for _ in range(2100)]
     seen = []
     for batch in house.of_users([17]):
@@ -195,7 +195,7 @@ def test_all(house: Home) -> None:
 
 
 def test_due(house: Home) -> None:
-    """By the moment that was given last; while they are gone through, they may go."""
+    """Sessions are due by their latest 'due_at', and may be removed during the iteration."""
     late, now, never = (session_of(house, n, due_at=moment(n)) for n in (-2, 0, 9))
     assert ids(house.due(moment(-1))) == [late.id]
     assert set(ids(house.due(moment(1)))) == {late.id, now.id}
@@ -208,7 +208,7 @@ def test_due(house: Home) -> None:
 
 
 def test_with_key(house: Home) -> None:
-    """The last session that was given a key as its own; those that it had before lead to it."""
+    """A store key leads to the last session that had it, even if that has another one now."""
     key, other = f"key {uuid.uuid4().hex}", f"key {uuid.uuid4().hex}"
     one = session_of(house, store_id=key)
     assert house.with_key(key) == one.id
@@ -220,7 +220,7 @@ def test_with_key(house: Home) -> None:
 
 
 def test_remove(house: Home) -> None:
-    """Only what has ended; with nothing left of it."""
+    """Only ended sessions are removed, and nothing of them is left."""
     standing, ended = session_of(house), session_of(house, revoked_at=NOW)
     nobodys = session_of(house, None, revoked_at=NOW)
     assert house.remove([standing.id, ended.id, nobodys.id, uuid.uuid4()]) == 2
@@ -230,7 +230,7 @@ def test_remove(house: Home) -> None:
     assert ids(house.of_users([17], ended=True)) == []
 
 
-# -- Redis alone ---------------------------------------------------------------------------------
+# -- Redis only ----------------------------------------------------------------------------------
 
 REDIS = pytest.mark.parametrize("house", [kind for kind in KINDS if "redis" in kind], indirect=True)
 
@@ -241,7 +241,7 @@ def keys_of(home: RedisHome) -> list[t.Any]:
 
 @REDIS
 def test_every_key_expires(house: RedisHome) -> None:
-    """Nothing is left behind for ever: not an index, either."""
+    """Every key expires, indexes included."""
     one = session_of(house, store_id="a", due_at=moment(1))
     session_of(house, None, store_id="b", revoked_at=NOW, due_at=moment(2))
     house.update([one.id], {"revoked_at": NOW, "due_at": moment(3)}, where=STANDS)
@@ -255,7 +255,7 @@ def test_every_key_expires(house: RedisHome) -> None:
 
 @REDIS
 def test_index_lives_as_long_as_what_is_in_it(house: RedisHome) -> None:
-    """A session that is due late keeps it, whatever is added or ends after that."""
+    """An index lives as long as its last session, whatever is added or ends later."""
     late = session_of(house, due_at=moment(300))
     session_of(house, due_at=moment(1))
     base = f"{house._prefix}{{{late.id.hex[:2]}}}:"
@@ -265,7 +265,7 @@ def test_index_lives_as_long_as_what_is_in_it(house: RedisHome) -> None:
 
 @REDIS
 def test_index_cleans_itself(house: RedisHome) -> None:
-    """What Redis has dropped leaves the indexes when they are read."""
+    """Reading an index removes sessions that Redis has dropped."""
     gone, stays = session_of(house, due_at=moment(-1)), session_of(house)
     house.client.delete(house._key(gone.id))
     assert ids(house.of_users([17])) == [stays.id]
@@ -277,7 +277,7 @@ def test_index_cleans_itself(house: RedisHome) -> None:
 
 @REDIS
 def test_keys_of_one_user_share_a_slot(house: RedisHome) -> None:
-    """All but those that lead from the key of an entry."""
+    """All keys of one user share a slot, except those that map store keys."""
     for store_id in "abc":
         session_of(house, "ann", store_id=store_id)
     session_of(house, "ann", revoked_at=NOW)
@@ -287,7 +287,7 @@ def test_keys_of_one_user_share_a_slot(house: RedisHome) -> None:
 
 @REDIS
 def test_one_round_trip(house: RedisHome, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check on each request asks once."""
+    """The check on each request takes one round trip."""
     session = session_of(house)
     sent: list[t.Any] = []
     send = redis.connection.AbstractConnection.send_packed_command
@@ -303,10 +303,13 @@ def test_one_round_trip(house: RedisHome, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @REDIS
-def test_key_that_can_not_be_noted(
+def test_store_key_cannot_be_recorded(
     house: RedisHome, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It only says why a session is gone: the session is added, and ends, all the same."""
+    """If the store key can't be recorded, the session is still added and can end.
+
+    That key only explains later why a session is gone.
+    """
 
     def fail(*_: t.Any, **__: t.Any) -> t.Any:
         raise redis.ConnectionError("secret")
@@ -320,8 +323,8 @@ def test_key_that_can_not_be_noted(
 
 @REDIS
 @pytest.mark.parametrize("text", ["", "{broken", "[]", '"text"', '{"id": "none"}', "{}"])
-def test_what_can_not_be_read_is_lost(house: RedisHome, text: str) -> None:
-    """It is no session, and stands in the way of no other."""
+def test_unreadable_record_is_lost(house: RedisHome, text: str) -> None:
+    """An unreadable record counts as missing and doesn't affect others."""
     broken, whole = session_of(house), session_of(house)
     house.client.set(house._key(broken.id), text)
     assert house.get([broken.id]) == {}
@@ -334,8 +337,8 @@ def test_what_can_not_be_read_is_lost(house: RedisHome, text: str) -> None:
 
 
 @REDIS
-def test_what_another_release_has_added(house: RedisHome) -> None:
-    """It is left alone."""
+def test_fields_of_another_release(house: RedisHome) -> None:
+    """Fields that another release added are kept."""
     session = session_of(house)
     key = house._key(session.id)
     house.client.set(key, json.dumps(json.loads(house.client.get(key)) | {"nickname": "x"}))
@@ -345,8 +348,11 @@ def test_what_another_release_has_added(house: RedisHome) -> None:
 
 
 @REDIS
-def test_index_that_is_lost(house: RedisHome) -> None:
-    """Nobody would find the session who ends all of its user's: it is lost, too."""
+def test_lost_index(house: RedisHome) -> None:
+    """A session whose user's index is lost counts as lost too.
+
+    A revocation of all of the user's sessions would not find it.
+    """
     session, ended = session_of(house), session_of(house, revoked_at=NOW)
     house.client.delete(f"{house._base(session.id.hex[:2])}u:int:17")
     assert house.get([session.id]) == {}
@@ -354,8 +360,8 @@ def test_index_that_is_lost(house: RedisHome) -> None:
 
 
 @REDIS
-def test_answer_that_is_lost(house: RedisHome, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that asks once more is told what it has done."""
+def test_lost_response(house: RedisHome, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A retried command returns what it did the first time."""
     evaluate = house.client.eval
 
     def ask_twice(*arguments: t.Any) -> t.Any:
@@ -373,8 +379,8 @@ def test_answer_that_is_lost(house: RedisHome, monkeypatch: pytest.MonkeyPatch) 
 
 
 @REDIS
-def test_many_that_are_due_at_once(house: RedisHome, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than a batch with one moment, some of which leave while they are gone through."""
+def test_many_due_at_once(house: RedisHome, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More sessions than a batch, due at the same moment, all come up, even if some leave."""
     monkeypatch.setattr("flask_session_registry._records.base.BATCH", 3)
     moments = [*[moment(-3)] * 2, *[moment(-2).replace(second=0)] * 10, *[moment(-1)] * 2]
     mine = [session_of(house, due_at=due_at).id for due_at in moments]
@@ -387,8 +393,8 @@ def test_many_that_are_due_at_once(house: RedisHome, monkeypatch: pytest.MonkeyP
 
 
 @REDIS
-def test_rotated_while_all_are_gone_through(house: RedisHome) -> None:
-    """None is left out, wherever it is moved meanwhile."""
+def test_changed_during_the_iteration(house: RedisHome) -> None:
+    """Iterating over all sessions misses none that move meanwhile."""
     mine = [session_of(house).id for _ in range(1500)]
     seen: set[uuid.UUID] = set()
     for batch in house.all():
