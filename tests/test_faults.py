@@ -1,4 +1,4 @@
-"""Servers that are down, and apps that do odd things (SCENARIOS 16, 36 to 38, 41)."""
+"""Servers that are down, and apps that behave unusually (SCENARIOS 16, 36 to 38, 41)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flask_session_registry._store import backends as entries
 BLOCKED = "the database is down"
 
 
-#: Which verbs of a home do what a statement does that begins so.
+#: The storage methods that correspond to statements with this beginning.
 VERBS = {
     "INSERT": ("add",),
     "UPDATE": ("update",),
@@ -31,9 +31,9 @@ VERBS = {
 
 
 class Broken:
-    """Let statements that contain a text fail, as if the database were down.
+    """Make statements that contain a text fail, as if the database were down.
 
-    Where user sessions are in no table, the verbs of their home that do the same.
+    If user sessions are not in a table, the corresponding storage methods fail.
     """
 
     def __init__(self, site: Site, text: str) -> None:
@@ -64,7 +64,10 @@ class Broken:
 
 @pytest.mark.parametrize("carries", ["session", "remember_token"])
 def test_database_down_at_the_check(store_site: Site, carries: str) -> None:
-    """37: 503, cookies untouched, signed in again when it is back."""
+    """37: with the database down, a request gets a 503 and keeps its cookies.
+
+    It is signed in again afterwards.
+    """
     firefox = store_site.browser("Firefox")
     firefox.login(remember="1")
     if carries == "remember_token":
@@ -78,7 +81,7 @@ def test_database_down_at_the_check(store_site: Site, carries: str) -> None:
 
 
 def test_database_down_and_an_error_page(site: Site, firefox: Browser) -> None:
-    """37: an error page that asks for the user, and flashes, is shown to nobody in particular."""
+    """37: the 503 page may access the user and flash a message: the user is anonymous."""
 
     @site.app.errorhandler(503)
     def unavailable(error: t.Any) -> t.Any:
@@ -99,10 +102,10 @@ def test_database_down_and_an_error_page(site: Site, firefox: Browser) -> None:
 @pytest.mark.parametrize(
     "place", ["404", "abort", "blueprint", "500", "after_request", "stale", "before_request"]
 )
-def test_database_down_where_an_error_is_answered(
+def test_database_down_while_an_error_is_handled(
     site: Site, firefox: Browser, place: str, debug: bool, has_page: bool
 ) -> None:
-    """37: also where it is an error page, or a function after the request, that asks first."""
+    """37: the response is a 503 wherever the user is accessed first, even on an error page."""
     app = site.app
     app.config["PROPAGATE_EXCEPTIONS"] = debug
     blueprint = Blueprint("shop", __name__)
@@ -160,7 +163,7 @@ def test_database_down_where_an_error_is_answered(
     before_it = firefox.cookies
     with Broken(site, "user_sessions"):
         if place == "500" and debug:
-            # The developer sees the error itself.
+            # The developer sees the original error.
             with pytest.raises(ZeroDivisionError):
                 firefox.get(path)
             return
@@ -176,7 +179,7 @@ def test_database_down_where_an_error_is_answered(
 
 
 def test_database_down_and_an_error_page_that_fails(site: Site, firefox: Browser) -> None:
-    """37: an app's page for that answer that fails itself is an error like any other."""
+    """37: an app's 503 page that fails is an error like any other."""
     site.app.config["PROPAGATE_EXCEPTIONS"] = False
 
     @site.app.errorhandler(404)
@@ -193,8 +196,8 @@ def test_database_down_and_an_error_page_that_fails(site: Site, firefox: Browser
     assert firefox.is_signed_in
 
 
-def test_database_down_after_the_answer(site: Site, firefox: Browser) -> None:
-    """37: what is asked when the answer has been given takes nothing away from it."""
+def test_database_down_after_the_response(site: Site, firefox: Browser) -> None:
+    """37: accessing the user after the response doesn't affect the response."""
     asked: list[bool] = []
 
     @site.app.teardown_request
@@ -215,7 +218,7 @@ def test_database_down_after_the_answer(site: Site, firefox: Browser) -> None:
 def test_missing_table_says_what_to_do(
     site: Site, firefox: Browser, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """37: without its table the log says which command is missing."""
+    """37: without the table, the log names the command to run."""
     firefox.login()
     with site.context():
         site.db.session.execute(sa.text("DROP TABLE user_sessions"))
@@ -226,7 +229,7 @@ def test_missing_table_says_what_to_do(
 
 @pytest.mark.parametrize("over", ["nothing", "cart", "session"])
 def test_database_down_at_the_login(store_site: Site, over: str) -> None:
-    """38: the login does not stand, and says so; what was there before is still there."""
+    """38: if the row can't be written, the login fails with a 503 and the old session is kept."""
     firefox = store_site.browser("Firefox")
     if over == "cart":
         firefox.post("/cart", item="book")
@@ -245,7 +248,7 @@ def test_database_down_at_the_login(store_site: Site, over: str) -> None:
 
 
 def test_database_down_before_the_login(site: Site, firefox: Browser) -> None:
-    """38: the same if the session that the login replaces can't be looked up."""
+    """38: if the replaced session can't be looked up, the login fails too."""
     firefox.login("ann")
     with Broken(site, "user_sessions"):
         response = firefox.login("bob")
@@ -254,7 +257,7 @@ def test_database_down_before_the_login(site: Site, firefox: Browser) -> None:
 
 
 def test_login_error_page(site: Site, firefox: Browser) -> None:
-    """38: the error page of a login that does not stand greets nobody."""
+    """38: the error page of a failed login sees an anonymous user."""
 
     @site.app.errorhandler(503)
     def unavailable(error: t.Any) -> t.Any:
@@ -268,7 +271,7 @@ def test_login_error_page(site: Site, firefox: Browser) -> None:
 
 
 def test_database_down_at_the_logout(site: Site, firefox: Browser) -> None:
-    """The session can't be ended: that is said, and the browser keeps it, to try again."""
+    """If the session can't be ended, the logout fails with a 503 and can be retried."""
     firefox.login()
     with Broken(site, "UPDATE user_sessions"):
         response = firefox.post("/logout")
@@ -277,7 +280,7 @@ def test_database_down_at_the_logout(site: Site, firefox: Browser) -> None:
 
 
 def test_database_down_at_a_rotation(site: Site, firefox: Browser) -> None:
-    """The same for a rotation."""
+    """If the row can't be updated, the rotation fails with a 503."""
 
     @site.app.post("/sudo")
     def sudo() -> str:
@@ -292,10 +295,10 @@ def test_database_down_at_a_rotation(site: Site, firefox: Browser) -> None:
     assert site.rows()[0].generation == 0
 
 
-def test_housekeeping_that_fails(
+def test_deferred_work_fails(
     site: Site, firefox: Browser, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What was put off until after the answer never shows: it is logged."""
+    """A failure in deferred work doesn't affect the response, and is logged."""
     firefox.login()
     site.change(last_seen_at=days_ago(1))
     with Broken(site, "UPDATE user_sessions"):
@@ -305,13 +308,16 @@ def test_housekeeping_that_fails(
 
 
 @pytest.mark.parametrize("store", ["redis", "files", "memory", "sqlalchemy"])
-def test_store_that_fails_at_the_purge(
+def test_store_fails_at_the_purge(
     make_site: SiteFactory,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     store: str,
 ) -> None:
-    """36: the others are dead, the entries stay pending, the request succeeds."""
+    """36: if the purge fails, other sessions still end, and the request succeeds.
+
+    The entries stay pending.
+    """
     site = make_site(store)
     told: list[dict[str, t.Any]] = []
 
@@ -339,10 +345,8 @@ def test_store_that_fails_at_the_purge(
 
 
 @pytest.mark.table
-def test_follow_up_that_fails(
-    site: Site, firefox: Browser, caplog: pytest.LogCaptureFixture
-) -> None:
-    """36: if the database fails right after the commit, the commit stands, and it is logged."""
+def test_follow_up_fails(site: Site, firefox: Browser, caplog: pytest.LogCaptureFixture) -> None:
+    """36: if the database fails right after the commit, the commit stands, and a line is logged."""
     firefox.login()
     with site.context():
         site.sessions.revoke_all(site.user("ann"))
@@ -354,7 +358,7 @@ def test_follow_up_that_fails(
 
 
 def test_pool_of_one_connection(make_site: SiteFactory, database: str) -> None:
-    """41: with pool_size=1 and max_overflow=0 everything still works."""
+    """41: with pool_size=1 and max_overflow=0, everything works."""
     options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 3}
     if database == "sqlite":
         options["poolclass"] = sa.QueuePool  # type: ignore[assignment]
@@ -390,7 +394,7 @@ def test_pool_of_one_connection(make_site: SiteFactory, database: str) -> None:
 
 
 def test_database_in_memory(make_site: SiteFactory) -> None:
-    """41: with 'sqlite://' there is one connection for everybody, and it still works."""
+    """41: with 'sqlite://', where all share one connection, everything works."""
     site = make_site(SQLALCHEMY_DATABASE_URI="sqlite://")
     firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
     firefox.login()
@@ -403,7 +407,7 @@ def test_database_in_memory(make_site: SiteFactory) -> None:
 def test_login_of_a_user_who_is_never_committed(
     database_site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """38: a sign-up that forgets to commit signs in nobody, and the log says why."""
+    """38: a sign-up that forgets to commit doesn't sign in, and the log says why."""
     site = database_site
     firefox = site.browser()
 
@@ -423,7 +427,7 @@ def test_login_of_a_user_who_is_never_committed(
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_login_in_the_sign_up(site: Site, firefox: Browser, when: str) -> None:
-    """A user who is new in this request, signed in before or after the commit."""
+    """A user created in this request can sign in before or after the commit."""
 
     @site.app.post("/sign-up")
     def sign_up() -> str:
@@ -442,7 +446,7 @@ def test_login_in_the_sign_up(site: Site, firefox: Browser, when: str) -> None:
 
 
 def test_login_of_something_else(site: Site, firefox: Browser) -> None:
-    """A programmer's mistake: an error that says so, and nobody is signed in."""
+    """Logging in an object of another class raises an error and signs in nobody."""
 
     class Robot:
         is_active = True
@@ -464,7 +468,7 @@ def test_login_of_something_else(site: Site, firefox: Browser) -> None:
 
 
 def test_inactive_user_is_refused(make_site: SiteFactory) -> None:
-    """A user who is no longer active is refused, and the row ends."""
+    """A user who becomes inactive is signed out, and the row is ended."""
     site = make_site()
     site.User.is_active = property(lambda self: self.note != "inactive")
     firefox = site.browser("Firefox")
@@ -481,7 +485,7 @@ def test_inactive_user_is_refused(make_site: SiteFactory) -> None:
 
 
 def test_deleted_user(database_site: Site) -> None:
-    """51: a user who is deleted is signed out, and the row stays for its time, with no owner."""
+    """51: a deleted user is signed out, and the row stays for its retention, without a user."""
     firefox = database_site.browser("Firefox")
     firefox.login("ann", remember="1")
     with database_site.context():
@@ -495,7 +499,7 @@ def test_deleted_user(database_site: Site) -> None:
 
 
 def test_saving_the_session_fails(make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end of the request runs a second time then, and registers nothing twice."""
+    """If saving the session fails, the end of the request runs twice but adds one row."""
     site = make_site("redis")
     site.app.config["PROPAGATE_EXCEPTIONS"] = False
     interface = t.cast(t.Any, site.app.session_interface)
@@ -516,7 +520,7 @@ def test_saving_the_session_fails(make_site: SiteFactory, monkeypatch: pytest.Mo
 def test_log_level_of_rejections(
     site: Site, firefox: Browser, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A visitor with a stale cookie is normal: nothing is logged about it."""
+    """A stale cookie is normal, so nothing is logged."""
     firefox.login()
     with site.context():
         site.sessions.revoke_all(site.user("ann"))
@@ -526,8 +530,8 @@ def test_log_level_of_rejections(
     assert not [r for r in caplog.records if r.name == "flask_session_registry"]
 
 
-def test_database_down_at_a_logout_that_did_not_ask(site: Site, firefox: Browser) -> None:
-    """The user is in 'g' already; the session that ends can't be looked up: that is said."""
+def test_database_down_at_a_logout_without_a_check(site: Site, firefox: Browser) -> None:
+    """With the user already in 'g', a logout gets a 503 if its session can't be looked up."""
 
     @site.app.post("/logout-of-ann")
     def logout_of_ann() -> str:
@@ -542,7 +546,7 @@ def test_database_down_at_a_logout_that_did_not_ask(site: Site, firefox: Browser
 
 
 def test_database_down_at_a_logout_in_a_shared_context(site: Site, firefox: Browser) -> None:
-    """Nor does the user that an earlier request has left in 'g' help."""
+    """A user that an earlier request left in 'g' doesn't save such a logout."""
     firefox.login()
     with site.context():
         firefox.get("/me")
@@ -552,7 +556,7 @@ def test_database_down_at_a_logout_in_a_shared_context(site: Site, firefox: Brow
 
 
 def test_request_leaves_no_cyclic_garbage(site: Site, firefox: Browser) -> None:
-    """What a request has used is freed when it ends, not when the garbage is collected."""
+    """Objects of a request are freed when it ends, without garbage collection."""
     states: list[weakref.ref[t.Any]] = []
 
     @site.app.get("/watched")
@@ -573,8 +577,8 @@ def test_request_leaves_no_cyclic_garbage(site: Site, firefox: Browser) -> None:
         gc.enable()
 
 
-def test_request_lets_go_of_what_was_known(site: Site, firefox: Browser) -> None:
-    """Also where the request itself is kept: Flask 3.2 leaves it in a cycle."""
+def test_request_drops_its_state(site: Site, firefox: Browser) -> None:
+    """State is dropped even if the request is kept, as in Flask 3.2, which leaves it in a cycle."""
     kept: list[t.Any] = []
 
     @site.app.get("/kept")
@@ -591,7 +595,7 @@ def test_request_lets_go_of_what_was_known(site: Site, firefox: Browser) -> None
 
 @pytest.mark.table
 def test_database_is_usable_after_a_failed_check(make_site: SiteFactory) -> None:
-    """37: an error page may use 'db.session', though the statement of the check has failed."""
+    """37: an error page can use 'db.session' after the check's statement failed."""
     site = make_site("files", "postgresql")
 
     @site.app.errorhandler(503)
@@ -607,10 +611,10 @@ def test_database_is_usable_after_a_failed_check(make_site: SiteFactory) -> None
     assert (response.status_code, response.text) == (503, "2")
 
 
-def test_late_answer_with_one_connection(
+def test_late_response_with_one_connection(
     make_site: SiteFactory, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """33, 41: the second look needs no connection beside the one that the app holds."""
+    """33, 41: the second check of a late response needs no further connection."""
     monkeypatch.setattr(tracking, "LATE", 0)
     options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 2}
     if database == "sqlite":
@@ -621,8 +625,8 @@ def test_late_answer_with_one_connection(
     assert firefox.is_signed_in
 
 
-def test_last_sight_with_one_connection(make_site: SiteFactory, database: str) -> None:
-    """41: what waits until after the answer waits until the app's connection is free, too."""
+def test_touch_with_one_connection(make_site: SiteFactory, database: str) -> None:
+    """41: deferred work waits until the app's only connection is free."""
     options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 2}
     if database == "sqlite":
         options["poolclass"] = sa.QueuePool  # type: ignore[assignment]
@@ -634,8 +638,8 @@ def test_last_sight_with_one_connection(make_site: SiteFactory, database: str) -
     assert site.rows()[0].last_seen_at > days_ago(0.5)
 
 
-def test_visitor_while_the_table_can_not_be_read(make_site: SiteFactory) -> None:
-    """37: a visitor whose session has expired has nothing to do with the table."""
+def test_visitor_while_the_table_is_unreadable(make_site: SiteFactory) -> None:
+    """37: a visitor whose session expired is served even if the table can't be read."""
     site = make_site("redis")
 
     @site.app.post("/visit")
@@ -650,8 +654,8 @@ def test_visitor_while_the_table_can_not_be_read(make_site: SiteFactory) -> None
     assert visitor.get("/cart").json == {"cart": "new"}
 
 
-def test_reason_that_cannot_be_asked(make_site: SiteFactory) -> None:
-    """37: a visitor whose entry is gone is one, and no error, when the database is down."""
+def test_reason_cannot_be_read(make_site: SiteFactory) -> None:
+    """37: with the database down, a visitor whose entry is gone is served without a reason."""
     site = make_site("redis")
     site.app.config["PROPAGATE_EXCEPTIONS"] = False
     visitor = site.browser(session="expired-long-ago")
@@ -664,7 +668,7 @@ def test_reason_that_cannot_be_asked(make_site: SiteFactory) -> None:
 def test_login_whose_session_is_not_saved(
     make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch, store: str
 ) -> None:
-    """38: it does not stand, and takes no place of those that a user may have."""
+    """38: a login whose session can't be saved fails, and doesn't count against the limit."""
     site = make_site(
         store, SESSION_REGISTRY_MAX_SESSIONS=2, SESSION_REGISTRY_MAX_SESSIONS_ACTION="reject"
     )
@@ -687,7 +691,7 @@ def test_login_whose_session_is_not_saved(
 def test_login_whose_session_is_not_saved_at_first(
     site: Site, firefox: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """38: if the store is back for the error page, nobody is signed in by that."""
+    """38: if the store recovers in time for the error page, the failed login stays failed."""
     site.app.config["PROPAGATE_EXCEPTIONS"] = False
     interface = t.cast(t.Any, site.app.session_interface)
     save = interface.save_session
@@ -706,7 +710,7 @@ def test_login_whose_session_is_not_saved_at_first(
 
 @pytest.mark.table
 def test_no_session_id_in_the_log(make_site: SiteFactory, caplog: pytest.LogCaptureFixture) -> None:
-    """54: nor among the parameters of a statement that failed, where ids are not hashed."""
+    """54: without hashing, no session id is logged, even as a failed statement's parameter."""
     site = make_site("redis", SESSION_REGISTRY_HASH_SESSION_IDS=False)
     firefox = site.browser()
     firefox.login()

@@ -1,4 +1,4 @@
-"""A request that has passed the check, or loaded its user, before somebody else was first."""
+"""Requests held after the check, or after loading the user, while another request goes first."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECRET = "correct horse"
 
 
 def add_views(site: Site, held: Held) -> None:
-    """Views that check, or load, and are held before they go on, if the form says so."""
+    """Add views that check or load the user and then wait, if the form says so."""
 
     def wait() -> None:
         site.db.session.rollback() if "releases" in request.form else None
@@ -35,7 +35,7 @@ def add_views(site: Site, held: Held) -> None:
     @site.app.post("/change")
     @login_required
     def change() -> t.Any:
-        # As the README has it: the body of the request may come late.
+        # As in the README: the body of the request may arrive late.
         assert current_user.password_hash
         wait()
         if current_user.password_hash != request.form["old"]:
@@ -89,7 +89,7 @@ def add_views(site: Site, held: Held) -> None:
 def two(
     request: pytest.FixtureRequest, make_site: SiteFactory, held: Held
 ) -> tuple[Site, Browser, Browser]:
-    """Chrome, on the kinds of stores that differ in how they are written, and a copy of it."""
+    """Return Chrome, on each kind of store that writes differently, and a copy of it."""
     site = make_site(request.param)
     add_views(site, held)
     chrome = site.browser("Chrome")
@@ -97,7 +97,7 @@ def two(
     return site, chrome, chrome.copy()
 
 
-# -- the session follows only what its own request has done --------------------------------------
+# -- a request follows only its own changes ------------------------------------------------------
 
 
 @pytest.mark.parametrize("verb", ["/password", "/rotate"])
@@ -105,10 +105,10 @@ def two(
 def test_copy_takes_nothing_over_by_a_revocation(
     two: tuple[Site, Browser, Browser], held: Held, verb: str, releases: dict[str, str]
 ) -> None:
-    """2: a held request of a copy ends another device, and does not get Chrome's new session."""
+    """2: a copy's held revocation ends another device, but doesn't get Chrome's new session."""
     site, chrome, thief = two
     phone = site.browser("Phone")
-    # Else a lock that the held request has may be waited for.
+    # Otherwise the other request may wait for a lock of the held one.
     releases = releases if site.store != "sqlalchemy" else {"releases": "1"}
     answer = held.start(lambda: thief.post("/revoke-others", held="1", **releases))
     chrome.post(verb, password="new")
@@ -119,8 +119,8 @@ def test_copy_takes_nothing_over_by_a_revocation(
     assert not phone.is_signed_in
 
 
-def test_copy_that_has_cleared_its_session(make_site: SiteFactory, held: Held) -> None:
-    """2: nor where the view has cleared the session before its commit."""
+def test_copy_clears_its_session(make_site: SiteFactory, held: Held) -> None:
+    """2: clearing the session before the commit doesn't change that."""
     site = make_site("files")
 
     @site.app.post("/clear")
@@ -150,7 +150,7 @@ def test_copy_that_has_cleared_its_session(make_site: SiteFactory, held: Held) -
 def test_own_late_revocation_leaves_the_browser_signed_in(
     two: tuple[Site, Browser, Browser], held: Held
 ) -> None:
-    """2: Chrome's own request, held over its own change, takes no cookie away."""
+    """2: Chrome's own held request doesn't clear a cookie that its own change has set."""
     site, chrome, _ = two
     phone = site.browser("Phone")
     answer = held.start(lambda: chrome.copy().post("/revoke-others", held="1", releases="1"))
@@ -163,10 +163,8 @@ def test_own_late_revocation_leaves_the_browser_signed_in(
 
 
 @pytest.mark.parametrize("undone", ["rolled back", "savepoint"])
-def test_change_that_was_undone_gives_nothing_to_follow(
-    make_site: SiteFactory, held: Held, undone: str
-) -> None:
-    """2: what a request has tried and taken back is not taken for what Chrome has done since."""
+def test_undone_change_is_not_followed(make_site: SiteFactory, held: Held, undone: str) -> None:
+    """2: a request's undone change isn't mistaken for a change that Chrome made since."""
     site = make_site("cookie")
     add_views(site, held)
 
@@ -200,7 +198,7 @@ def test_change_that_was_undone_gives_nothing_to_follow(
 def test_copy_does_not_sign_in_again(
     two: tuple[Site, Browser, Browser], held: Held, verb: str
 ) -> None:
-    """A held request signs in who is signed in already, when its session is gone: not signed in."""
+    """A held repeated login signs nobody in if its session is gone by then."""
     site, chrome, thief = two
     answer = held.start(lambda: thief.post("/login-again", held="1", releases="1"))
     if verb == "revoke":
@@ -218,7 +216,7 @@ def test_copy_does_not_sign_in_again(
 def test_copy_does_not_sign_in_somebody_else(
     make_site: SiteFactory, held: Held, home: str, verb: str
 ) -> None:
-    """An impersonation that is held, when the session that may do it is gone: not signed in."""
+    """A held impersonation signs nobody in if the session that started it is gone by then."""
     site = make_site("cookie")
 
     @site.app.post("/impersonate")
@@ -245,7 +243,7 @@ def test_copy_does_not_sign_in_somebody_else(
 def test_ended_session_changes_no_password(
     make_site: SiteFactory, held: Held, database: str, verb: str
 ) -> None:
-    """It was ended, or is another one's by now, while its request was held: 409."""
+    """A password change gets a 409 if its session ended or was rotated while it was held."""
     site = make_site("cookie", database)
     add_views(site, held)
     chrome = site.browser("Chrome")
@@ -269,7 +267,7 @@ def test_ended_session_changes_no_password(
 def test_own_late_revocation_leaves_the_next_login_alone(
     make_site: SiteFactory, held: Held, home: str, asks: dict[str, str]
 ) -> None:
-    """The browser has signed in again meanwhile: its new cookies stay, whatever is flashed."""
+    """A late revocation leaves the cookies of the browser's next login alone."""
     site = make_site("files")
 
     @site.app.post("/end-all")
@@ -291,7 +289,7 @@ def test_own_late_revocation_leaves_the_next_login_alone(
     late = chrome.copy()
     late.name = "Chrome"
     with site.context():
-        # So that there is something to end, which is not this browser's.
+        # Something to end that isn't this browser's.
         site.sessions.revoke_all(site.user("bob"))
         site.db.session.rollback()
     answer = held.start(lambda: late.post("/end-all", **asks))
@@ -304,7 +302,7 @@ def test_own_late_revocation_leaves_the_next_login_alone(
 def test_login_over_a_session_that_has_ended(
     make_site: SiteFactory, held: Held, home: str, by: str
 ) -> None:
-    """It stands only if the request itself has ended it, and not if it ends any other one."""
+    """A login over an ended session stands only if this same request ended it."""
     site = make_site("files")
 
     @site.app.post("/login-over")
@@ -315,7 +313,7 @@ def test_login_over_a_session_that_has_ended(
         held.wait()
         user = site.db.session.get(site.User, user_id)
         login_user(user)
-        # Two, and the one whose commit is heard of first has not ended this session.
+        # Two revocations: the first one whose commit is noticed didn't end this session.
         site.sessions.revoke(site.rows()[-1])
         site.sessions.revoke_all(user)
         site.db.session.commit()
@@ -338,7 +336,7 @@ def test_login_over_a_session_that_has_ended(
 
 @pytest.mark.table
 def test_commit_of_a_connection_is_followed(make_site: SiteFactory) -> None:
-    """The password is stored by a session that is bound to a connection, which commits later."""
+    """A password stored by a session bound to a connection takes effect when that commits."""
     site = make_site("cookie", "postgresql")
 
     @site.app.post("/bound")
@@ -374,7 +372,7 @@ def test_commit_of_a_connection_is_followed(make_site: SiteFactory) -> None:
     assert chrome.rejected == "by hand"
 
 
-# -- no password is stored over a newer one ------------------------------------------------------
+# -- no password overwrites a newer one ----------------------------------------------------------
 
 
 def stored(site: Site) -> str:
@@ -385,7 +383,7 @@ def stored(site: Site) -> str:
 def test_thief_stores_nothing_over_the_new_password(
     two: tuple[Site, Browser, Browser], held: Held
 ) -> None:
-    """The body of a thief's change arrives after the owner's change: 409, and nothing is lost."""
+    """A thief's change gets a 409 if its body arrives after the owner's change."""
     site, chrome, thief = two
     form = {"old": "hash of ann", "new": "evil", "held": "1"}
     if site.home == "redis" or site.store == "sqlalchemy":
@@ -402,12 +400,15 @@ def test_thief_stores_nothing_over_the_new_password(
 def on_a_database(make_site: SiteFactory, database: str, held: Held, **options: t.Any) -> Site:
     site = make_site("cookie", database, **options)
     add_views(site, held)
-    # SQLite's driver holds no lock for what was only read.
+    # SQLite's driver takes no lock for a read.
     return site
 
 
 def test_change_in_flight_is_refused(make_site: SiteFactory, held: Held, database: str) -> None:
-    """The UPDATE itself compares, on every database; a double click signs nobody out."""
+    """The UPDATE itself compares the old value, on every database.
+
+    A double click gets a 409 and signs nobody out.
+    """
     site = on_a_database(make_site, database, held)
     chrome = site.browser("Chrome")
     chrome.login()
@@ -434,10 +435,10 @@ def test_change_in_flight_is_refused(make_site: SiteFactory, held: Held, databas
         ("mariadb", "REPEATABLE READ"),
     ],
 )
-def test_change_that_is_overtaken_at_the_apps_isolation_level(
+def test_overtaken_change_at_the_apps_isolation_level(
     make_site: SiteFactory, held: Held, database: str, level: str
 ) -> None:
-    """A serialization failure of a change is a refusal, not an error of the server."""
+    """A serialization failure of a password change is a 409, not a server error."""
     site = on_a_database(
         make_site, database, held, SQLALCHEMY_ENGINE_OPTIONS={"isolation_level": level}
     )
@@ -454,7 +455,7 @@ def test_change_that_is_overtaken_at_the_apps_isolation_level(
 def test_rehash_at_a_login_with_the_old_password(
     make_site: SiteFactory, held: Held, database: str, home: str
 ) -> None:
-    """'same_credentials' does not restore the old password, and nobody is signed in by it."""
+    """A held rehash doesn't restore the old password, and doesn't sign in."""
     site = on_a_database(make_site, database, held, home=home)
     chrome, thief = site.browser("Chrome"), site.browser("Thief")
     chrome.login()
@@ -468,8 +469,8 @@ def test_rehash_at_a_login_with_the_old_password(
 
 
 @pytest.mark.parametrize("change", ["flush", "commit", "many"])
-def test_stale_instance_outside_of_a_request(site: Site, change: str) -> None:
-    """A script is refused once, by an error that says what to do; loaded again, it may go on."""
+def test_stale_instance_outside_a_request(site: Site, change: str) -> None:
+    """A script's stale change raises an error once; after a rollback it can continue."""
     with site.context():
         ann, bob = site.user("ann"), site.user("bob")
         assert ann.password_hash
@@ -490,8 +491,8 @@ def test_stale_instance_outside_of_a_request(site: Site, change: str) -> None:
     assert stored(site) == "newest"
 
 
-def test_what_the_app_itself_has_written_is_not_stale(site: Site) -> None:
-    """A bulk update, a refresh, a rollback and an expired instance start from what is stored."""
+def test_own_writes_are_not_stale(site: Site) -> None:
+    """After a bulk update, refresh, rollback or expiry, a change starts from the stored value."""
     with site.context():
         ann = site.user("ann")
         site.db.session.execute(
@@ -515,7 +516,7 @@ def test_what_the_app_itself_has_written_is_not_stale(site: Site) -> None:
         site.db.session.expire(ann, ["note"])
         ann.password_hash = "after a rollback"
         site.db.session.flush()
-        # Statements of the app's own, in the transaction that has compared one.
+        # The app's own statements, in the transaction that has compared one.
         site.db.session.execute(sa.update(site.User).values(note="new"))
         site.db.session.execute(
             sa.update(site.User).where(site.User.name == "bob").values(password_hash="by SQL")
@@ -532,7 +533,7 @@ def counts_versions(db: t.Any) -> type[t.Any]:
 
 @pytest.mark.parametrize("attribute", ["note", "password_hash"])
 def test_credential_in_two_tables(make_site: SiteFactory, held: Held, attribute: str) -> None:
-    """One part changes, held, while the owner changes the other: 409, whichever table it is in."""
+    """With a credential in two tables, a held change of one gets a 409 if the other changes."""
 
     def model(db: t.Any) -> t.Any:
         class Person(db.Model):
@@ -576,7 +577,7 @@ def test_credential_in_two_tables(make_site: SiteFactory, held: Held, attribute:
 
 
 def test_app_that_counts_versions_keeps_its_error(make_site: SiteFactory) -> None:
-    """With a 'version_id_col' SQLAlchemy's own error is raised, and nothing is stored either."""
+    """With 'version_id_col', SQLAlchemy's own error is raised, and nothing is stored."""
     site = make_site(model=counts_versions)
     with site.context():
         ann = site.user("ann")
@@ -592,7 +593,7 @@ def test_app_that_counts_versions_keeps_its_error(make_site: SiteFactory) -> Non
 
 
 def test_second_app_with_the_same_user_model(tmp_path: t.Any) -> None:
-    """57: what one app follows of a user model, all others do."""
+    """57: two apps that share a user model both watch its credential."""
     db, registry = SQLAlchemy(), SessionRegistry()
     User = user_class(db)  # noqa: N806
     for name in ("first", "second"):

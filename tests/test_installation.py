@@ -1,4 +1,4 @@
-"""Setting it up, rightly and wrongly (SCENARIOS 56 to 58)."""
+"""Correct and incorrect setup (SCENARIOS 56 to 58)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def app() -> Flask:
 
 
 def first_request(app: Flask) -> str:
-    """The error that the first request raises."""
+    """Return the text of the error that the first request raises."""
     app.config["PROPAGATE_EXCEPTIONS"] = True
     with pytest.raises(ConfigurationError) as error:
         app.test_client().get("/")
@@ -62,13 +62,13 @@ def run_migration(site: Site, folder: str) -> None:
 @pytest.mark.table
 @pytest.mark.filterwarnings("ignore:'get_engine' is deprecated")
 def test_migration(make_site: SiteFactory, database: str, tmp_path: t.Any) -> None:
-    """56: 'flask db migrate' sees the table, 'upgrade' makes it, 'check' finds nothing to do."""
+    """56: 'flask db migrate' finds the table, 'upgrade' creates it, 'check' finds no changes."""
     site = make_site("cookie", database)
     folder = str(tmp_path / "migrations")
     run_migration(site, folder)
     script = next((tmp_path / "migrations" / "versions").glob("*.py")).read_text()
     assert "'user_sessions'" in script
-    # MariaDB refuses to drop the one that the foreign key needs, and all go with the table.
+    # MariaDB refuses to drop the foreign key's index. Dropping the table drops all indexes.
     assert "create_index" in script
     assert "drop_index" not in script
     assert "flask_session_registry" not in script
@@ -77,7 +77,7 @@ def test_migration(make_site: SiteFactory, database: str, tmp_path: t.Any) -> No
             column["name"] for column in sa.inspect(site.db.engine).get_columns("user_sessions")
         }
         assert columns == {c.name for c in site.sessions.UserSession.__table__.columns}
-        # As in another process; raises if there is something to do.
+        # As in another process. Raises if there are changes.
         Migrate(site.app, site.db, directory=folder)
         check(folder)
         site.db.session.add(site.User(name="ann", password_hash="x"))
@@ -98,8 +98,8 @@ def test_migration(make_site: SiteFactory, database: str, tmp_path: t.Any) -> No
 @pytest.mark.table
 @pytest.mark.filterwarnings("ignore:'get_engine' is deprecated")
 @pytest.mark.parametrize("model", TEXTS[:3])
-def test_migration_with_keys_of_text(make_site: SiteFactory, tmp_path: t.Any, model: t.Any) -> None:
-    """56: likewise where the users' table has its own charset or collation on MariaDB."""
+def test_migration_with_text_keys(make_site: SiteFactory, tmp_path: t.Any, model: t.Any) -> None:
+    """56: migrations work if the users' table has its own charset or collation on MariaDB."""
     site = make_site("cookie", "mariadb", model=model)
     folder = str(tmp_path / "migrations")
     run_migration(site, folder)
@@ -118,8 +118,11 @@ def test_migration_with_keys_of_text(make_site: SiteFactory, tmp_path: t.Any, mo
 
 @pytest.mark.table
 @pytest.mark.filterwarnings("ignore:'get_engine' is deprecated")
-def test_migration_of_a_class_of_the_apps_own(make_site: SiteFactory, tmp_path: t.Any) -> None:
-    """56: its table is dropped as a whole, too; what the app does to its own tables is undone."""
+def test_migration_of_a_custom_model(make_site: SiteFactory, tmp_path: t.Any) -> None:
+    """56: a downgrade drops a custom model's table as a whole.
+
+    The app's changes to its own tables are undone one by one.
+    """
     site = make_site("cookie", "mariadb", init=False)
     site.User.__table__.append_constraint(sa.Index("ix_of_the_app", site.User.note))
     device = type(
@@ -147,7 +150,7 @@ def test_migration_of_a_class_of_the_apps_own(make_site: SiteFactory, tmp_path: 
 
 @pytest.mark.table
 def test_indexes_leave_out_what_a_revocation_writes(site: Site) -> None:
-    """56: nothing that a revocation or a touch writes is in an index."""
+    """56: no index contains a column that a revocation or touch writes."""
     with site.context():
         indexes = site.sessions.UserSession.__table__.indexes
         indexed = sorted(column.name for index in indexes for column in index.columns)
@@ -158,7 +161,7 @@ def test_indexes_leave_out_what_a_revocation_writes(site: Site) -> None:
 
 
 def test_two_apps_in_one_process(make_site: SiteFactory) -> None:
-    """57: each with its own users and sessions; a signal of one is none of the other."""
+    """57: two apps have separate users and sessions, and don't receive each other's signals."""
     one, other = make_site(), make_site()
     firefox, chrome = one.browser(), other.browser()
     firefox.login("ann")
@@ -171,7 +174,7 @@ def test_two_apps_in_one_process(make_site: SiteFactory) -> None:
 
 
 def test_two_apps_on_one_db(tmp_path: t.Any) -> None:
-    """57: the factory called twice with one 'db' and one registry: one table, two databases."""
+    """57: two apps can share one 'db' and one registry: one table in two databases."""
     db, sessions, login_manager = SQLAlchemy(), SessionRegistry(), LoginManager()
     model = user_class(db)
 
@@ -194,8 +197,8 @@ def test_two_apps_on_one_db(tmp_path: t.Any) -> None:
             assert app.extensions["session_registry"] is sessions
 
 
-def test_app_is_not_kept(tmp_path: t.Any) -> None:
-    """57: an app that nobody holds any more is collected, with what the registry kept of it."""
+def test_app_is_collected(tmp_path: t.Any) -> None:
+    """57: an app without references is garbage-collected with its registry state."""
     db, sessions = SQLAlchemy(), SessionRegistry()
     model = user_class(db)
     app = Flask("short-lived")
@@ -213,8 +216,8 @@ def test_app_is_not_kept(tmp_path: t.Any) -> None:
     assert model.__name__ == "User"
 
 
-def test_registry_that_nobody_keeps(make_site: SiteFactory) -> None:
-    """57: 'SessionRegistry(app)' is enough; its receivers live as long as the app."""
+def test_registry_without_a_reference(make_site: SiteFactory) -> None:
+    """57: 'SessionRegistry(app)' needs no reference: its receivers live as long as the app."""
     site = make_site(init=False)
     SessionRegistry(site.app)
     gc.collect()
@@ -230,7 +233,7 @@ def test_registry_that_nobody_keeps(make_site: SiteFactory) -> None:
 
 
 def test_before_the_other_extensions(app: Flask) -> None:
-    """57: Flask-SQLAlchemy, Flask-Login and the user model may all come after it."""
+    """57: Flask-SQLAlchemy, Flask-Login and the user model can all be set up later."""
     sessions = SessionRegistry(app)
     db = SQLAlchemy(app)
     model = user_class(db)
@@ -241,7 +244,7 @@ def test_before_the_other_extensions(app: Flask) -> None:
     assert app.test_client().get("/").status_code == 404
 
 
-# -- 58: set up wrongly --------------------------------------------------------------------------
+# -- 58: incorrect setup -------------------------------------------------------------------------
 
 
 WRONG = {
@@ -256,14 +259,14 @@ WRONG = {
     ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values]
 )
 def test_wrong_setting(app: Flask, name: str, value: t.Any) -> None:
-    """58: stopped at start-up, by name, with what it may be."""
+    """58: a wrong setting raises an error at start-up that names it and the allowed values."""
     app.config[name] = value
     with pytest.raises(ConfigurationError, match=rf"'{name}' is .* It must be"):
         SessionRegistry(app)
 
 
-def test_setting_that_does_not_exist(app: Flask) -> None:
-    """58: a slip of the pen must not switch a promise off."""
+def test_unknown_setting(app: Flask) -> None:
+    """58: a misspelled setting raises an error, so that it can't disable a promise."""
     app.config["SESSION_REGISTRY_HASH_SESSION_ID"] = True
     with pytest.raises(ConfigurationError, match="mean 'SESSION_REGISTRY_HASH_SESSION_IDS'"):
         SessionRegistry(app)
@@ -275,7 +278,7 @@ def test_setting_that_does_not_exist(app: Flask) -> None:
 
 @pytest.mark.parametrize("value", [None, 60, 0.5])
 def test_touch_interval(make_site: SiteFactory, value: t.Any) -> None:
-    """58: seconds, a timedelta, or None."""
+    """58: TOUCH_INTERVAL accepts seconds, a timedelta or None."""
     site = make_site(SESSION_REGISTRY_TOUCH_INTERVAL=value)
     firefox = site.browser()
     firefox.login()
@@ -287,7 +290,7 @@ def test_touch_interval(make_site: SiteFactory, value: t.Any) -> None:
 
 
 def test_no_password_attribute_found(app: Flask) -> None:
-    """58: a user model whose password can't be found."""
+    """58: a user model without a recognizable password column raises an error."""
     db = SQLAlchemy(app)
     model = type(
         "User",
@@ -349,7 +352,10 @@ def _in_a_subclass(db: SQLAlchemy) -> list[type[t.Any]]:
 def test_two_columns_may_hold_the_password(
     app: Flask, make: t.Callable[[SQLAlchemy], list[type[t.Any]]]
 ) -> None:
-    """58: which one counts is the app's to say: the wrong one would be watched, silently."""
+    """58: with two candidate columns, the app must name one.
+
+    Otherwise the wrong one might be watched, silently.
+    """
     classes = make(SQLAlchemy(app))
     with pytest.raises(
         ConfigurationError, match="Name the right one in 'SESSION_REGISTRY_PASSWORD_ATTRIBUTE'"
@@ -363,8 +369,8 @@ def test_two_columns_may_hold_the_password(
     assert credentials.user_model in classes
 
 
-def test_second_column_that_comes_later(app: Flask) -> None:
-    """58: one that is mapped after the registry is set up is found by the first request."""
+def test_second_column_mapped_later(app: Flask) -> None:
+    """58: a second column mapped after the setup is found by the first request."""
     model = user_class(SQLAlchemy(app))
     LoginManager(app)
     SessionRegistry(app)
@@ -382,7 +388,7 @@ def test_second_column_that_comes_later(app: Flask) -> None:
     ids=["synonym", "property", "expression"],
 )
 def test_one_column_under_two_names(app: Flask, other: t.Callable[[], t.Any]) -> None:
-    """58: a synonym, a property and an expression hold no second password."""
+    """58: a synonym, property or expression doesn't count as a second password."""
     model = _user_with(SQLAlchemy(app), hashed_password=_text(), password=other())
     SessionRegistry(app)
     credentials = app.extensions["session_registry.app"].credentials
@@ -391,7 +397,7 @@ def test_one_column_under_two_names(app: Flask, other: t.Callable[[], t.Any]) ->
 
 
 def test_expression_holds_no_password(app: Flask) -> None:
-    """58: what a query computes can't be watched."""
+    """58: a column expression can't be the password attribute: it can't be watched."""
     expression = sa_orm.column_property(sa.literal("x"))
     model = _user_with(SQLAlchemy(app), password_hash=_text(), password=expression)
     app.config["SESSION_REGISTRY_PASSWORD_ATTRIBUTE"] = "password"
@@ -400,7 +406,7 @@ def test_expression_holds_no_password(app: Flask) -> None:
 
 
 def test_no_user_model(app: Flask) -> None:
-    """58: none by the first request."""
+    """58: without a user model, the first request raises an error."""
     SQLAlchemy(app)
     LoginManager(app)
     SessionRegistry(app)
@@ -408,7 +414,7 @@ def test_no_user_model(app: Flask) -> None:
 
 
 def test_several_user_models(app: Flask) -> None:
-    """58: at start-up where they are there; else when the second is imported, or used."""
+    """58: several user models raise an error: at start-up, at the first request, or on use."""
     db = SQLAlchemy(app)
     LoginManager(app)
 
@@ -441,15 +447,15 @@ def test_several_user_models(app: Flask) -> None:
 
 
 @pytest.mark.parametrize("user_model", [int, "User", object()])
-def test_user_model_that_is_none(app: Flask, user_model: t.Any) -> None:
-    """58: not a class, or not one of Flask-Login's users."""
+def test_invalid_user_model(app: Flask, user_model: t.Any) -> None:
+    """58: a user model that isn't a Flask-Login user class raises an error."""
     SQLAlchemy(app)
     with pytest.raises(ConfigurationError, match="not a class of Flask-Login users"):
         SessionRegistry(app, user_model=user_model)
 
 
-def test_user_model_that_is_not_mapped(app: Flask) -> None:
-    """58: it is waited for until the first request, and then told."""
+def test_unmapped_user_model(app: Flask) -> None:
+    """58: a user model that is still unmapped at the first request raises an error there."""
     SQLAlchemy(app)
     LoginManager(app)
     SessionRegistry(app, user_model=type("User", (UserMixin,), {}))
@@ -457,7 +463,7 @@ def test_user_model_that_is_not_mapped(app: Flask) -> None:
 
 
 def test_key_of_two_columns(app: Flask) -> None:
-    """58: a composite key is refused in a sentence."""
+    """58: a composite primary key raises an error."""
     db = SQLAlchemy(app)
     model = type(
         "User",
@@ -473,8 +479,8 @@ def test_key_of_two_columns(app: Flask) -> None:
         SessionRegistry(app, user_model=model)
 
 
-def test_table_of_that_name(app: Flask) -> None:
-    """58: an app with a 'user_sessions' of its own."""
+def test_table_exists_already(app: Flask) -> None:
+    """58: an app that already has a 'user_sessions' table gets an error."""
     db = SQLAlchemy(app)
     user = user_class(db)
     mine = type(
@@ -491,18 +497,18 @@ def test_table_of_that_name(app: Flask) -> None:
 
 
 def test_no_flask_sqlalchemy(app: Flask) -> None:
-    """58: not set up by the first request."""
+    """58: without Flask-SQLAlchemy, the first request raises an error."""
     LoginManager(app)
     SessionRegistry(app)
     assert "Flask-SQLAlchemy is not set up on this app" in first_request(app)
 
 
-def test_wiring_is_looked_at_first(app: Flask) -> None:
-    """58: before anything of the app's own, also what it does with the values of its URLs."""
+def test_setup_is_verified_first(app: Flask) -> None:
+    """58: the setup is verified before any code of the app runs, even URL preprocessors."""
 
     @app.url_value_preprocessor
     def ask(*_: object) -> None:
-        raise AssertionError("The app has been asked first.")
+        raise AssertionError("The app's own code ran first.")
 
     user_class(SQLAlchemy(app))
     SessionRegistry(app)
@@ -510,7 +516,7 @@ def test_wiring_is_looked_at_first(app: Flask) -> None:
 
 
 def test_no_flask_login(app: Flask) -> None:
-    """58: not set up by the first request."""
+    """58: without Flask-Login, the first request raises an error."""
     db = SQLAlchemy(app)
     model = user_class(db)
     SessionRegistry(app)
@@ -519,20 +525,20 @@ def test_no_flask_login(app: Flask) -> None:
 
 
 def test_set_up_twice(app: Flask) -> None:
-    """58: two registries on one app."""
+    """58: a second registry on an app raises an error."""
     SessionRegistry(app)
     with pytest.raises(ConfigurationError, match="set up on this app already"):
         SessionRegistry(app)
 
 
 def test_not_set_up(app: Flask) -> None:
-    """58: a verb on an app without the registry."""
+    """58: a verb on an app without the registry raises an error."""
     with app.app_context(), pytest.raises(NotInstalledError, match="Call 'init_app\\(app\\)'"):
         _ = SessionRegistry().current
 
 
 def test_flask_session_after_it(app: Flask) -> None:
-    """58: at start-up where it can be seen, else at the first request."""
+    """58: Flask-Session set up too late raises an error, at start-up or at the first request."""
     app.config.update(SESSION_TYPE="cachelib", SESSION_CACHELIB=SimpleCache())
     with pytest.raises(ConfigurationError, match="Move 'Session\\(app\\)' before"):
         SessionRegistry(app)
@@ -551,8 +557,8 @@ def test_flask_session_after_it(app: Flask) -> None:
         assert "_login_user" not in g
 
 
-def test_import_needs_only_the_five(tmp_path: t.Any) -> None:
-    """The core imports none of the client libraries of stores."""
+def test_import_needs_no_store_clients(tmp_path: t.Any) -> None:
+    """The core doesn't import any store's client library."""
     code = (
         "import sys, flask_session_registry;"
         "print(sorted({'redis', 'pymemcache', 'pymongo', 'boto3', 'psycopg'} & set(sys.modules)))"
@@ -564,7 +570,7 @@ def test_import_needs_only_the_five(tmp_path: t.Any) -> None:
 
 
 def test_first_requests_at_once() -> None:
-    """57: a table that is defined late is defined once, however many ask for it."""
+    """57: a table defined late is defined once, even with concurrent first requests."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
