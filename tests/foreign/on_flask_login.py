@@ -1,7 +1,7 @@
-"""Flask-Login's own tests, as a plugin of pytest: the registry on each of its apps.
+"""A pytest plugin for Flask-Login's own tests: adds the registry to each of their apps.
 
-Its users are plain objects. Here their class is mapped, and each app's database has rows of them.
-The objects that sign in stay what they are: built by hand, with their keys filled in.
+Flask-Login's test users are plain objects. The plugin maps their class and adds rows of them to
+each app's database. The objects that sign in stay as they are: built by hand, with their keys set.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Map the users of the tests, which are imported by now."""
+    """Map the tests' user classes, which are imported by now."""
     import sqlalchemy as sa
     from flask import Flask
     from flask_login import LoginManager
@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     from flask_session_registry import SessionRegistry
 
     class Key(sa.types.UserDefinedType[t.Any]):
-        """A key that is stored as it is: a whole number, or text."""
+        """A key that is stored unchanged: a whole number or text."""
 
         cache_ok = True
 
@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     db.Model.registry.map_imperatively(module.User, table)
     rows = [{**vars(user), "password": "a hash"} for user in module.USERS.values()]
     for user in module.USERS.values():
-        # Again, because SQLAlchemy doesn't know objects from before their class was mapped.
+        # Again, because SQLAlchemy doesn't know objects created before their class was mapped.
         user.__init__(**vars(user))
     init_app = LoginManager.init_app
 

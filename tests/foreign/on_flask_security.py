@@ -1,4 +1,4 @@
-"""Flask-Security-Too's own tests, as a plugin of pytest: the registry on each of its apps."""
+"""A pytest plugin for Flask-Security-Too's own tests: adds the registry to each of their apps."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if t.TYPE_CHECKING:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set up the registry wherever Flask-Security is, on a ``db`` that the registry can find."""
+    """Set up the registry together with Flask-Security, on a ``db`` that the registry can find."""
     from flask import Flask
     from flask_security import Security
     from flask_sqlalchemy_lite import SQLAlchemy as SQLAlchemyLite
 
     from flask_session_registry import SessionRegistry
 
-    # Of Flask-Security's warnings its tests ignore only those that its own modules cause.
+    # Its tests ignore Flask-Security's warnings only where its own modules cause them.
     config.addinivalue_line("filterwarnings", f"ignore:::{__name__}")
     init_app = Security.init_app
 
@@ -28,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
         db = getattr(self.datastore, "db", None)
         is_set_up = app.extensions.get("sqlalchemy") is db and db is not None
         if is_set_up and "session_registry" not in app.extensions:
-            # Lite has no models of its own, so those of other tests could be this app's.
+            # Lite has no models of its own, so other tests' models would be taken for this app's.
             is_lite = isinstance(db, SQLAlchemyLite)
             SessionRegistry(app, user_model=self.datastore.user_model if is_lite else None)
             with app.app_context():

@@ -1,4 +1,4 @@
-"""Flask-Session's own tests, as a plugin of pytest: a user signs in to each of its apps."""
+"""A pytest plugin for Flask-Session's own tests: signs in a user to each of their apps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
         app.config.setdefault("SQLALCHEMY_DATABASE_URI", "sqlite://")
         app.config.from_prefixed_env()
         init_app(self, app)
-        # The session store in SQL brings its own.
+        # The SQL session store brings its own.
         db = app.extensions.get("sqlalchemy") or SQLAlchemy(app)
 
         class User(db.Model, UserMixin):  # type: ignore[name-defined, misc]
@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
         login_manager = LoginManager(app)
         login_manager.user_loader(functools.partial(db.session.get, User))
-        # It reads each session, and the tests hold that against the app.
+        # It reads each session, which the tests count as an access by the app.
         app.after_request_funcs[None].remove(login_manager._update_remember_cookie)
         if "WITH_REGISTRY" in os.environ:
             SessionRegistry(app)
@@ -57,7 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_servers() -> Iterator[None]:
-    """Give the tests servers of their own: they empty them."""
+    """Give the tests servers of their own, because they flush them."""
     sys.path.append(str(Path(__file__).parent.parent))
     from own_servers import own_memcached, own_redis
     from pymemcache import Client

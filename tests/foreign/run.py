@@ -2,10 +2,10 @@
 
 Downloads the sources of Flask-Login, Flask-Session and Flask-Security-Too into ``.tests``, runs
 their tests without the registry and with it, and compares the outcomes test by test. Exits with 1
-if a difference isn't expected, if an expected difference doesn't show, or if no test ran.
+if a difference isn't expected, if an expected difference doesn't occur, or if no test ran.
 
-For each library a module beside this file, a pytest plugin, prepares the apps of its tests. They
-get the registry if ``WITH_REGISTRY`` is in the environment.
+For each library, a pytest plugin beside this file prepares the apps of its tests. They get the
+registry if ``WITH_REGISTRY`` is in the environment.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import run
 
 HERE = Path(__file__).resolve().parent
 
-#: The datastores of Flask-Security that the registry doesn't support, as its test names call them.
+#: Flask-Security's datastores that the registry doesn't support, as its test names call them.
 OTHER_DATASTORES = ["mongo", "peewee", "sqla-session", "sqlalchemy-session"]
 
 HASHED = "looks up the session id in the store, which has only its hash"
@@ -45,7 +45,7 @@ def from_pypi(requirement: str) -> Callable[[Path, Path], None]:
 
 
 def from_debian(path: str, sha256: str) -> Callable[[Path, Path], None]:
-    """Download the source that Debian builds a package from: the project's whole tree."""
+    """Download the source of a Debian package: the project's whole tree."""
 
     def download(_: Path, folder: Path) -> None:
         helper = Path("/usr/lib/apt/apt-helper")
@@ -69,12 +69,12 @@ class Suite:
     """The tests of one library."""
 
     name: str
-    #: The module beside this file.
+    #: The plugin module beside this file.
     plugin: str
     download: Callable[[Path, Path], None]
     #: Options of pytest.
     options: list[str]
-    #: The tests whose outcome changes with the registry, and why that is right.
+    #: The tests whose outcome the registry changes, and why that is right.
     expected: Mapping[str, str]
     #: Environment variables. Those that begin with ``FLASK_`` are settings of the apps.
     variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -88,7 +88,7 @@ FLASK_SESSION = Suite(
         "pool/main/f/flask-session/flask-session_0.8.0.orig.tar.gz",
         "017c852d3df6b8492666b5e3544bb4f283a49ca357fac28af465b8cb8017f1e4",
     ),
-    # There is no server of MongoDB, and none of DynamoDB, that could be installed freely.
+    # No server of MongoDB or DynamoDB can be installed freely.
     options=[f"--ignore=tests/test_{name}.py" for name in ("mongodb", "dynamodb")],
     expected={
         "test_cachelib.TestCachelibSession::test_filesystem_default": HASHED,
@@ -104,7 +104,7 @@ SUITES = [
         name="Flask-Login",
         plugin="on_flask_login",
         download=from_pypi("Flask-Login==0.6.3"),
-        # They turn warnings into errors, and newer Pythons warn about 'utcnow()'.
+        # They turn warnings into errors, and newer versions of Python warn about 'utcnow()'.
         options=["-o", "filterwarnings="],
         expected={
             f"tests.test_login.CustomTestClientTestCase::{name}": NO_SIGNAL
@@ -116,7 +116,7 @@ SUITES = [
         },
     ),
     FLASK_SESSION,
-    # Without hashes the same tests pass to the end.
+    # Without hashing, the same tests pass to the end.
     dataclasses.replace(
         FLASK_SESSION,
         name="Flask-Session without hashed session ids",
@@ -149,7 +149,7 @@ def main() -> int:
 
 
 def is_as_expected(suite: Suite, programs: Path) -> bool:
-    """Run the tests of a library twice. Print what differs, and return whether all is expected."""
+    """Run a library's tests twice, print the differences, and return whether all are expected."""
     root = source(suite, programs)
     if root is None:
         return False
@@ -168,7 +168,7 @@ def is_as_expected(suite: Suite, programs: Path) -> bool:
 
 
 def source(suite: Suite, programs: Path) -> Path | None:
-    """Download a library's source and return its folder; ``None`` if that isn't possible here."""
+    """Download a library's source and return its folder, or ``None`` if that fails."""
     folder = run.HOME / suite.plugin.replace("on_", "source_")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -185,11 +185,11 @@ def source(suite: Suite, programs: Path) -> Path | None:
 
 
 def outcomes(suite: Suite, programs: Path, root: Path, **variables: str) -> dict[str, str]:
-    """Run the tests of a library and return the outcome of each, by its name."""
+    """Run a library's tests and return the outcome of each, by name."""
     report = root / "report.xml"
     report.unlink(missing_ok=True)
     command = [str(programs / "python"), "-m", "pytest", "-q", "--tb=no", "--no-summary", "tests"]
-    # Without their own options, which measure coverage.
+    # Without the project's own options, which measure coverage.
     command += ["-o", "addopts=", f"--junit-xml={report}", "-p", suite.plugin]
     environment = os.environ | suite.variables | variables | {"PYTHONPATH": str(HERE)}
     subprocess.run([*command, *suite.options], cwd=root, env=environment, check=False)
