@@ -1,1 +1,1 @@
-"""What the registry costs. Run from the root of the repository; not part of the distribution."""
+"""Benchmarks of the registry's cost. Run them from the repository's root; not distributed."""

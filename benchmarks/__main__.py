@@ -1,6 +1,6 @@
-"""All benchmarks, in under 15 minutes: ``python -m benchmarks``.
+"""Run all benchmarks, in under 15 minutes: ``python -m benchmarks``.
 
-What they print is printed; their ratios go as tables and plots into ``benchmarks/results``.
+Prints what they print, and writes their ratios as tables and plots to ``benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from . import crowd, database, http, instructions, request, revoke, scale
 from .common import Section, UnavailableError
 
 RESULTS = Path(__file__).resolve().parent / "results"
-#: What the results depend on.
+#: The packages that the results depend on.
 PACKAGES = ("Flask", "Flask-Login", "Flask-Session", "Flask-SQLAlchemy", "SQLAlchemy", "redis")
 
 MILLION = 1_000_000
-#: How many minutes many clients load the app with the registry, and as long without it.
+#: Minutes under load for the app with the registry, and as many for the app without it.
 MINUTES = 10
 
 
@@ -101,7 +101,7 @@ def as_markdown(sections: Sequence[Section]) -> str:
 
 
 def plot(sections: Sequence[Section], name: str) -> None:
-    """A bar for each ratio, with its interval, as PNG and as SVG."""
+    """Draw a bar with its interval for each ratio, as PNG and as SVG."""
     mpl.use("Agg")
     mpl.rcParams["svg.hashsalt"] = "benchmarks"
     import matplotlib.pyplot as plt
@@ -138,7 +138,7 @@ PARTS: dict[str, Callable[[int], list[Section]]] = {
     "scale-mariadb": lambda rounds: of_sizes("MariaDB", [MILLION], max(1, rounds // 2)),
     "database": lambda rounds: of_database(MILLION, max(1, rounds // 10)),
 }
-#: These take longer than all others together.
+#: These take longer than all the others together.
 LONG: dict[str, Callable[[int], list[Section]]] = {
     "scale": lambda rounds: of_sizes("PostgreSQL", [MILLION, 10 * MILLION], max(1, rounds // 2)),
     "crowd": lambda _: of_crowd(),
@@ -151,14 +151,14 @@ LONG: dict[str, Callable[[int], list[Section]]] = {
 @click.option(
     "--long",
     is_flag=True,
-    help="Also with 10 million sessions, with many clients for 20 minutes, and ending a million"
-    " sessions: an hour more.",
+    help="Also run with 10 million sessions, with many clients for 20 minutes, and revoke a million"
+    " sessions. Takes another hour.",
 )
 @click.option(
     "--only",
     multiple=True,
     type=click.Choice([*PARTS, *(name for name in LONG if name not in PARTS)]),
-    help="Leave out all others; several may be given.",
+    help="Run only this part. May be given several times.",
 )
 def main(rounds: int, long: bool, only: tuple[str, ...]) -> None:
     RESULTS.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: servers, the rows they begin with, turns there and back, ratios."""
+"""Shared parts of the benchmarks: servers, initial rows, alternating turns, ratios."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from flask_session_registry._records.redis.client import RedisHome
 from flask_session_registry._records.redis.home import UserSession
 
 Config = dict[str, t.Any]
-#: One of the things that are compared.
+#: One of the things being compared.
 Subject = t.TypeVar("Subject")
 
 NAME = b"Ada Lovelace"
-#: What an app answers to somebody who is not signed in.
+#: The app's response to an anonymous visitor.
 NOBODY = b"nobody"
 PASSWORD = "benchmark"
 USER_AGENT = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
 
 
 class Section(t.NamedTuple):
-    """One of the results: ratios, and what else was seen."""
+    """A part of the results: ratios, and other observations."""
 
     title: str
     #: What is compared, and with what.
@@ -50,11 +50,11 @@ class UnavailableError(Exception):
     """A part of the benchmark can't run here. The message is a sentence for the reader."""
 
 
-# -- what is there at the beginning ------------------------------------------------------------
+# -- initial state -----------------------------------------------------------------------------
 
 
 def define_user(db: SQLAlchemy) -> type[t.Any]:
-    """The user model, for a ``db`` of its own on tables that all variants share."""
+    """Return the user model for a ``db`` of its own, on tables that all variants share."""
 
     class User(UserMixin, db.Model):  # type: ignore[misc, name-defined]
         __tablename__ = "users"
@@ -67,7 +67,7 @@ def define_user(db: SQLAlchemy) -> type[t.Any]:
 
 
 def users(count: int) -> list[dict[str, t.Any]]:
-    """The rows of users 1 to ``count``."""
+    """Return the rows of users 1 to ``count``."""
     password_hash = generate_password_hash(PASSWORD)
     return [
         {
@@ -81,7 +81,7 @@ def users(count: int) -> list[dict[str, t.Any]]:
 
 
 def user_sessions(user_ids: Iterable[int]) -> list[dict[str, t.Any]]:
-    """The row of one user session for each of these."""
+    """Return the row of one user session for each of these."""
     now = dt.datetime.now(dt.timezone.utc)
     return [
         {
@@ -93,7 +93,7 @@ def user_sessions(user_ids: Iterable[int]) -> list[dict[str, t.Any]]:
             "created_at": now,
             "last_seen_at": now,
             "authenticated_at": now,
-            # The sessions of a user have been opened with one password.
+            # All sessions of a user were opened with one password.
             "fingerprint": hashlib.sha256(str(user_id).encode()).hexdigest(),
         }
         for user_id in user_ids
@@ -101,7 +101,7 @@ def user_sessions(user_ids: Iterable[int]) -> list[dict[str, t.Any]]:
 
 
 def add_users(connection: sa.Connection, table: sa.Table, count: int) -> None:
-    """Add users 1 to ``count``, without anything passing through this process."""
+    """Add users 1 to ``count`` inside the database, without sending rows from this process."""
     number = _numbers(connection, 1, count)
     text = sa.cast(number, sa.String(20))
     connection.execute(
@@ -121,16 +121,16 @@ def add_sessions(
     prefix: str = "",
     **values: t.Any,
 ) -> None:
-    """Add so many rows, of as many users as have ``each`` of them, likewise.
+    """Add this many user sessions inside the database, ``each`` of them per user.
 
-    In the order of logins, so that those of one user lie far apart.
+    They are in the order of their logins, so that the rows of one user lie far apart.
 
-    :param prefix: of the keys of their entries.
+    :param prefix: of their store keys.
     """
     number, digits = _numbers(connection, 0, count - 1), _random_digits(connection)
     some, more = sa.func.substr(digits, 1, 3), sa.func.substr(digits, 4, 15)
-    # As the registry makes them (RFC 9562, 5.4 and 5.7): on MariaDB random ones, else those that
-    # begin with the time. A millisecond for each row, up to now.
+    # Ids as the registry makes them (RFC 9562, 5.4 and 5.7): random on MariaDB, elsewhere beginning
+    # with the time. Each row is one millisecond later than the one before; the last is now.
     id = sa.func.concat(sa.func.substr(digits, 19, 12), "4", some, "a", more)
     if connection.dialect.name == "postgresql":
         moment = sa.func.to_hex((new_id().int >> 80) - count + number)
@@ -149,7 +149,7 @@ def add_sessions(
 
 
 def _numbers(connection: sa.Connection, first: int, last: int) -> sa.ColumnElement[int]:
-    """The numbers from ``first`` to ``last``, each of them in a row."""
+    """Return the numbers from ``first`` to ``last``, each in a row of its own."""
     if connection.dialect.name == "postgresql":
         series = sa.func.generate_series(first, last).table_valued("number").render_derived()
         return series.c.number
@@ -157,13 +157,13 @@ def _numbers(connection: sa.Connection, first: int, last: int) -> sa.ColumnEleme
 
 
 def _random_digits(connection: sa.Connection) -> sa.ColumnElement[str]:
-    """32 hexadecimal digits, others in each row and at each place."""
+    """Return 32 hexadecimal digits, different in each row and at each use."""
     chance = sa.func.random() if connection.dialect.name == "postgresql" else sa.func.rand()
     return sa.func.md5(sa.cast(chance, sa.CHAR(40)))
 
 
 class _Later:
-    """Stands for a client of Redis, and keeps the commands of a home to send them at once."""
+    """A stand-in for a Redis client that queues the records' commands and sends them together."""
 
     def __init__(self, client: t.Any) -> None:
         self._client = client
@@ -182,16 +182,16 @@ class _Later:
         return self
 
     def execute(self) -> None:
-        """What a home sends by itself waits as well."""
+        """Queue what the records would send themselves."""
 
     def send(self) -> None:
         self._commands.execute()
 
 
 def keep_in_redis(config: Config, rows: Iterable[Mapping[str, t.Any]]) -> None:
-    """Keep the user sessions of these rows in Redis too, a thousand in a round trip.
+    """Store these rows' user sessions in Redis too, a thousand per round trip.
 
-    Those that are there already are again as they were.
+    Existing ones are reset.
     """
     client, prefix = config["SESSION_REGISTRY_REDIS"], config["SESSION_REGISTRY_REDIS_PREFIX"]
     due_at = dt.datetime.now(dt.timezone.utc) + dt.timedelta(days=31)
@@ -215,9 +215,9 @@ def _scratch() -> str:
 
 @contextlib.contextmanager
 def postgresql() -> Iterator[Config]:
-    """Flask-Session's Redis store, and a schema of our own on PostgreSQL.
+    """Yield settings for Flask-Session's Redis store and a scratch schema on PostgreSQL.
 
-    In the same Redis the registry may keep its records: see :func:`redis`.
+    The registry may keep its records in the same Redis: see :func:`redis`.
 
     :raises UnavailableError: a server or its client is missing.
     """
@@ -227,7 +227,7 @@ def postgresql() -> Iterator[Config]:
 
 @contextlib.contextmanager
 def mariadb() -> Iterator[Config]:
-    """The same with a database of our own on MariaDB.
+    """Yield settings for Flask-Session's Redis store and a scratch database on MariaDB.
 
     :raises UnavailableError: a server or its client is missing.
     """
@@ -252,9 +252,9 @@ def _with_redis(
 
 @contextlib.contextmanager
 def redis(scratch: str | None = None) -> Iterator[Config]:
-    """Where the registry keeps its records, if it is told to keep them in Redis.
+    """Yield settings for records in Redis.
 
-    :param scratch: what all keys begin with that are there for the time being.
+    :param scratch: the prefix of all temporary keys.
     :raises UnavailableError: the server or its client is missing.
     """
     scratch = scratch or _scratch()
@@ -281,7 +281,7 @@ def redis(scratch: str | None = None) -> Iterator[Config]:
 
 
 def redis_url() -> str:
-    """The address of the Redis server."""
+    """Return the URL of the Redis server."""
     return os.environ.get("REDIS_URL", "redis://127.0.0.1:6379")
 
 
@@ -344,15 +344,15 @@ def measure(
     *,
     after: Callable[[Subject], object] = lambda _: None,
 ) -> list[list[float]]:
-    """The nanoseconds that ``run`` returns, for each subject and each round.
+    """Return the nanoseconds that ``run`` returns, for each subject and each round.
 
-    A round goes through the subjects there and back (ABBA), so that a machine that gets slower, or
-    faster, favours none. Each round begins with another one.
+    A round goes through the subjects forward and back (ABBA), so that a machine that slows down or
+    speeds up favors none. Each round begins with another subject.
 
     :param after: called after each turn of a subject.
     """
     times: list[list[float]] = [[] for _ in subjects]
-    # What was built so far stays; a collection in a turn looks only at what the turn leaves behind.
+    # Freeze existing objects, so that a collection during a turn sees only the turn's own garbage.
     gc.collect()
     gc.freeze()
     try:
@@ -372,18 +372,18 @@ def measure(
 
 @dataclasses.dataclass
 class Ratio:
-    """What was measured of one subject as a multiple of what was measured of another."""
+    """One subject's measurements as a multiple of another's."""
 
     of_medians: float
-    #: The median over the rounds, of the ratio within each.
+    #: The median of the ratios within each round.
     paired: float
-    #: The interval in which that lies, with 95 %.
+    #: Its 95 % confidence interval.
     low: float
     high: float
 
     @classmethod
     def of(cls, above: Sequence[float], below: Sequence[float]) -> Ratio:
-        """``above`` / ``below``, round by round."""
+        """Compute ``above`` / ``below``, round by round."""
         ratios = [one / other for one, other in zip(above, below, strict=True)]
         chance = random.Random(0)
         medians = sorted(
@@ -403,7 +403,7 @@ class Ratio:
 
 @contextlib.contextmanager
 def listening(engine: sa.Engine, **receivers: Callable[..., None]) -> Iterator[None]:
-    """Receive events of an engine, by their names, within the block."""
+    """Listen to an engine's events, by name, within the block."""
     for event, receiver in receivers.items():
         sa.event.listen(engine, event, receiver)
     try:

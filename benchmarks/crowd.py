@@ -1,18 +1,18 @@
-"""Many at once: is every answer right, and what does the registry add to it?
+"""Check every response under the load of many clients, and measure what the registry adds.
 
 The same app runs under gunicorn twice, without the registry and with it, each with two workers of
-eight threads, on the Redis session store and PostgreSQL. In slices that take turns, 64 clients of
-24 users load one of them, as fast as they are answered: most ask who they are; some sign in, sign
-out, change the password, end the others, or end one.
+eight threads, on the Redis session store and PostgreSQL. In alternating slices, 64 clients of 24
+users load one of them as fast as it responds. Most ask who they are; some sign in, sign out, change
+the password, revoke the others, or revoke one.
 
-An oracle knows when each of these was sent and answered, and judges each answer of the app with the
-registry. A session that was certainly ended before a request was sent must be signed out; one that
-nothing can have ended must be signed in; what overlaps is left undecided. There must be no 5xx, and
-nothing in the log. Otherwise the exit code is 1.
+An oracle knows when each of these requests was sent and answered, and judges each response of the
+app with the registry. A session that had certainly ended before a request was sent must be signed
+out. A session that nothing can have ended must be signed in. Overlapping cases stay undecided.
+There must be no 5xx, and nothing in the log. Otherwise the exit code is 1.
 
-Seen to fail within 20 seconds: with the check taken out (``--unchecked``); with the fingerprint not
-compared, by logins with a password that was just being changed; with a check that each worker
-remembers for 0.2 seconds.
+Verified to fail within 20 seconds: without the check (``--unchecked``); without comparing the
+fingerprint, by logins with a password that is being changed; with a check that each worker caches
+for 0.2 seconds.
 """
 
 from __future__ import annotations
@@ -44,20 +44,21 @@ from .workers import COOKIE, HOST, WORKERS, Server, serving
 CLIENTS = 64
 USERS = 24
 THREADS = 8
-#: How many slices each server has.
+#: Slices per server.
 SLICES = 4
-#: Before the first, in seconds: caches, connections. Judged, and not measured.
+#: Before the first slice, in seconds, to fill caches and open connections. Judged, but not
+#: measured.
 WARM_UP = 2.0
-#: After this part of its time the memory of a server is looked at for the first time.
+#: After this fraction of its time, a server's memory is read for the first time.
 EARLY = 0.1
 PERCENTILES = (50, 95, 99)
-#: How many wrong answers are told.
+#: How many wrong responses are described.
 MOST_TOLD = 10
 #: In seconds.
 LONGEST_ANSWER = 60
-#: The statuses that the app gives by itself: signed out, and a password that is no more.
+#: The app's own statuses, including "signed out" and "password no longer valid".
 EXPECTED = (200, 401, 403)
-#: More than clients of one user can set at once.
+#: More than one user's clients can set at once.
 MOST_PASSWORDS = 8
 
 
@@ -66,7 +67,7 @@ MOST_PASSWORDS = 8
 
 class Password(t.NamedTuple):
     text: str
-    #: When the change that set it had been answered, and so had certainly been committed.
+    #: When the response to the change that set it had arrived, so that it was certainly committed.
     since: float
 
 
@@ -74,32 +75,32 @@ class Password(t.NamedTuple):
 class User:
     id: int
     name: bytes
-    #: That may be the current one, the likeliest first: of two changes that overlap, nobody knows
-    #: which came last.
+    #: Possibly current passwords, the most likely first: of two overlapping changes, it is unknown
+    #: which was the last.
     passwords: deque[Password]
-    #: That clients have, or had last; and logins under way.
+    #: Sessions that clients have or had last, and logins in progress.
     sessions: set[Session] = dataclasses.field(default_factory=set)
-    #: What was sent and is not answered yet.
+    #: Requests that were sent and not answered yet.
     events: set[Event] = dataclasses.field(default_factory=set)
 
 
 @dataclasses.dataclass(eq=False)
 class Session:
-    """What a client got by one login."""
+    """What a client got from one login."""
 
     user: User
-    #: The user agent, by which it is found among the sessions of its user.
+    #: The user agent, which identifies it among its user's sessions.
     device: str
     cookie: str
     password: Password
-    #: The cookie with which it was last signed in.
+    #: The cookie that it was last signed in with.
     copy: str = ""
     #: When its login had been answered.
     known_at: float = math.inf
-    #: When what has ended it had been answered.
+    #: When the request that ended it had been answered.
     over_at: float = math.inf
     over_by: str = ""
-    #: Whether something overlapped its login that may have ended it, or not.
+    #: Whether something that overlapped its login may have ended it.
     is_doubtful: bool = False
 
 
@@ -108,9 +109,9 @@ class Event:
     """A request that ends sessions of a user."""
 
     what: str
-    #: The only one that it ends; ``None``: all.
+    #: The only session that it ends; ``None`` for all.
     target: Session | None = None
-    #: All but this one.
+    #: The only session that it doesn't end.
     spared: Session | None = None
     is_password_change: bool = False
     begun_at: float = math.inf
@@ -122,14 +123,14 @@ class Event:
 
 
 class Oracle:
-    """Says which answers must have been signed in, and which signed out.
+    """Decide which responses must be signed in and which signed out.
 
-    All moments are of the one clock of the one thread in which all clients run: a request begins
-    before its first byte is sent, and is answered after the last was read.
+    All times come from one clock in one thread, which runs all clients: a request begins before its
+    first byte is sent, and is answered after the last byte was read.
     """
 
     def __init__(self) -> None:
-        #: By what was expected.
+        #: Counts by the expected outcome.
         self.right: Counter[str] = Counter()
         self.undecided = 0
         self.wrong: Counter[str] = Counter()
@@ -140,7 +141,7 @@ class Oracle:
         user.events.add(event)
 
     def finish(self, user: User, event: Event, *, happened: bool) -> None:
-        """It is answered. What is never answered is in doubt for ever."""
+        """Record that it was answered. What is never answered stays in doubt."""
         now = time.monotonic()
         user.events.discard(event)
         if not happened:
@@ -148,7 +149,7 @@ class Oracle:
         for session in user.sessions:
             if not event.ends(session):
                 continue
-            # A login with a password that has been changed is dead, whenever it was answered.
+            # A login with a replaced password is dead, whenever it was answered.
             since = session.password.since if event.is_password_change else session.known_at
             if event.begun_at <= since:
                 session.is_doubtful = True
@@ -158,7 +159,7 @@ class Oracle:
     def judge(
         self, session: Session, path: str, sent_at: float, is_signed_in: bool, own: Event | None
     ) -> None:
-        """Before what this request itself did, ``own``, is finished."""
+        """Judge a response, before the effect of the request itself, ``own``, is finished."""
         if session.over_at < sent_at:
             expected, is_right = session.over_by, not is_signed_in
         elif (
@@ -185,20 +186,21 @@ class Oracle:
 
 
 class FailedError(Exception):
-    """There was no answer, or a 5xx. It is counted already."""
+    """There was no response, or a 5xx. It has been counted."""
 
 
 class Answer(t.NamedTuple):
     status: int
     body: bytes
-    #: ``None``: the browser keeps what it has.
+    #: ``None``: the browser keeps its cookie.
     cookie: str | None
 
 
 class Connection:
-    """One that is kept open, with no more of HTTP than this server speaks.
+    """A keep-alive connection that speaks only as much HTTP as this server needs.
 
-    The clients share the processors with what they load: a whole HTTP client would be most of it.
+    The clients share the processors with what they load: a full HTTP client would be most of the
+    load.
     """
 
     def __init__(self, port: int) -> None:
@@ -234,7 +236,7 @@ class Connection:
 
 
 class Client:
-    """A browser of one user, which does one thing after the other."""
+    """A browser of one user, which does one thing after another."""
 
     def __init__(self, crowd: Crowd, number: int) -> None:
         self.crowd = crowd
@@ -262,26 +264,27 @@ class Client:
             await self.sign_in()
             return
         if not self.deck:
-            # Shuffled, and not drawn at random: the proportion is the same in each run.
+            # Shuffled rather than drawn at random, so that the proportions are the same in each
+            # run.
             cards = [does for does, count in MIX.items() for _ in range(count)]
             self.deck = self.chance.sample(cards, len(cards))
         await self.deck.pop()(self)
 
-    # -- what it does --------------------------------------------------------------------------
+    # -- actions -------------------------------------------------------------------------------
 
     async def ask_who(self) -> None:
         session, sent_at = self.session, time.monotonic()
         await self._ask("/")
-        # Only of those who are signed in: the others are answered sooner.
+        # Only signed-in requests count: others are answered sooner.
         if self.is_signed_in and session.over_at == math.inf:
             self.crowd.latencies.append(time.monotonic() - sent_at)
 
     async def sign_in(self) -> None:
-        """If it is signed in already, over that session, which this ends."""
+        """Sign in. If already signed in, the login replaces and ends that session."""
         before, user = self.session, self.user
         self.logins += 1
         session = self._new_session(before.cookie)
-        # From the beginning: what ends it may be faster than its login.
+        # From the beginning: what ends the session may be faster than its login.
         user.sessions.add(session)
         event = Event("a login over it", target=before)
         self.crowd.oracle.begin(user, event)
@@ -295,23 +298,24 @@ class Client:
             return
         session.known_at, session.copy = time.monotonic(), session.cookie
         self.session, self.is_signed_in = session, True
-        # The next requests may be answered by the other worker.
+        # So that the other worker can answer the next requests.
         self.connection.close()
-        # If something has ended the one before, then its answer was mostly under way when the
-        # client noticed. By now it is certain.
+        # If something else ended the earlier session, that request was usually still in progress
+        # when the client noticed. By now it is certain.
         await self._replay(before)
         user.sessions.discard(before)
 
     async def sign_out(self) -> None:
         session, copy = self.session, self.session.copy
         await self._ask("/logout", {}, Event("a logout", target=session))
-        # The answer has taken the cookie away.
+        # The response cleared the cookie.
         self.is_signed_in, session.copy = False, copy
         await self._replay(session)
 
     async def change_password(self) -> None:
         session, current = self.session, self.user.passwords[0]
-        # It goes on under another id: what the browser has now is dead then.
+        # The session continues under another id, so the browser's present cookie is dead
+        # afterwards.
         earlier = dataclasses.replace(session, over_by="its own change of it")
         new = uuid.uuid4().hex
         event = Event("a change of the password", spared=session, is_password_change=True)
@@ -332,18 +336,18 @@ class Client:
         if not self.is_signed_in or not others:
             return
         target = self.chance.choice(others)
-        # One that has ended by now is in no list, and nobody's id is unknown as well.
+        # A session that has ended is not listed; then use an id that belongs to nobody.
         id = json.loads(answer.body).get(target.device, uuid.uuid4())
         await self._ask(f"/end/{id}", {}, Event("ending this one", target=target))
 
-    # -- how it asks ---------------------------------------------------------------------------
+    # -- requests ------------------------------------------------------------------------------
 
     async def _ask(
         self, path: str, form: Mapping[str, t.Any] | None = None, event: Event | None = None
     ) -> Answer:
-        """Ask with its session, and let the oracle judge the answer.
+        """Send a request with its session, and let the oracle judge the response.
 
-        :param event: what this does, if it is done.
+        :param event: what the request does if it succeeds.
         """
         crowd, session = self.crowd, self.session
         if event is not None:
@@ -354,7 +358,7 @@ class Client:
             self.is_signed_in = answer.status != 401
             crowd.oracle.judge(session, path, sent_at, self.is_signed_in, event)
         else:
-            # Nothing ends there. It signs in again all the same, so that the load is the same.
+            # Nothing ends on that server. Sign in again anyway, so that the load is the same.
             self.is_signed_in = session.over_at > sent_at
         if self.is_signed_in:
             session.copy = session.cookie
@@ -364,7 +368,7 @@ class Client:
         return answer
 
     async def _replay(self, session: Session) -> None:
-        """Somebody else has a copy of a cookie that is probably dead."""
+        """Replay a copy of a cookie that is probably dead."""
         if not session.copy:
             return
         sent_at, copy = time.monotonic(), dataclasses.replace(session, cookie=session.copy)
@@ -375,8 +379,9 @@ class Client:
     async def _send(
         self, session: Session, path: str, form: Mapping[str, t.Any] | None = None
     ) -> Answer:
-        """
-        :raises FailedError: there is no answer, or it is an error.
+        """Send a request and count errors.
+
+        :raises FailedError: there is no response, or it is an error.
         """
         lines = [
             f"{'GET' if form is None else 'POST'} {path} HTTP/1.1",
@@ -408,9 +413,9 @@ class Client:
         return answer
 
     async def _try_another(self, password: Password) -> None:
-        """It was refused: the next time another one of those that may be right."""
+        """Use another of the possible passwords next time, because this one was refused."""
         while any(event.is_password_change for event in self.user.events):
-            # Nobody knows it yet.
+            # The outcome is still unknown.
             await asyncio.sleep(0.01)
         if self.user.passwords[0] is password:
             self.user.passwords.rotate(-1)
@@ -420,7 +425,7 @@ class Client:
         return Session(self.user, device, cookie, self.user.passwords[0])
 
 
-#: How often a client does each of these, of so many times, while it is signed in.
+#: How often a signed-in client does each of these, out of the total.
 MIX: dict[Callable[[Client], t.Awaitable[None]], int] = {
     Client.ask_who: 184,
     Client.sign_in: 2,
@@ -432,7 +437,7 @@ MIX: dict[Callable[[Client], t.Awaitable[None]], int] = {
 
 
 class Crowd:
-    """All clients of one server, and what became of them."""
+    """All clients of one server, and their results."""
 
     def __init__(self, server: Server, names: Mapping[int, str], *, is_registered: bool) -> None:
         self.server = server
@@ -444,19 +449,19 @@ class Crowd:
         self.clients = [Client(self, number) for number in range(CLIENTS)]
         self.oracle = Oracle()
         self.requests: Counter[str] = Counter()
-        #: Logins with a password that was the right one a moment ago.
+        #: Logins with a password that was replaced a moment ago.
         self.refused = 0
         self.errors: Counter[str] = Counter()
-        #: In seconds, of the slice that goes on.
+        #: In seconds, for the current slice.
         self.latencies: list[float] = []
-        #: Of each slice, by percentile.
+        #: For each slice, by percentile.
         self.percentiles: dict[int, list[float]] = {percentile: [] for percentile in PERCENTILES}
         self._memory: list[dict[int, float]] = []
 
     def load(self, seconds: float, *, looks_after: float | None = None) -> None:
-        """A slice.
+        """Run a slice.
 
-        :param looks_after: so many seconds, at the memory.
+        :param looks_after: read the memory after this many seconds.
         """
         self.latencies.clear()
         asyncio.run(self._load(seconds, looks_after))
@@ -472,7 +477,7 @@ class Crowd:
             self.errors[f"no answer within {LONGEST_ANSWER} s"] += 1
 
     def take_down(self) -> None:
-        """The percentiles of the slice that is over."""
+        """Record the percentiles of the finished slice."""
         latencies = sorted(self.latencies)
         for percentile, of_slices in self.percentiles.items():
             place = len(latencies) * percentile // 100
@@ -482,7 +487,7 @@ class Crowd:
         self._memory.append(self.server.memory())
 
     def memory(self) -> list[tuple[float, float]]:
-        """Of each worker that lives, in MiB: early, and at the end."""
+        """Return the memory of each surviving worker in MiB: early, and at the end."""
         early, late = self._memory
         if early.keys() != late.keys():
             self.errors["a worker has died"] += 1
@@ -494,25 +499,25 @@ class Crowd:
 
 @dataclasses.dataclass
 class Report:
-    """What one run has found."""
+    """The findings of one run."""
 
     oracle: Oracle
-    #: By the server, and what they were.
+    #: By server, with counts of each kind.
     errors: dict[str, Counter[str]]
-    #: The latency with the registry, as a multiple of that without, by percentile.
+    #: The latency with the registry as a multiple of that without it, by percentile.
     ratios: dict[int, Ratio]
-    #: By the server, of each worker in MiB: early, and at the end.
+    #: By server, for each worker in MiB: early, and at the end.
     memory: dict[str, list[tuple[float, float]]]
 
     @property
     def is_good(self) -> bool:
-        """Whether no answer was wrong, and nothing failed."""
+        """Whether no response was wrong and nothing failed."""
         return not self.oracle.wrong and not any(self.errors.values())
 
 
 @contextlib.contextmanager
 def crowds(*, is_checked: bool) -> Iterator[dict[str, Crowd]]:
-    """Both servers with their clients, each on a database schema of its own."""
+    """Yield both servers with their clients, each on a database schema of its own."""
     names = {id: f"user {id}" for id in range(1, USERS + 1)}
     password_hash = generate_password_hash(PASSWORD, method=METHOD)
     rows = [
@@ -522,7 +527,7 @@ def crowds(*, is_checked: bool) -> Iterator[dict[str, Crowd]]:
     with contextlib.ExitStack() as stack:
         for name in (WITHOUT, WITH):
             config: Config = stack.enter_context(postgresql())
-            # A connection for each thread, as an app has that is run so.
+            # A connection for each thread, as in an app that is deployed like this.
             config["SQLALCHEMY_ENGINE_OPTIONS"]["pool_size"] = THREADS
             is_registered = name == WITH
             fill({**config, "REGISTERED": is_registered}, rows)
@@ -531,7 +536,7 @@ def crowds(*, is_checked: bool) -> Iterator[dict[str, Crowd]]:
                 serving(
                     environ(config, **switches),
                     *("--worker-class", "gthread", "--threads", str(THREADS)),
-                    # Longer than a client ever thinks: none finds its connection closed.
+                    # Longer than a client ever pauses, so that no connection is found closed.
                     *("--keep-alive", str(LONGEST_ANSWER)),
                 )
             )
@@ -540,9 +545,9 @@ def crowds(*, is_checked: bool) -> Iterator[dict[str, Crowd]]:
 
 
 def report(minutes: float, *, is_checked: bool = True) -> Report:
-    """Load both servers, so long in all, and print what was found.
+    """Load both servers for this long in total, and print the findings.
 
-    :param is_checked: ``False``: the app has its check taken out, and the oracle has to notice.
+    :param is_checked: if ``False``, the app's check is removed, and the oracle must notice.
     :raises UnavailableError: something that is needed is missing.
     """
     seconds = minutes * 60 / (2 * SLICES)
@@ -550,7 +555,7 @@ def report(minutes: float, *, is_checked: bool = True) -> Report:
         for crowd in both.values():
             crowd.load(WARM_UP)
         for number in range(SLICES):
-            # There and back, so that a machine that gets slower, or faster, favours none.
+            # Forward and back, so that a machine that slows down or speeds up favors none.
             for crowd in (both.values(), reversed(both.values()))[number % 2]:
                 crowd.load(seconds, looks_after=None if number else EARLY * SLICES * seconds)
                 crowd.take_down()
@@ -577,7 +582,7 @@ def report(minutes: float, *, is_checked: bool = True) -> Report:
 
 
 def as_section(found: Report, minutes: float) -> Section:
-    """What has become of it."""
+    """Return the findings as a section."""
     oracle = found.oracle
     right, wrong = sum(oracle.right.values()), sum(oracle.wrong.values())
     errors = sum(sum(errors.values()) for errors in found.errors.values())
@@ -641,15 +646,15 @@ def _echo_verdicts(found: Report) -> None:
     default=10.0,
     show_default=True,
     type=click.FloatRange(min=0, min_open=True),
-    help="Of both servers together.",
+    help="Minutes under load, for both servers together.",
 )
 @click.option(
     "--unchecked",
     is_flag=True,
-    help="Serve the app with the check taken out, to see that the oracle notices.",
+    help="Serve the app without its check, to see that the oracle notices.",
 )
 def main(minutes: float, unchecked: bool) -> None:
-    # Told to stop, it stops the servers first, as after Ctrl-C.
+    # On SIGTERM, stop the servers first, as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     click.echo(
         f"Redis session store, PostgreSQL (psycopg 3); gunicorn, {WORKERS} workers of {THREADS}"

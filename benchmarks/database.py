@@ -1,8 +1,8 @@
-"""How much does a database carry?
+"""Measure how much load a database carries.
 
-pgbench asks one PostgreSQL, from as many connections as there are processors, what a request asks
-without the registry (the user) and with it (the check, which takes the user's place), and lets it
-write down when a session was seen. Server and load share the machine.
+pgbench sends one PostgreSQL, over as many connections as there are processors, what a request sends
+without the registry (the user), with it (the check, which replaces the user), and when it records
+the last visit. Server and load share the machine.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from flask_session_registry import _clock as clock
 from .common import Ratio, Section, UnavailableError
 from .scale import SQLRecords, tables
 
-#: How many statements, of as many users or sessions, make a turn of pgbench.
+#: Statements in a turn of pgbench, each for another user or session.
 STATEMENTS = 500
 USER, CHECK, SEEN = KINDS = ("the user", "the check", "last seen")
 
 
 def binary() -> str:
-    """Where pgbench is.
+    """Return the path of pgbench.
 
     :raises UnavailableError: it is not installed.
     """
@@ -42,7 +42,7 @@ def binary() -> str:
 
 
 def scripts(table: SQLRecords) -> dict[str, str]:
-    """What pgbench is to run, by what it is: transactions as an app makes them."""
+    """Return the scripts for pgbench, by title: transactions as an app makes them."""
     users, sessions, known = table.users.c, table.table, table.known[:STATEMENTS]
     load = table.records._load_both
     seen = {"last_seen_at": clock.now(), "ip_address": "203.0.113.9", "user_agent": "Firefox"}
@@ -62,12 +62,12 @@ def scripts(table: SQLRecords) -> dict[str, str]:
 
 def _text(table: SQLRecords, statement: t.Any) -> str:
     compiled = statement.compile(table.db.engine, compile_kwargs={"literal_binds": True})
-    # A line for each: pgbench ends a statement by a semicolon only.
+    # One line each: pgbench ends a statement only at a semicolon.
     return " ".join(str(compiled).replace("%%", "%").split())
 
 
 def per_second(table: SQLRecords, script: Path, seconds: int) -> float:
-    """How many of its statements one PostgreSQL runs in a second."""
+    """Return how many of these statements one PostgreSQL runs per second."""
     url = table.db.engine.url
     clients = str(os.cpu_count())
     done = subprocess.run(
@@ -88,12 +88,12 @@ def per_second(table: SQLRecords, script: Path, seconds: int) -> float:
     )
     found = re.search(r"tps = ([\d.]+)", done.stdout)
     if done.returncode or found is None or "number of failed transactions: 0 " not in done.stdout:
-        raise AssertionError(f"pgbench has failed:\n{done.stdout}{done.stderr}")
+        raise AssertionError(f"pgbench failed:\n{done.stdout}{done.stderr}")
     return float(found[1]) * STATEMENTS
 
 
 def report(rows: int, rounds: int, seconds: int = 5) -> Section:
-    """Measure, and print: how many statements a second, and how many beside the user alone."""
+    """Measure and print the statements per second, also relative to loading only the user."""
     binary()
     with (
         tables("PostgreSQL", [rows]) as (table,),

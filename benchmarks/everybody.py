@@ -1,4 +1,4 @@
-"""What does it cost to end the sessions of everybody, beside what cannot be left out?"""
+"""Measure the cost of revoking everyone's sessions, relative to the unavoidable minimum."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from flask_session_registry._revocation.bulk import Tally, revoke_many
 
 from .common import Config, Ratio, Section, add_sessions, add_users
 
-#: How many sessions each user has.
+#: Sessions per user.
 EACH = 5
-#: How many keys go into one command, as in the registry.
+#: Keys per command, as in the registry.
 KEYS = 1000
 ENTRY = b"\0" * 216
 
@@ -31,7 +31,7 @@ ENTRY = b"\0" * 216
 def report(
     config: Config, make_app: Callable[[Config], tuple[Flask, SQLAlchemy, t.Any]], count: int
 ) -> Section:
-    """End ``count`` sessions in each way, one after the other, there and back."""
+    """End ``count`` sessions in each way, in turns, forward and back."""
     app, db, user_model = make_app({**config, "SESSION_REGISTRY_AUTO_PRUNE": None})
     registry = SessionRegistry(app)
     client, prefix = config["SESSION_REDIS"], config["SESSION_KEY_PREFIX"]
@@ -63,7 +63,7 @@ def report(
 
 
 def _floor(engine: sa.Engine, table: sa.Table, client: t.Any) -> None:
-    """One bare UPDATE, and an UNLINK of every thousand keys, read as they are needed."""
+    """One bare UPDATE, and an UNLINK per thousand keys, which are read as needed."""
     column = table.c
     with engine.begin() as connection:
         connection.execute(
@@ -78,13 +78,13 @@ def _floor(engine: sa.Engine, table: sa.Table, client: t.Any) -> None:
 
 
 def _command(app: Flask, count: int) -> str:
-    """What the command does; how much more memory it held at the end than after a tenth."""
+    """Run the command. Return how much more memory it held at the end than after a tenth."""
     tally = Tally()
     sizes: list[tuple[int, int]] = []
     for _ in revoke_many(get_registry(), app, None, Filter(), reason="revoked", tally=tally):
         sizes.append((tally.ended, _memory()))
     if tally.ended != count or tally.purged != count:
-        raise AssertionError(f"{tally} is not all of {count}.")
+        raise AssertionError(f"Not all of {count} sessions ended: {tally}.")
     early = next(size for ended, size in sizes if ended >= count / 10)
     most = max(size for _, size in sizes)
     told = f"The process held {early} MiB after a tenth, and {most} MiB at most."
@@ -93,13 +93,13 @@ def _command(app: Flask, count: int) -> str:
 
 
 def _memory() -> int:
-    """How much of it this process holds, in MiB."""
+    """Return this process's memory in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 // 2**20
 
 
 def _fill(engine: sa.Engine, table: sa.Table, client: t.Any, prefix: str, count: int) -> None:
-    """The same rows and entries before each turn, in a table without a past."""
+    """Create the same rows and entries before each turn, in a fresh table."""
     with _autocommit(engine) as connection:
         connection.execute(sa.text(f"TRUNCATE {table}"))
         add_sessions(connection, table, count, each=EACH, prefix=prefix)
@@ -115,7 +115,7 @@ def _check(engine: sa.Engine, table: sa.Table, client: t.Any, prefix: str, count
         ended = connection.scalar(sa.select(sa.func.count(table.c.revoked_at)))
     left = next(client.scan_iter(f"{prefix}*", count=10_000), None)
     if ended != count or left is not None:
-        raise AssertionError(f"{ended} of {count} have ended, and {left and 'some'} entry is left.")
+        raise AssertionError(f"{ended} of {count} sessions ended; entries left: {left and 'some'}.")
 
 
 @contextlib.contextmanager

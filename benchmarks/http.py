@@ -1,9 +1,10 @@
-"""How much of the throughput is left with the registry, over HTTP?
+"""Measure how much HTTP throughput is left with the registry.
 
 The same app runs under gunicorn twice, without the registry and with it, each with two workers, on
-the Redis session store and PostgreSQL. wrk loads one at a time, in turns: a view that does nothing
-but read ``current_user.name``, and a page rendered from a template. What a server and wrk do for
-any request is in the measure, so the check is a smaller part of it than in ``benchmarks.request``.
+the Redis session store and PostgreSQL. wrk loads one at a time, in turns: a view that only reads
+``current_user.name``, and a page rendered from a template. The measure includes the work of the
+server and of wrk for any request, so the check is a smaller part of it than in
+``benchmarks.request``.
 """
 
 from __future__ import annotations
@@ -37,16 +38,16 @@ from .served import environ, fill
 from .workers import COOKIE, WORKERS, Server, serving
 
 VIEWS = {"/": "a view that reads 'current_user.name'", "/page": "a rendered page"}
-#: Twice as many as there are workers: one that has answered never waits for the next request.
+#: Twice the workers: one that has responded never waits for the next request.
 CONNECTIONS = 2 * WORKERS
-#: The answers that wrk counts, when it was not well.
+#: The lines in which wrk counts bad responses.
 BAD = re.compile(r"^\s*(Non-2xx.*|Socket errors.*)$", re.MULTILINE)
 RATE = re.compile(r"^Requests/sec:\s+([0-9.]+)$", re.MULTILINE)
 
 
 @dataclasses.dataclass
 class Load:
-    """One of the servers, and a browser that is signed in there and asks for one view."""
+    """One of the servers, and a signed-in browser that requests one view."""
 
     name: str
     server: Server
@@ -55,17 +56,17 @@ class Load:
     seconds: int
 
     def run(self) -> float:
-        """One turn; nanoseconds for each request.
+        """Run one turn and return the nanoseconds per request.
 
-        :raises AssertionError: wrk has seen an answer that was an error, which includes those to
-            somebody who is not signed in, or a connection that failed.
+        :raises AssertionError: wrk saw a failed connection or an error response, which includes
+            anonymous responses.
         """
         text = subprocess.run(
             [
                 *("wrk", "--threads", "1", "--connections", str(CONNECTIONS)),
                 *("--duration", f"{self.seconds}s", "--timeout", "10s"),
                 *("--header", f"Cookie: {COOKIE}={self.cookie}"),
-                # The one that has signed in: Flask-Login compares it.
+                # The user agent that signed in: Flask-Login compares it.
                 *("--header", f"User-Agent: {USER_AGENT}", self.server.url(self.path)),
             ],
             check=True,
@@ -78,27 +79,27 @@ class Load:
         return 1e9 / float(found[1])
 
     def is_signed_in(self) -> bool:
-        """Whether the answer shows the signed-in user."""
+        """Return whether the response shows the signed-in user."""
         answer = self.server.ask(self.path, cookie=self.cookie)
         shows = answer.body == NAME if self.path == "/" else NAME in answer.body
         return answer.status == 200 and shows
 
 
 def sign_in(server: Server) -> str:
-    """A browser of the user: its cookie.
+    """Sign in a browser and return its cookie.
 
-    :raises AssertionError: that went wrong.
+    :raises AssertionError: the login failed.
     """
     answer = server.ask("/login", form={"id": USER_ID, "password": PASSWORD})
     if answer.status != 200 or not answer.cookie:
-        raise AssertionError(f"The login was answered {answer.status}.")
+        raise AssertionError(f"The login got a {answer.status}.")
     return answer.cookie
 
 
 def check(loads: Sequence[Load]) -> None:
-    """See that what is measured is what it should be.
+    """Check that the measured response is the right one.
 
-    :raises AssertionError: an answer does not show the signed-in user.
+    :raises AssertionError: a response does not show the signed-in user.
     """
     for load in loads:
         if not load.is_signed_in():
@@ -106,21 +107,21 @@ def check(loads: Sequence[Load]) -> None:
 
 
 def check_revocation(loads: Sequence[Load]) -> None:
-    """See that what was measured is a check: a second browser ends the session of the first.
+    """Check that a real check was measured: a second browser revokes the first one's session.
 
-    :raises AssertionError: a server still shows the user, or the one without the registry does not.
+    :raises AssertionError: a server still shows the user, or the one without the registry doesn't.
     """
     for load in loads:
         load.server.ask("/end-others", cookie=sign_in(load.server), form={})
         if load.is_signed_in() != (load.name != WITH):
-            raise AssertionError(f"'{load.name}' has not heard of the revocation, or too much.")
+            raise AssertionError(f"'{load.name}' did not react to the revocation as it should.")
         if load.name == WITH and load.server.ask("/", cookie=load.cookie).body != NOBODY:
-            raise AssertionError(f"'{load.name}' does not answer at all after the revocation.")
+            raise AssertionError(f"'{load.name}' does not respond after the revocation.")
 
 
 @contextlib.contextmanager
 def servers(config: Config) -> Iterator[dict[str, Server]]:
-    """Both, on the same tables."""
+    """Yield both servers, on the same tables."""
     fill(config, users(USERS), user_sessions(range(1, USERS + 1)))
     with (
         serving(environ(config, REGISTERED=False)) as without,
@@ -130,14 +131,14 @@ def servers(config: Config) -> Iterator[dict[str, Server]]:
 
 
 def report(rounds: int, seconds: int = 2) -> dict[str, Ratio]:
-    """Measure, and print: the throughput of each variant as a multiple of that without.
+    """Measure and print the throughput of each variant as a multiple of that without the registry.
 
-    :returns: what is printed, by the view and the variant: ``"a rendered page, with"``.
+    :returns: what is printed, by view and variant: ``"a rendered page, with"``.
     :raises UnavailableError: something that is needed is missing.
-    :raises AssertionError: an answer was wrong.
+    :raises AssertionError: a response was wrong.
     """
     if shutil.which("wrk") is None:
-        raise UnavailableError("There is no 'wrk'. Install it: Debian's package has that name.")
+        raise UnavailableError("wrk is not installed. Install it: Debian's package has that name.")
     found: dict[str, Ratio] = {}
     with postgresql() as config, servers(config) as both:
         cookies = {name: sign_in(server) for name, server in both.items()}
@@ -148,7 +149,7 @@ def report(rounds: int, seconds: int = 2) -> dict[str, Ratio]:
             ]
             check(loads)
             for load in loads:
-                # Caches of statements and templates, connections: in each worker.
+                # Fill each worker's caches of statements and templates, and open its connections.
                 load.run()
             times = measure(loads, rounds, Load.run)
             check(loads)
@@ -158,7 +159,7 @@ def report(rounds: int, seconds: int = 2) -> dict[str, Ratio]:
             for load, of_load in zip(loads, times, strict=True):
                 line = f"{load.name:16}{1e9 / statistics.median(of_load):12.0f}"
                 if load.name != WITHOUT:
-                    # Throughput is the inverse of the time.
+                    # Throughput is the inverse of time.
                     ratio = found[f"{title}, {load.name}"] = Ratio.of(times[0], of_load)
                     line += str(ratio)
                 click.echo(line)
@@ -173,10 +174,10 @@ def report(rounds: int, seconds: int = 2) -> dict[str, Ratio]:
     default=2,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Of each turn; each variant has two in a round.",
+    help="Length of a turn; each variant has two in a round.",
 )
 def main(rounds: int, seconds: int) -> None:
-    # Told to stop, it stops the servers first, as after Ctrl-C.
+    # On SIGTERM, stop the servers first, as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     click.echo(
         f"Redis session store, PostgreSQL (psycopg 3); gunicorn, {WORKERS} sync workers; wrk,"

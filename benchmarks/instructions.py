@@ -1,8 +1,8 @@
-"""How many instructions does the check cost?
+"""Count the CPU instructions that the check costs.
 
-Counted by callgrind, of a request as :mod:`benchmarks.request` makes them: a number that hardly
-depends on what else the machine does, or on how fast it is. Each app runs twice in a process of its
-own, the second time with more requests; the difference is theirs alone.
+Counted by callgrind, for requests like those of :mod:`benchmarks.request`. The number hardly
+depends on the machine's speed or on its other load. Each app runs twice in a process of its own,
+the second time with more requests; the difference is the cost of these requests alone.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from .common import Ratio, UnavailableError
 from .request import BY_HAND, BY_HAND_SEEN, SETUPS, WITH, WITHOUT, variants
 
 VARIANTS = (WITHOUT, WITH, BY_HAND, BY_HAND_SEEN)
-#: How many requests the two runs of an app make, and how often that is repeated.
+#: Requests in an app's two runs, and how often the pair is repeated.
 FEW, MANY = 100, 300
 REPEATS = 2
 
 
 def count(key: str, name: str, requests: int) -> int:
-    """The instructions of a whole process that makes so many requests.
+    """Return the instructions of a whole process that makes this many requests.
 
-    :raises UnavailableError: there is no callgrind.
+    :raises UnavailableError: callgrind is missing.
     """
     if shutil.which("valgrind") is None:
         raise UnavailableError("valgrind is not installed.")
@@ -37,7 +37,7 @@ def count(key: str, name: str, requests: int) -> int:
             *("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"),
             *(sys.executable, "-m", "benchmarks.instructions", "--run", key, name, str(requests)),
         ],
-        # What hashes depend on, and with them how long dictionaries take.
+        # Fix the hashes, and with them the speed of dictionaries.
         env={**os.environ, "PYTHONHASHSEED": "0"},
         capture_output=True,
         text=True,
@@ -50,7 +50,7 @@ def count(key: str, name: str, requests: int) -> int:
 
 
 def report(key: str) -> dict[str, Ratio]:
-    """Count, and print: the instructions of a request in each app, and what they add."""
+    """Count and print the instructions of a request in each app, and what they add."""
     runs = [
         (key, name, requests)
         for name in VARIANTS
@@ -83,7 +83,7 @@ def _run(key: str, name: str, requests: int) -> None:
 
 
 @click.command(help=__doc__)
-@click.option("--only", type=click.Choice(list(SETUPS)), help="Leave the other one out.")
+@click.option("--only", type=click.Choice(list(SETUPS)), help="Run only this one.")
 @click.option("--run", nargs=3, type=(str, str, int), hidden=True)
 def main(only: str | None, run: tuple[str, str, int] | None) -> None:
     if run is not None:

@@ -1,9 +1,9 @@
-"""How much of an app's throughput is left with the registry?
+"""Measure how much of an app's throughput is left with the registry.
 
 The same app is built several times in one process: without the registry, with it, with its records
 in Redis, and with the check that apps write by hand. Requests go straight into the WSGI callable,
-and the view does nothing but read ``current_user``, so that nothing hides what the check costs: in
-a real view it is a smaller part of the whole.
+and the view only reads ``current_user``, so that nothing hides the cost of the check. In a real
+view it is a smaller part of the whole.
 """
 
 from __future__ import annotations
@@ -62,12 +62,11 @@ WITHOUT, AGAIN, WITH, IN_REDIS, BY_HAND, BY_HAND_SEEN = VARIANTS = (
     "by hand",
     "by hand, last seen",
 )
-#: Those with the registry.
+#: The variants with the registry.
 REGISTERED = (WITH, IN_REDIS)
-#: Those with a check as apps write it themselves; the second one also writes when it was last seen.
+#: The variants with a hand-written check; the second one also records when it was last seen.
 HAND_WRITTEN = (BY_HAND, BY_HAND_SEEN)
-#: How many statements a variant may run in a request, and how often it may ask Redis, compared with
-#: ``WITHOUT``.
+#: How many more SQL statements and Redis commands a variant may need per request than ``WITHOUT``.
 MORE = {
     WITHOUT: (0, 0),
     AGAIN: (0, 0),
@@ -76,12 +75,12 @@ MORE = {
     BY_HAND: (1, 0),
     BY_HAND_SEEN: (2, 0),
 }
-#: Requests before anything is measured: caches of statements, connections.
+#: Requests before the measurement, to fill statement caches and open connections.
 WARM_UP = 200
-#: How many users there are, all with a session: a database plans a query on a table of one row
-#: faster than on one that it has statistics of.
+#: Number of users, each with a session: a database plans a query on a table of one row faster than
+#: on one with statistics.
 USERS = 2000
-#: Which of them is signed in.
+#: The user who is signed in.
 USER_ID = 1000
 
 
@@ -90,18 +89,18 @@ USER_ID = 1000
 
 @dataclasses.dataclass
 class Variant:
-    """One of the apps, with a browser that is signed in."""
+    """One of the apps, with a signed-in browser."""
 
     name: str
     app: Flask
     db: SQLAlchemy
     login_manager: LoginManager
     environ: dict[str, t.Any]
-    #: Of Redis; ``None``: there is none.
+    #: The Redis client; ``None`` without Redis.
     client: t.Any
 
     def answer(self) -> bytes:
-        """One request; the body of the answer."""
+        """Make one request and return the body of the response."""
         body = self.app(self.environ.copy(), _start_response)
         try:
             return b"".join(body)
@@ -109,9 +108,9 @@ class Variant:
             body.close()  # type: ignore[attr-defined]
 
     def run(self, requests: int) -> float:
-        """Many requests; nanoseconds for each.
+        """Make many requests and return the nanoseconds for each.
 
-        :raises AssertionError: an answer does not show the signed-in user.
+        :raises AssertionError: a response does not show the signed-in user.
         """
         answer = self.answer
         begin = time.perf_counter_ns()
@@ -121,7 +120,7 @@ class Variant:
         return (time.perf_counter_ns() - begin) / requests
 
     def count(self) -> tuple[int, int]:
-        """How many SQL statements one request runs, and how many commands it sends to Redis."""
+        """Return how many SQL statements and Redis commands one request needs."""
         statements: list[str] = []
         commands: list[str] = []
 
@@ -145,7 +144,7 @@ def _start_response(*_: object) -> t.Any:
 
 @contextlib.contextmanager
 def _noting(client: t.Any, commands: list[str]) -> Iterator[None]:
-    """Take down the commands that a client sends within the block."""
+    """Record the commands that a client sends within the block."""
     if client is None:
         yield
         return
@@ -163,7 +162,7 @@ def _noting(client: t.Any, commands: list[str]) -> Iterator[None]:
 
 
 def build(name: str, config: Config) -> Variant:
-    """An app with models of its own, on tables that all variants share."""
+    """Build an app with its own models, on tables that all variants share."""
     app = Flask(__name__)
     app.config.update(SECRET_KEY="benchmark", **config)
     if name == IN_REDIS:
@@ -172,7 +171,7 @@ def build(name: str, config: Config) -> Variant:
     User = define_user(db)  # noqa: N806
 
     class SignIn(db.Model):  # type: ignore[misc, name-defined]
-        """What the hand-written checks keep of a signed-in browser."""
+        """The hand-written checks' row for a signed-in browser."""
 
         __tablename__ = "sign_ins"
         id: sa_orm.Mapped[uuid.UUID] = sa_orm.mapped_column(primary_key=True)
@@ -185,7 +184,7 @@ def build(name: str, config: Config) -> Variant:
     if config.get("SESSION_TYPE"):
         Session(app)
     else:
-        # Flask's own is shared by all apps, and so would be a stopwatch on it.
+        # Flask's default is shared by all apps, and a stopwatch on it would be too.
         app.session_interface = SecureCookieSessionInterface()
     registry = SessionRegistry(app) if name in REGISTERED else None
 
@@ -258,15 +257,15 @@ def _now() -> dt.datetime:
 
 
 def _sign_in(app: Flask) -> dict[str, t.Any]:
-    """Sign in; the environ of the requests that follow."""
-    # The same browser in all of them: Flask-Login compares address and user agent.
+    """Sign in, and return the environ of the following requests."""
+    # The same browser in all requests: Flask-Login compares address and user agent.
     headers = {"User-Agent": USER_AGENT}
     overrides = {"REMOTE_ADDR": "192.0.2.1"}
     client = app.test_client()
     client.post("/login", headers=headers, environ_overrides=overrides)
     cookie = client.get_cookie("session")
     if cookie is None:
-        raise AssertionError("The login has given no cookie.")
+        raise AssertionError("The login set no cookie.")
     return create_environ(
         "/",
         headers={**headers, "Cookie": f"session={cookie.value}"},
@@ -275,12 +274,12 @@ def _sign_in(app: Flask) -> dict[str, t.Any]:
     )
 
 
-# -- where its sessions and its tables are -----------------------------------------------------
+# -- session stores and tables -----------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def sqlite() -> Iterator[Config]:
-    """Signed cookies, and a SQLite file in WAL mode."""
+    """Yield settings for signed cookies and a SQLite file in WAL mode."""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(
             tempfile.TemporaryDirectory(prefix="session-registry-benchmark-")
@@ -305,7 +304,7 @@ SETUPS = {
 
 @contextlib.contextmanager
 def variants(config: Config, names: Sequence[str]) -> Iterator[list[Variant]]:
-    """The apps, signed in and warm."""
+    """Yield the apps, signed in and warmed up."""
     if "SESSION_REGISTRY_REDIS" not in config:
         names = [name for name in names if name != IN_REDIS]
     with contextlib.ExitStack() as stack:
@@ -323,36 +322,36 @@ def variants(config: Config, names: Sequence[str]) -> Iterator[list[Variant]]:
 
 
 def check_counts(apps: Sequence[Variant]) -> dict[str, tuple[int, int]]:
-    """How many statements each app runs in a request, and how often it asks Redis.
+    """Check how many SQL statements and Redis commands each app needs per request.
 
-    :raises AssertionError: more, or fewer, than it should.
+    :raises AssertionError: more or fewer than expected.
     """
     counts = {variant.name: variant.count() for variant in apps}
     for name, (statements, commands) in counts.items():
         more = statements - counts[WITHOUT][0], commands - counts[WITHOUT][1]
         if more != MORE[name]:
             raise AssertionError(
-                f"'{name}' runs {statements} statements, and asks Redis {commands} times: not as"
-                " often as it should."
+                f"'{name}' runs {statements} statements and {commands} Redis commands, not the"
+                " expected number."
             )
     return counts
 
 
 def check_revocation(apps: Sequence[Variant]) -> None:
-    """See that what was measured is a check.
+    """Check that a real check was measured.
 
-    :raises AssertionError: an app still shows the user after a revocation, or one that checks
-        nothing does not.
+    :raises AssertionError: an app still shows the user after a revocation, or an app without a
+        check doesn't.
     """
     for variant in apps:
         variant.app.test_client().post("/revoke")
         checks = variant.name in (*REGISTERED, *HAND_WRITTEN)
         if variant.answer() != (NOBODY if checks else NAME):
-            raise AssertionError(f"'{variant.name}' has not heard of the revocation, or too much.")
+            raise AssertionError(f"'{variant.name}' did not react to the revocation as it should.")
 
 
 def report_throughput(config: Config, rounds: int, requests: int) -> dict[str, Ratio]:
-    """Measure, and print: the throughput of each variant, as a part of that without it."""
+    """Measure and print each variant's throughput, as a fraction of that without the registry."""
     turn = max(1, requests // 2)
     with variants(config, VARIANTS) as apps:
         counts = check_counts(apps)
@@ -367,7 +366,7 @@ def report_throughput(config: Config, rounds: int, requests: int) -> dict[str, R
         statements, commands = counts[variant.name]
         line = f"{variant.name:20}{statements:5}{commands:7}{microseconds:8.1f}"
         if variant.name != WITHOUT:
-            # Throughput is the inverse of the time.
+            # Throughput is the inverse of time.
             ratios[variant.name] = Ratio.of(times[0], of_variant)
             line += str(ratios[variant.name])
         click.echo(line)
@@ -381,7 +380,7 @@ def report_throughput(config: Config, rounds: int, requests: int) -> dict[str, R
 
 # -- where the time goes -----------------------------------------------------------------------
 
-#: The pieces that are timed, and within which other one they run.
+#: The timed pieces, and the piece that each one runs within.
 PIECES: dict[str, str | None] = {
     "open_session": None,
     "before_request": None,
@@ -396,11 +395,11 @@ PIECES: dict[str, str | None] = {
 
 
 class Stopwatch:
-    """Adds up what the pieces of one app take. It costs some time itself, in every piece alike."""
+    """Add up the time of an app's pieces. It costs some time itself, equally in every piece."""
 
     def __init__(self, variant: Variant) -> None:
         self.spent: Counter[str] = Counter()
-        #: Nanoseconds per request of each turn, by piece.
+        #: Nanoseconds per request in each turn, by piece.
         self.turns: dict[str, list[float]] = {piece: [] for piece in PIECES}
         app, interface = variant.app, variant.app.session_interface
         for name in ("open_session", "save_session"):
@@ -442,7 +441,7 @@ class Stopwatch:
 
 
 def report_pieces(config: Config, rounds: int, requests: int) -> None:
-    """Time the pieces of a request, apart from the throughput, which this makes worse."""
+    """Time the pieces of a request, separately from the throughput, which this reduces."""
     turn = max(1, requests // 2)
     with variants(config, (WITHOUT, *REGISTERED, BY_HAND)) as apps:
         watches = {variant.name: Stopwatch(variant) for variant in apps}
@@ -487,9 +486,9 @@ def _echo_line(title: str, values: Sequence[float]) -> None:
     default=60,
     show_default=True,
     type=click.IntRange(min=2),
-    help="Of each app in each round.",
+    help="Requests of each app in each round.",
 )
-@click.option("--only", type=click.Choice(list(SETUPS)), help="Leave the other one out.")
+@click.option("--only", type=click.Choice(list(SETUPS)), help="Run only this one.")
 def main(rounds: int, requests: int, only: str | None) -> None:
     for key, (title, setup) in SETUPS.items():
         if only not in (None, key):

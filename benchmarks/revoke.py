@@ -1,9 +1,9 @@
-"""What does a password change cost that ends k sessions?
+"""Measure the cost of a password change that ends k sessions.
 
-Beside it, in the same turns, stands the floor: what cannot be left out. That is the UPDATE of the
-password and one bare UPDATE of the user's rows, in one transaction, and after its commit a
-pipelined UNLINK of the same keys, which it need not look up. The registry is measured with its
-records in SQL, and with the same records in Redis.
+The floor is measured in the same turns: the unavoidable minimum. It is the UPDATE of the password
+and one bare UPDATE of the user's rows, in one transaction, and after its commit a pipelined UNLINK
+of the same keys, which it doesn't have to look up. The registry is measured with its records in
+SQL, and with the same records in Redis.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from .common import (
 )
 from .everybody import report
 
-#: How many sessions each of the first users has. Those of one are ended in each turn.
+#: Sessions of each of the first users. Each turn ends those of one user.
 SIZES = (1, 100, 10_000)
-#: How many users there are besides, and how many sessions each of them has.
+#: The other users, and the sessions of each of them.
 OTHERS, EACH = 20_000, 5
 FLOOR, AGAIN = "floor", "floor, again"
 WITH, IN_A_VIEW = "with", "with, in a view"
 REDIS, REDIS_IN_A_VIEW = "with, in Redis", "with, in Redis, in a view"
-#: How many times as many rounds there are: what is short is measured less sharply.
+#: Multiples of the rounds: short operations are measured less precisely.
 MORE_ROUNDS = {1: 3, 100: 3, 10_000: 1}
 CHANGED = b"changed"
 
@@ -61,9 +61,9 @@ CHANGED = b"changed"
 
 @dataclasses.dataclass
 class Field:
-    """The rows and entries that all variants work on, with one user's put back after each turn.
+    """The rows and entries that all variants use. Each turn's user is restored afterwards.
 
-    The rows are in Redis too. Some variants end the rows, and some what is in Redis.
+    The rows are in Redis too. Some variants end the rows, and others the copies in Redis.
     """
 
     engine: sa.Engine
@@ -75,11 +75,11 @@ class Field:
         self.prefix = self.config["SESSION_KEY_PREFIX"]
         self.records = self.config["SESSION_REGISTRY_REDIS_PREFIX"]
         self.home = RedisHome(self.client, self.records)
-        #: Every row as it was at the beginning, of the users whose sessions are ended.
+        #: The initial rows of the users whose sessions are ended.
         self.kept = sa.Table("kept", sa.MetaData(), *(sa.Column(c.name) for c in self.table.c))
-        #: The same of the store. An entry is as long as one that a login leaves.
+        #: An initial store entry, as long as one that a login leaves.
         self.entry = b"\0" * 216
-        # Whatever the server does in the background, it is not to do it in some of the turns.
+        # The server's background work must not fall into some of the turns only.
         self._execute(sa.text(f"ALTER TABLE {self.table} SET (autovacuum_enabled = off)"))
         self._insert(OTHERS * EACH, lambda number: len(SIZES) + 1 + number % OTHERS)
         for user_id, size in enumerate(SIZES, 1):
@@ -97,14 +97,14 @@ class Field:
                 self.keys.setdefault(user_id, []).append(key)
         for keys in self.keys.values():
             self._store(keys)
-        #: The users in each shard in Redis in which sessions are ended. What is in others shares
+        #: The users, by shard, for the Redis shards in which sessions are ended. Other shards share
         #: nothing with these.
         self.users: dict[str, list[int]] = {
             self._shard_of(user_id): [] for user_id in range(1, len(SIZES) + 1)
         }
         for user_id in self.keys:
             self.users.get(self._shard_of(user_id), []).append(user_id)
-        #: What Redis says of each key in a shard, as it is at the beginning.
+        #: The dump of each key of a shard, in its initial state.
         self.dumps: dict[str, dict[str, bytes]] = {}
         for shard, user_ids in self.users.items():
             keep_in_redis(self.config, self._rows(user_ids))
@@ -116,14 +116,14 @@ class Field:
             self.dumps[shard] = {key: dump for key, dump in found if dump is not None}
 
     def _rows(self, user_ids: Sequence[int]) -> list[dict[str, t.Any]]:
-        """The rows of users."""
+        """Return the users' rows."""
         columns = [column for column in self.table.c if column.name in FIELDS]
         rows = sa.select(*columns).where(self.table.c.user_id.in_(user_ids))
         with self.engine.connect() as connection:
             return [dict(row) for row in connection.execute(rows).mappings()]
 
     def _insert(self, count: int, user_id: Callable[..., t.Any]) -> None:
-        """Rows of the users that the function makes of their numbers."""
+        """Add rows; the function maps each number to a user."""
         series = sa.func.generate_series(0, count - 1).table_valued("number").render_derived()
 
         def digest(of: sa.ColumnElement[t.Any]) -> sa.ColumnElement[str]:
@@ -134,7 +134,7 @@ class Field:
         values = user_sessions([0])[0] | {
             "id": sa.func.gen_random_uuid(),
             "user_id": owner,
-            # The sessions of a user have been opened with one password.
+            # All sessions of a user were opened with one password.
             "fingerprint": digest(sa.literal(owner) if isinstance(owner, int) else owner),
             "store_id": sa.literal(self.prefix) + digest(sa.func.gen_random_uuid()),
         }
@@ -157,7 +157,7 @@ class Field:
             connection.execution_options(isolation_level="AUTOCOMMIT").execute(*arguments)
 
     def describe(self) -> str:
-        """Which servers these are, and whether a commit waits for the disk."""
+        """Return the servers' versions, and whether a commit waits for the disk."""
         names = ("server_version", "fsync", "synchronous_commit")
         with self.engine.connect() as connection:
             version, *others = (connection.scalar(sa.text(f"SHOW {name}")) for name in names)
@@ -172,14 +172,14 @@ class Field:
         )
 
     def restore(self, user_id: int, *, in_redis: bool) -> None:
-        """Put back what a turn has ended, the rows alike after all variants.
+        """Restore what a turn ended, with identical rows after all variants.
 
-        The rows are new ones, where the old ones lay: what each variant has left behind is gone
-        from the table and its indexes before the next one begins.
+        The rows are new, in place of the old ones: whatever a variant left behind is gone from the
+        table and its indexes before the next one begins.
         """
         column = self.table.c
         self._execute(self.table.delete().where(column.user_id == user_id))
-        # Of few dead rows, it would leave the entries in the indexes.
+        # With few dead rows, VACUUM would leave their entries in the indexes.
         self._execute(sa.text(f"VACUUM (INDEX_CLEANUP ON) {self.table}, users"))
         names = [name.name for name in self.kept.c]
         rows = sa.select(self.kept).where(self.kept.c.user_id == user_id)
@@ -195,7 +195,7 @@ class Field:
         self.check(user_id, revoked=0, standing=size, entries=True, in_redis=in_redis)
 
     def _restore_in_redis(self, shard: str) -> None:
-        """Put back everything that shares an index with what a turn has ended."""
+        """Restore everything that shares an index with what a turn ended."""
         self.client.unlink(*self._keys_of(shard))
         pipeline = self.client.pipeline(transaction=False)
         for key, dump in self.dumps[shard].items():
@@ -203,7 +203,7 @@ class Field:
         pipeline.execute()
 
     def _keys_of(self, shard: str) -> list[str]:
-        """The keys of what is in a shard, and of its indexes."""
+        """Return the keys of a shard's sessions and indexes."""
         base = f"{self.records}{{{shard}}}:"
         ids = self.client.zrange(f"{base}due", 0, -1)
         users = [f"{index}:int:{user_id}" for index in ("u", "e") for user_id in self.users[shard]]
@@ -215,20 +215,20 @@ class Field:
     def check(
         self, user_id: int, *, revoked: int, standing: int, entries: bool, in_redis: bool
     ) -> None:
-        """See that rows, or what is in Redis, and entries are as they should be.
+        """Check the state of the rows, or of the records in Redis, and of the store entries.
 
-        :raises AssertionError: they are not.
+        :raises AssertionError: it is wrong.
         """
         keys = self.keys[user_id]
         found = self._count_in_redis(user_id) if in_redis else self._count(user_id)
         if found != (revoked, revoked + standing):
-            raise AssertionError(f"{found[0]} of {found[1]} are revoked, and not {revoked}.")
+            raise AssertionError(f"{found[0]} of {found[1]} are revoked, not {revoked}.")
         left = self.client.exists(*keys)
         if left != len(keys) * entries:
-            raise AssertionError(f"{left} entries are in the store, of {len(keys)}.")
+            raise AssertionError(f"The store has {left} of {len(keys)} entries.")
 
     def _count(self, user_id: int) -> tuple[int, int]:
-        """How many rows of a user have ended, and how many there are."""
+        """Return how many rows of a user have ended, and how many there are."""
         column = self.table.c
         counts = sa.select(sa.func.count(column.revoked_at), sa.func.count())
         with self.engine.connect() as connection:
@@ -243,13 +243,13 @@ class Field:
         return ended, ended + standing
 
 
-# -- who changes the password ------------------------------------------------------------------
+# -- variants ----------------------------------------------------------------------------------
 
 
 class Variant:
-    """One of the ways to change a password."""
+    """One way to change a password."""
 
-    #: How many sessions go on.
+    #: How many sessions continue.
     spared = 0
 
     def __init__(self, name: str, app: Flask, db: SQLAlchemy, user_model: type[t.Any]) -> None:
@@ -257,11 +257,11 @@ class Variant:
         self.app = app
         self.db = db
         self.user_model = user_model
-        #: Whether it ends what is in Redis, and no row.
+        #: Whether it ends sessions in Redis instead of rows.
         self.in_redis = app.config.get("SESSION_REGISTRY_RECORDS") == "redis"
 
     def run(self, field: Field, user_id: int) -> float:
-        """One change; nanoseconds. The user has been loaded before.
+        """Change the password once and return the nanoseconds. The user has been loaded before.
 
         :raises AssertionError: not all sessions have ended, or not all entries are gone.
         """
@@ -284,7 +284,7 @@ class Variant:
 
 
 class Floor(Variant):
-    """No registry: what has to be done, by somebody who knows the keys."""
+    """Without the registry: the necessary work, with the keys already known."""
 
     def change(self, field: Field, user: t.Any) -> None:
         column = field.table.c
@@ -305,7 +305,7 @@ class Floor(Variant):
 
 
 class Registry(Variant):
-    """The registry, which hears of the password."""
+    """The registry, which notices the password change."""
 
     def change(self, _: Field, user: t.Any) -> None:
         user.password_hash = new_password()
@@ -313,7 +313,7 @@ class Registry(Variant):
 
 
 class View(Variant):
-    """The same in a request of a browser that stays signed in: everything from the WSGI call on."""
+    """The registry in a request of a browser that stays signed in: the whole WSGI call."""
 
     spared = 1
 
@@ -322,7 +322,7 @@ class View(Variant):
         client.post("/login", data={"user": user_id})
         cookie = client.get_cookie("session")
         if cookie is None:
-            raise AssertionError("The login has given no cookie.")
+            raise AssertionError("The login set no cookie.")
         environ = create_environ(
             "/password",
             method="POST",
@@ -334,18 +334,18 @@ class View(Variant):
         body.close()  # type: ignore[attr-defined]
         spent = time.perf_counter_ns() - begin
         if answer != CHANGED:
-            raise AssertionError("The view has not changed the password.")
+            raise AssertionError("The view did not change the password.")
         self.check(field, user_id)
         return spent
 
 
 def new_password() -> str:
-    """Another hash each time."""
+    """Return another hash each time."""
     return f"scrypt:{uuid.uuid4().hex * 4}"
 
 
 def make_app(config: Config) -> tuple[Flask, SQLAlchemy, type[t.Any]]:
-    """An app without the registry, with models of its own, on tables that all variants share."""
+    """Return an app without the registry, with models of its own on the shared tables."""
     app = Flask(__name__)
     app.config.update(SECRET_KEY="benchmark", **config)
     db = SQLAlchemy(app)
@@ -376,9 +376,9 @@ def add_views(app: Flask, db: SQLAlchemy, user_model: type[t.Any]) -> None:
 
 @contextlib.contextmanager
 def built(config: Config) -> Iterator[tuple[Field, list[Variant]]]:
-    """The variants, on a table that is filled."""
+    """Yield the variants, on a filled table."""
     bare = make_app(config)
-    # A process prunes once an hour, and not just in one of the turns.
+    # A process prunes once an hour, which must not fall into one of the turns.
     config = {**config, "SESSION_REGISTRY_AUTO_PRUNE": None}
     app, db, user_model = full = make_app(config)
     add_views(*full)
@@ -411,13 +411,13 @@ def built(config: Config) -> Iterator[tuple[Field, list[Variant]]]:
             engine.dispose()
 
 
-# -- what it costs -----------------------------------------------------------------------------
+# -- cost --------------------------------------------------------------------------------------
 
 
 def report_cost(
     field: Field, variants: Sequence[Variant], user_id: int, rounds: int
 ) -> dict[str, Ratio]:
-    """Measure, and print: the cost with each variant, as a multiple of the floor."""
+    """Measure and print the cost of each variant, as a multiple of the floor."""
     times = measure(
         variants,
         rounds,
@@ -459,12 +459,12 @@ PIECES = (
     OTHER,
     REST,
 )
-#: What nothing is made of in Python: these end with their answer.
+#: Pieces without work in Python: they end with their response.
 WRITTEN = (POINTING, UNLINKING)
 
 
 def piece_of(statement: str) -> str:
-    """Which piece an SQL statement belongs to."""
+    """Return the piece that an SQL statement belongs to."""
     verb, _, rest = statement.partition(" ")
     if verb == "UPDATE":
         if rest.startswith("users "):
@@ -476,19 +476,19 @@ def piece_of(statement: str) -> str:
 
 
 def piece_of_command(arguments: Sequence[t.Any]) -> str:
-    """Which piece a command to Redis belongs to."""
+    """Return the piece that a Redis command belongs to."""
     if arguments[0] == "EVAL":
-        # The new values are the last but one.
+        # The new values are the second to last argument.
         return ENDING if '"revoked_at"' in arguments[-2] else MARKING
     pieces = {"UNLINK": UNLINKING, "SET": POINTING, "ZRANGEBYSCORE": READING}
     return pieces.get(arguments[0], READING if arguments[0] in ("GET", "MGET") else OTHER)
 
 
 class Stopwatch:
-    """Tells what a turn spends on what. Each moment counts for one piece, the last that began.
+    """Divide the time of a turn into pieces. Each moment counts for the piece that began last.
 
-    A piece begins with its statement, or its pipeline, and ends with the next one, or when the
-    connection is given back. It is told by what is asked of the servers, not by function.
+    A piece begins with its statement or pipeline, and ends with the next one, or when the
+    connection is returned. It is identified by what is sent to the servers, not by function.
     """
 
     def __init__(self) -> None:
@@ -559,7 +559,7 @@ class Stopwatch:
 
 
 def report_pieces(field: Field, variants: Sequence[Variant], user_id: int, rounds: int) -> None:
-    """Time the pieces, apart from the cost, which this makes worse."""
+    """Time the pieces, separately from the cost, which this increases."""
     watches: dict[str, list[Stopwatch]] = {variant.name: [] for variant in variants}
 
     def run(variant: Variant) -> float:
@@ -604,7 +604,7 @@ def report_pieces(field: Field, variants: Sequence[Variant], user_id: int, round
 
 
 def report_sizes(rounds: int, only: str | None = None) -> dict[int, dict[str, Ratio]]:
-    """Measure, and print: the cost for each number of sessions."""
+    """Measure and print the cost for each number of sessions."""
     ratios: dict[int, dict[str, Ratio]] = {}
     with postgresql() as config, built(config) as (field, variants):
         click.echo(field.describe())
@@ -614,7 +614,7 @@ def report_sizes(rounds: int, only: str | None = None) -> dict[int, dict[str, Ra
                 continue
             rounds_of_size = rounds * MORE_ROUNDS[size]
             click.echo(f"\nk = {size}: {rounds_of_size} rounds\n")
-            for variant in variants:  # Caches of statements, connections.
+            for variant in variants:  # Fill statement caches and open connections.
                 variant.run(field, user_id)
                 field.restore(user_id, in_redis=variant.in_redis)
             ratios[size] = report_cost(field, variants, user_id, rounds_of_size)
@@ -625,7 +625,7 @@ def report_sizes(rounds: int, only: str | None = None) -> dict[int, dict[str, Ra
 
 
 def report_everybody(sessions: int) -> Section:
-    """Measure, and print: what it costs to end them all, and whether the memory is flat."""
+    """Measure and print the cost of revoking everyone's sessions, and whether memory stays flat."""
     with postgresql() as config:
         return report(config, make_app, sessions)
 
@@ -639,18 +639,18 @@ def report_everybody(sessions: int) -> Section:
     default=5,
     show_default=True,
     type=click.IntRange(min=1),
-    help="With 10 000 sessions; three times as many with fewer.",
+    help="Rounds with 10 000 sessions; three times as many with fewer.",
 )
 @click.option(
-    "--only", type=click.Choice([str(size) for size in SIZES]), help="Leave the other sizes out."
+    "--only", type=click.Choice([str(size) for size in SIZES]), help="Run only this size."
 )
 @click.option(
     "--everybody",
     is_flag=True,
-    help="Instead: what 'flask revoke-sessions --all' costs, and whether its memory is flat.",
+    help="Instead, measure 'flask revoke-sessions --all': cost, and whether memory stays flat.",
 )
 @click.option(
-    "--sessions", default=1_000_000, show_default=True, help="How many there are for '--everybody'."
+    "--sessions", default=1_000_000, show_default=True, help="How many sessions '--everybody' ends."
 )
 def main(rounds: int, only: str | None, everybody: bool, sessions: int) -> None:
     try:

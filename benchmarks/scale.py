@@ -1,9 +1,9 @@
-"""Does it cost more, the more sessions there are?
+"""Measure whether the cost grows with the number of sessions.
 
-The same table is made several times, with a thousand rows and with many more, and the verbs of the
-registry take turns on all of them, on sessions and users chosen at random. Beside what each costs
-stands how it was found (the query plans), and on PostgreSQL whether what is written when a session
-is seen stayed in its page (heap-only updates).
+The same table is built several times, with a thousand rows and with many more. The registry's verbs
+take turns on all of them, on randomly chosen sessions and users. Beside each cost, the report shows
+how rows were found (the query plans), and on PostgreSQL whether an update of the last visit stayed
+in its page (heap-only updates).
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ from .common import (
     user_sessions,
 )
 
-#: How many sessions each user has.
+#: Sessions per user.
 EACH = 5
-#: How many sessions are known, from which one is chosen at random.
+#: The number of sessions from which one is chosen at random.
 SAMPLE = 5000
 SMALL = 1000
 
 
 @dataclasses.dataclass
 class SQLRecords:
-    """The registry on a table of so many rows."""
+    """The registry on a table of this many rows."""
 
     count: int
     app: Flask
@@ -77,11 +77,11 @@ class SQLRecords:
             add_users(autocommit, self.users, self.count // EACH)
             add_sessions(autocommit, self.table, self.count, each=EACH, fingerprint=self.credential)
             self._settle(autocommit)
-            # By the keys of users chosen at random: a sample of pages would be one of neighbours.
+            # By the keys of random users: sampled pages would contain neighbors.
             user_ids = [self.user_id() for _ in range(SAMPLE)]
             column = self.table.c
             rows = sa.select(column.id, column.user_id).where(column.user_id.in_(user_ids))
-            #: The ids of sessions, and whose they are.
+            #: The ids of sessions and of their users.
             self.known = [(id, user_id) for id, user_id in autocommit.execute(rows)]
         self.chance.shuffle(self.known)
 
@@ -91,20 +91,20 @@ class SQLRecords:
     def user(self) -> t.Any:
         return self.db.session.get(self.registry.credentials.user_model, self.user_id())
 
-    # -- what is measured: each takes the time of its own part, and leaves all as it was -------
+    # -- what is measured: each times its own part, and restores everything --------------------
 
     def check(self, number: int = 50) -> float:
-        """What each request asks."""
+        """Run the check of each request."""
         chosen = self.chance.choices(self.known, k=number)
         begin = time.perf_counter_ns()
         for id, user_id in chosen:
             if self.records.load(id, str(user_id)) is None:
-                raise AssertionError("A session that is there was not found.")
+                raise AssertionError("An existing session was not found.")
             self.db.session.rollback()
         return (time.perf_counter_ns() - begin) / number
 
     def listing(self, number: int = 20) -> float:
-        """Where a user is signed in."""
+        """List a user's sessions."""
         users = [self.user() for _ in range(number)]
         begin = time.perf_counter_ns()
         for user in users:
@@ -113,7 +113,7 @@ class SQLRecords:
         return (time.perf_counter_ns() - begin) / number
 
     def sign_in(self, number: int = 10) -> float:
-        """Writing down a login."""
+        """Record a login."""
         expiry = self.registry.expiry(self.app)
         row = user_sessions([0])[0]
         del row["fingerprint"]
@@ -133,7 +133,7 @@ class SQLRecords:
         return spent / number
 
     def touch(self, number: int = 20) -> float:
-        """Writing down when a session was last seen."""
+        """Record when a session was last seen."""
         values = {"last_seen_at": clock.now(), "ip_address": "203.0.113.9", "user_agent": "Firefox"}
         chosen = self.chance.choices(self.known, k=number)
         begin = time.perf_counter_ns()
@@ -142,7 +142,7 @@ class SQLRecords:
         return (time.perf_counter_ns() - begin) / number
 
     def revoke(self, number: int = 5) -> float:
-        """Ending all sessions of a user, with what follows the commit."""
+        """Revoke all sessions of a user, including the work after the commit."""
         user_ids = [self.user_id() for _ in range(number)]
         spent = 0
         for user_id in user_ids:
@@ -157,9 +157,9 @@ class SQLRecords:
         return spent / number
 
     def prune(self, _: int = 1) -> float:
-        """What a process prunes by itself: it looks at a thousand rows, and a hundred are due."""
+        """Prune as a process does by itself: of a thousand rows scanned, a hundred are due."""
         self.db.session.commit()
-        # It has been somewhere.
+        # Move the scan window off its start.
         self.records.next_scan_window(1)
         start = self.records._looked_at
         rows = sa.select(self.table.c.id).where(self.records.next_scan_window(BATCH)).limit(BATCH)
@@ -170,31 +170,31 @@ class SQLRecords:
             .where(self.table.c.id.in_(ids))
             .values(last_seen_at=clock.ago(dt.timedelta(days=90)))
         )
-        # The same part once more.
+        # Scan the same window again.
         self.records._looked_at = start
         begin = time.perf_counter_ns()
         done = housekeeping.prune(self.registry, self.app, limit=BATCH, scan_limit=BATCH)
         spent = time.perf_counter_ns() - begin
         if done.ended != len(ids):
-            raise AssertionError(f"{done} is not what had expired.")
+            raise AssertionError(f"The prune returned {done}, not the expired sessions.")
         self._revive(self.table.c.id.in_(ids))
         return spent
 
-    # -- what a database is asked in its own way -----------------------------------------------
+    # -- specific to a database ----------------------------------------------------------------
 
     def _prepare(self, connection: sa.Connection) -> None:
-        """Before there are any rows."""
+        """Prepare the empty table."""
 
     def _settle(self, connection: sa.Connection) -> None:
-        """When there are."""
+        """Prepare the filled table."""
         raise NotImplementedError
 
     def _plan(self, statement: str, parameters: t.Any) -> list[str]:
-        """How a statement finds its rows."""
+        """Return how a statement finds its rows."""
         raise NotImplementedError
 
     def summary(self) -> str:
-        """What else there is to say of the table."""
+        """Return further facts about the table."""
         raise NotImplementedError
 
     # -- pieces --------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ class SQLRecords:
             connection.execute(statement)
 
     def plans(self, verb: Callable[[int], float]) -> list[str]:
-        """How the statements of a verb find their rows: the scans, and through which index."""
+        """Return how a verb's statements find their rows: the scans and the indexes used."""
         asked: dict[str, t.Any] = {}
 
         def note(_: t.Any, __: t.Any, statement: str, parameters: t.Any, *___: t.Any) -> None:
@@ -236,7 +236,7 @@ class SQLRecords:
 
 class PostgreSQL(SQLRecords):
     def _prepare(self, connection: sa.Connection) -> None:
-        # Whatever the server does in the background, it is not to do it in some of the turns.
+        # The server's background work must not fall into some of the turns only.
         connection.execute(sa.text(f"ALTER TABLE {self.table} SET (autovacuum_enabled = off)"))
 
     def _settle(self, connection: sa.Connection) -> None:
@@ -258,10 +258,10 @@ class PostgreSQL(SQLRecords):
         )
 
     def _heap_only(self) -> float:
-        """Which part of the updates of 'last_seen_at' stayed in its page."""
+        """Return what fraction of the updates of 'last_seen_at' stayed in their page."""
 
         def counted() -> tuple[int, int]:
-            # What this connection has done is told when it has been idle, or is closed.
+            # A connection's statistics are reported when it is idle or closed.
             self.db.session.remove()
             self.db.engine.dispose()
             ((updated, heap_only),) = self._rows(
@@ -306,7 +306,7 @@ VERBS: dict[str, str] = {
 }
 
 
-#: Where the table is made: the server, and how it is asked.
+#: The servers to build the table on, and how to query each.
 DATABASES: dict[str, tuple[t.Any, type[SQLRecords]]] = {
     "PostgreSQL": (postgresql, PostgreSQL),
     "MariaDB": (mariadb, MariaDB),
@@ -334,8 +334,8 @@ def tables(database: str, counts: t.Sequence[int]) -> Iterator[list[SQLRecords]]
 def build(config: Config) -> tuple[Flask, SQLAlchemy, SessionRegistry]:
     app = Flask(__name__)
     if "SQLALCHEMY_ENGINE_OPTIONS" in config:
-        # What is measured is work, not how long a disk takes to say that it has written. MariaDB
-        # can be told so only for all of its databases.
+        # Measure work, not how long a disk takes to confirm a write. On MariaDB this can only be
+        # set for the whole server.
         options = config["SQLALCHEMY_ENGINE_OPTIONS"]["connect_args"]["options"]
         config["SQLALCHEMY_ENGINE_OPTIONS"] = {
             "connect_args": {"options": f"{options} -csynchronous_commit=off"}
@@ -350,7 +350,7 @@ def build(config: Config) -> tuple[Flask, SQLAlchemy, SessionRegistry]:
 
 
 def report(database: str, counts: t.Sequence[int], rounds: int) -> list[Section]:
-    """Measure, and print: each verb on each table, as a multiple of what it costs on the first."""
+    """Measure and print each verb on each table, as a multiple of its cost on the first."""
     found: dict[str, list[Ratio]] = {}
     notes: list[str] = []
     with tables(database, counts) as made:
@@ -398,7 +398,7 @@ def _within(table: SQLRecords, name: str) -> float:
     default=[1_000_000],
     show_default=True,
     type=click.IntRange(min=SMALL),
-    help="Of a table, beside that of a thousand; several may be given.",
+    help="Rows of a table to compare with one of a thousand. May be given several times.",
 )
 @click.option(
     "--database", type=click.Choice(list(DATABASES)), default="PostgreSQL", show_default=True

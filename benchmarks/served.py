@@ -1,6 +1,6 @@
-"""The app that the benchmarks over HTTP load, with the registry and without it.
+"""The app that the HTTP benchmarks load, with and without the registry.
 
-Each worker of a server makes it anew, from what it finds in its environment.
+Each worker of a server builds it from its environment.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from flask_session_registry import SessionRegistry
 
 from .common import NOBODY, Config, define_user, redis_url
 
-#: In no time, or the visits would spend most of theirs on it.
+#: Nearly free, or the visits would spend most of their time on it.
 METHOD = "pbkdf2:sha256:1"
 _PREFIX = "BENCHMARK"
-#: Not read from anywhere: what a page takes besides would only make the check a smaller part of it.
+#: Not read from anywhere: any other work of the page would only make the check a smaller part.
 ORDERS = [
     {
         "number": 1000 + number,
@@ -44,7 +44,7 @@ ORDERS = [
 
 
 def environ(config: Config, **switches: bool) -> dict[str, str]:
-    """What tells :func:`create_app` the same in another process.
+    """Return the environment that makes :func:`create_app` build the same app in another process.
 
     :param switches: ``REGISTERED``: with the registry. ``CHECKED``: see :func:`_take_check_out`.
     """
@@ -59,14 +59,14 @@ def environ(config: Config, **switches: bool) -> dict[str, str]:
 
 
 def create_app(config: Config | None = None) -> Flask:
-    """The app, as ``config`` says, or the environment.
+    """Create the app from ``config`` or from the environment.
 
-    Whoever is not signed in gets a 401 from all views, so that a load notices.
+    All views respond to anonymous visitors with a 401, so that a load notices.
     """
     app = Flask(__name__)
     app.config.from_mapping(SECRET_KEY="benchmark", REGISTERED=True, CHECKED=True)
     if config is None:
-        # Only where there is a server: the benchmark has said already if it is missing.
+        # Only if there is a server: the benchmark has already reported a missing one.
         from redis import Redis
 
         app.config.from_prefixed_env(_PREFIX)
@@ -120,12 +120,12 @@ def create_app(config: Config | None = None) -> Flask:
         db.session.commit()
         return ""
 
-    # Without the registry these do nothing, and say that they have: the load stays the same.
+    # Without the registry these do nothing and report success, so that the load stays the same.
 
     @app.get("/sessions")
     @login_required
     def sessions() -> dict[str, str]:
-        """The ids of the user's sessions, by their user agents."""
+        """Return the ids of the user's sessions, by user agent."""
         if registry is None:
             return {}
         return {row.user_agent: str(row.id) for row in registry.active(current_user)}
@@ -151,7 +151,7 @@ def create_app(config: Config | None = None) -> Flask:
 
 
 def fill(config: Config, users: Sequence[Config], user_sessions: Sequence[Config] = ()) -> None:
-    """Create the tables, with these rows."""
+    """Create the tables with these rows."""
     app = create_app(config)
     db: SQLAlchemy = app.extensions["sqlalchemy"]
     tables = db.metadata.tables
@@ -168,9 +168,9 @@ def fill(config: Config, users: Sequence[Config], user_sessions: Sequence[Config
 
 
 def _take_check_out(app: Flask) -> None:
-    """Break it: no request asks the row, and what has ended stays in the session store.
+    """Break the app: no request checks the row, and ended sessions stay in the session store.
 
-    For seeing that what judges the answers can fail.
+    This shows that the judge of the responses can fail.
     """
     for check in list(user_accessed.receivers_for(app)):
         user_accessed.disconnect(check, app)

@@ -1,4 +1,4 @@
-"""gunicorn with two workers, which serves the app to the benchmarks over HTTP."""
+"""Serve the app to the HTTP benchmarks with gunicorn and two workers."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ WORKERS = 2
 HOST = "127.0.0.1"
 COOKIE = "session"
 _ROOT = Path(__file__).resolve().parent.parent
-#: How long a server may take to start, and to stop.
+#: How long a server may take to start and to stop.
 _SECONDS = 30
 
 
 class Answer(t.NamedTuple):
     status: int
     body: bytes
-    #: What the browser holds now.
+    #: The browser's current cookie.
     cookie: str
 
 
 @dataclasses.dataclass
 class Server:
-    """A gunicorn that runs."""
+    """A running gunicorn."""
 
     port: int
     process: subprocess.Popen[bytes]
@@ -48,7 +48,7 @@ class Server:
     def ask(
         self, path: str, *, cookie: str = "", form: Mapping[str, t.Any] | None = None
     ) -> Answer:
-        """One request, on a connection of its own; a POST if there is a form."""
+        """Send one request on its own connection; a POST if there is a form."""
         connection = http.client.HTTPConnection(HOST, self.port, timeout=_SECONDS)
         headers = {"User-Agent": USER_AGENT}
         if cookie:
@@ -67,7 +67,7 @@ class Server:
             return Answer(response.status, response.read(), cookie)
 
     def memory(self) -> dict[int, float]:
-        """What each worker holds of it, in MiB, by its process id (Linux)."""
+        """Return each worker's memory in MiB, by process id (Linux only)."""
         pid = self.process.pid
         workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         page = os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -77,16 +77,16 @@ class Server:
         }
 
     def logged(self) -> str:
-        """Warnings and errors."""
+        """Return the logged warnings and errors."""
         return self._log.read_text(errors="replace")
 
 
 @contextlib.contextmanager
 def serving(environ: Mapping[str, str], *options: str) -> Iterator[Server]:
-    """The app under gunicorn, until the block is left.
+    """Serve the app under gunicorn until the block is left.
 
-    :param environ: what tells the workers which app: see :func:`benchmarks.served.environ`.
-    :param options: of gunicorn, besides.
+    :param environ: tells the workers which app to build: see :func:`benchmarks.served.environ`.
+    :param options: further options of gunicorn.
     :raises UnavailableError: gunicorn is not installed.
     """
     if importlib.util.find_spec("gunicorn") is None:
@@ -94,7 +94,7 @@ def serving(environ: Mapping[str, str], *options: str) -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="session-registry-benchmark-") as folder:
         log = Path(folder, "log")
         with socket.socket() as listener, log.open("wb") as output:
-            # Handed down, so that nobody else can take the port in between.
+            # Inherited by gunicorn, so that no other process can take the port in between.
             listener.bind((HOST, 0))
             port = listener.getsockname()[1]
             process = subprocess.Popen(
@@ -104,7 +104,7 @@ def serving(environ: Mapping[str, str], *options: str) -> Iterator[Server]:
                     "benchmarks.served:create_app()",
                 ],
                 cwd=_ROOT,
-                # Where newer ones put a socket, of which two servers would want the same.
+                # Newer versions put a socket there, and two servers would use the same one.
                 env={**os.environ, **environ, "XDG_RUNTIME_DIR": folder},
                 stdout=output,
                 stderr=output,
@@ -119,13 +119,13 @@ def serving(environ: Mapping[str, str], *options: str) -> Iterator[Server]:
             try:
                 process.wait(_SECONDS)
             except subprocess.TimeoutExpired:
-                # Its workers see that it is gone, and go too.
+                # Its workers notice that it is gone, and exit too.
                 process.kill()
                 process.wait()
 
 
 def _wait_for(server: Server) -> None:
-    """Until it answers.
+    """Wait until the server responds.
 
     :raises AssertionError: it does not.
     """
@@ -135,4 +135,4 @@ def _wait_for(server: Server) -> None:
             server.ask("/")
             return
         time.sleep(0.05)
-    raise AssertionError(f"gunicorn has not started:\n{server.logged()}")
+    raise AssertionError(f"gunicorn did not start:\n{server.logged()}")
