@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Install the example into a virtual environment of its own, and start it.
 
-``python3 examples/accounts/run.py`` needs Python 3.10 and nothing else; ``--help`` says what it can
-do. With ``DATABASE_URL``, ``REDIS_URL`` or ``MAIL_SERVER`` in the environment it uses those
-servers. Started again, it installs only what has changed.
+``python3 examples/accounts/run.py`` needs only Python 3.10; ``--help`` lists its options. With
+``DATABASE_URL``, ``REDIS_URL`` or ``MAIL_SERVER`` in the environment it uses those servers. Started
+again, it installs only what has changed.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main():
     parser.add_argument("--port", type=int, default=5000, help="the port to serve on (5000)")
     parser.add_argument("--workers", type=int, help="serve under gunicorn, with so many workers")
     arguments = parser.parse_args()
-    if sys.version_info < (3, 10):  # noqa: UP036 - it is what somebody may have
+    if sys.version_info < (3, 10):  # noqa: UP036 - for users with an older Python
         return f"Python 3.10 or newer is needed; this is {sys.version.split()[0]}."
     if arguments.workers is not None and arguments.workers < 1:
         return "There must be at least one worker."
@@ -51,10 +51,10 @@ def main():
 
 
 def why_not(port):
-    """What is in the way of serving on this port, in a sentence; ``None``: nothing."""
+    """Return why this port can't be served, in a sentence, or ``None``."""
     with socket.socket() as probe:
         if os.name != "nt":
-            # A connection from before that has not quite ended is no obstacle.
+            # An earlier connection that is still closing doesn't matter.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
@@ -77,8 +77,8 @@ def wanted_extras(workers):
 
 
 def install(extras):
-    """Install the extension and the example, unless just that is installed."""
-    # An environment can be neither moved nor used by another Python.
+    """Install the extension and the example, unless they are installed unchanged."""
+    # A virtual environment can't be moved, or used by another Python.
     environment = [str(ENVIRONMENT), sys.version]
     contents = [
         hashlib.sha256((folder / "pyproject.toml").read_bytes()).hexdigest()
@@ -120,13 +120,13 @@ def run(command):
 
 
 def clean_environ():
-    """The environment, without what would lead another Python, or Flask, somewhere else."""
+    """Return the environment without variables that would mislead another Python or Flask."""
     left_out = ("PYTHONHOME", "PYTHONPATH", "FLASK_APP", "FLASK_DEBUG", "GUNICORN_CMD_ARGS")
     return {name: value for name, value in os.environ.items() if name not in left_out}
 
 
 def serve(port, workers):
-    """Serve until it is ended; the exit code."""
+    """Serve until stopped, and return the exit code."""
     if workers is None:
         command = ["flask", "--app", "accounts", "run", "--no-debug"]
         command += ["--host", HOST, "--port", str(port)]
@@ -136,7 +136,7 @@ def serve(port, workers):
     command = [str(PYTHON), "-m", *command]
     if os.name == "nt":
         return subprocess.run(command, cwd=HERE, env=clean_environ()).returncode
-    # The server takes the place of this process, and gets its signals.
+    # The server replaces this process and receives its signals.
     os.chdir(HERE)
     return os.execve(command[0], command, clean_environ())
 

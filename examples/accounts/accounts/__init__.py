@@ -1,7 +1,7 @@
-"""How the app is put together.
+"""The application factory.
 
-Left to you: slowing down whoever guesses passwords (Flask-Limiter), and refusing the passwords that
-everybody uses (OWASP ASVS 5.0, 6.2.4).
+Not included: limiting password guesses (Flask-Limiter), and refusing common passwords (OWASP ASVS
+5.0, 6.2.4).
 """
 
 import os
@@ -21,14 +21,14 @@ MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 
 
 def create_app(settings=None):
-    """Make an app; ``settings`` go before what the environment says."""
+    """Create an app; ``settings`` override the environment."""
     folder = os.environ.get("ACCOUNTS_INSTANCE")
     app = Flask(__name__, instance_path=str(Path(folder).resolve()) if folder else None)
     Path(app.instance_path).mkdir(mode=0o700, parents=True, exist_ok=True)
     app.config.update(config.from_environ(Path(app.instance_path)))
     app.config.update(settings or {})
 
-    # Behind a proxy, wrap 'app.wsgi_app' into Werkzeug's ProxyFix, or everybody has its address.
+    # Behind a proxy, wrap 'app.wsgi_app' in Werkzeug's ProxyFix, or all visitors have its address.
     db.init_app(app)
     _prepare_sqlite(app)
     migrate.init_app(app, db, directory=str(MIGRATIONS), render_as_batch=True)
@@ -49,7 +49,7 @@ def create_app(settings=None):
 
 
 def _prepare_sqlite(app):
-    """Let readers not wait for writers, and foreign keys hold: SQLite does neither unless asked."""
+    """Make SQLite enforce foreign keys, and let readers work beside writers."""
     with app.app_context():
         engine = db.engine
     if engine.dialect.name != "sqlite":

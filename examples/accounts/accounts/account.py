@@ -1,4 +1,4 @@
-"""The account and its password. Where its owner is signed in, the registry's own page shows."""
+"""The account page and the password change. The registry's own page lists the sessions."""
 
 from flask import Blueprint, flash, redirect, render_template, url_for
 from flask_login import current_user, fresh_login_required, login_required

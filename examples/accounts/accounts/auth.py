@@ -1,4 +1,4 @@
-"""Signing up, in and out, and a forgotten password."""
+"""Signing up, signing in and out, and resetting a forgotten password."""
 
 import sqlalchemy as sa
 from flask import (
@@ -22,7 +22,7 @@ from .models import User
 
 blueprint = Blueprint("auth", __name__)
 
-#: What to say to somebody whose session was refused.
+#: What to tell a visitor whose session was rejected.
 REASONS = {
     "password_changed": "You were signed out because your password was changed on another device.",
     "revoked": "You were signed out from another device.",
@@ -42,7 +42,8 @@ def sign_up():
         try:
             db.session.commit()
         except sa.exc.IntegrityError:
-            # This tells who has an account. Where it must not, send a link to confirm the address.
+            # This reveals who has an account. To avoid that, send a confirmation link to the
+            # address.
             db.session.rollback()
             form.email.errors = ["There is an account with this address already."]
         else:
@@ -67,7 +68,7 @@ def sign_in():
             login_user(user, remember=form.remember.data)
             return redirect(_next())
     if form.is_submitted():
-        # One answer, whatever was wrong.
+        # The same message whatever was wrong.
         form.password.errors = ["There is no account with this address and password."]
         form.email.errors = ()
     return _page("auth/sign_in.html", form)
@@ -105,7 +106,7 @@ def reset_password(token):
         return redirect(url_for("auth.forgot_password"))
     form = NewPasswordForm()
     if form.validate_on_submit():
-        # All sessions of this user end with the password, but for the one it is changed in.
+        # The change ends all of the user's sessions except the one it is made in, so log out first.
         if current_user == user:
             logout_user()
         user.set_password(form.password.data)
@@ -122,12 +123,12 @@ def whoami():
 
 
 def tell_of_new_device(_app, user_session_id, user_id, new_device):
-    """Whoever has the password should not get in without its owner hearing of it."""
+    """Tell the owner, so that someone who knows the password can't get in unnoticed."""
     if not new_device:
         return
     user = db.session.get(User, user_id)
     device = next((row for row in sessions.active(user) if row.id == user_session_id), None)
-    # It may be over already: the password has changed meanwhile, say.
+    # It may have ended already: the password may have changed meanwhile.
     if device is not None:
         facts = {
             "time": device.created_at.strftime("%Y-%m-%d %H:%M UTC"),
@@ -155,8 +156,8 @@ def ask_to_sign_in():
 
 
 def _say_why_signed_out():
-    # Not to a request that was late, from before the session got a new id: this browser is signed
-    # in, and a message would cost it its session.
+    # Not for a late request from before a rotation: this browser is signed in, and saving a message
+    # would replace its session.
     if sessions.rejected not in (None, "rotated"):
         flash(_why_signed_out())
 
@@ -166,7 +167,7 @@ def _why_signed_out():
 
 
 def _problem(status, title):
-    """An answer to a program (RFC 9457), with the reason in a word that it can rely on."""
+    """Return a problem for a program (RFC 9457), with a machine-readable reason."""
     problem = {"status": status, "title": title}
     if sessions.rejected is not None:
         problem |= {"reason": sessions.rejected, "detail": _why_signed_out()}
@@ -180,9 +181,9 @@ def _is_remembered():
 
 
 def _next():
-    """Where the visitor wanted to go, if that is a page of this app."""
+    """Return the page that the visitor wanted, if it belongs to this app."""
     target = request.args.get("next", "")
-    # Browsers take a backslash for a slash, and skip control characters: '/\t/elsewhere.example'.
+    # Browsers read a backslash as a slash and skip control characters: '/\t/elsewhere.example'.
     is_path = target.startswith("/") and not target.startswith("//")
     if is_path and "\\" not in target and target.isprintable():
         return target
@@ -190,7 +191,7 @@ def _next():
 
 
 def _link(endpoint, **values):
-    """A link for a mail, to the host that the browser asked for: one of ``TRUSTED_HOSTS``."""
+    """Return a link for a mail, to the requested host: one of ``TRUSTED_HOSTS``."""
     scheme = current_app.config["PREFERRED_URL_SCHEME"]
     return url_for(endpoint, **values, _external=True, _scheme=scheme)
 

@@ -1,4 +1,4 @@
-"""``flask --app accounts seed``: somebody to try the app with."""
+"""``flask --app accounts seed`` creates users to try the app with."""
 
 import click
 from flask.cli import with_appcontext
@@ -15,7 +15,7 @@ USERS = (
 @click.command()
 @with_appcontext
 def seed():
-    """Create two users, unless they are there."""
+    """Create two users, unless they exist."""
     for email, name, password in USERS:
         user = User.with_email(email)
         if user is None:

@@ -1,19 +1,19 @@
-"""What does the environment say?
+"""Read the app's configuration from the environment.
 
 ========================  =======================================================================
 ``DATABASE_URL``          the database; otherwise SQLite, in the instance folder
 ``REDIS_URL``             where sessions are kept; otherwise in files, in the instance folder
-``SECRET_KEY``            otherwise made once, and kept in the instance folder
-``HTTPS``                 ``1`` where the app is served over HTTPS: cookies are for HTTPS only
-``TRUSTED_HOSTS``         the app's names, with commas between them; otherwise this machine's
-                          own. Flask 3.0 asks for none
+``SECRET_KEY``            otherwise generated once, and kept in the instance folder
+``HTTPS``                 ``1`` if the app is served over HTTPS: cookies are for HTTPS only
+``TRUSTED_HOSTS``         the app's host names, separated by commas; otherwise this machine's
+                          own. Flask 3.0 ignores them
 ``ACCOUNTS_INSTANCE``     another instance folder
 ``MAIL_SERVER``           the server that sends mail; otherwise mail is shown on the terminal
 ``MAIL_PORT``             its port; otherwise 25, and 587 with TLS
-``MAIL_USE_TLS``          ``1`` where it wants STARTTLS
-``MAIL_USERNAME``         what to sign in with there, if it wants that
-``MAIL_PASSWORD``         the same
-``MAIL_DEFAULT_SENDER``   the address that mail comes from; needed with a server
+``MAIL_USE_TLS``          ``1`` if it requires STARTTLS
+``MAIL_USERNAME``         the login for it, if it requires one
+``MAIL_PASSWORD``         its password
+``MAIL_DEFAULT_SENDER``   the sender's address; required with a server
 ========================  =======================================================================
 """
 
@@ -24,7 +24,7 @@ import tempfile
 from datetime import timedelta
 from pathlib import Path
 
-# The driver to use where a URL names only the database.
+# The driver to use if a URL names only the database.
 DRIVERS = {
     "postgres": "postgresql+psycopg",
     "postgresql": "postgresql+psycopg",
@@ -34,16 +34,16 @@ DRIVERS = {
 
 
 def from_environ(instance):
-    """The app's configuration. ``instance`` is a folder that exists."""
+    """Return the app's configuration. ``instance`` is an existing folder."""
     https = os.environ.get("HTTPS") == "1"
     hosts = os.environ.get("TRUSTED_HOSTS") or "localhost,127.0.0.1"
     return {
         "SECRET_KEY": os.environ.get("SECRET_KEY") or _kept_secret(instance / "secret_key"),
-        # The link that resets a password is made with the host that the browser asked for.
+        # The password reset link is made with the host of the request.
         "TRUSTED_HOSTS": [host.strip() for host in hosts.split(",")],
         "PREFERRED_URL_SCHEME": "https" if https else "http",
         "MAX_CONTENT_LENGTH": 64 * 1024,
-        # The session ends with the browser, or after so long without a request…
+        # The session ends with the browser, or after this long without a request…
         "SESSION_PERMANENT": False,
         "PERMANENT_SESSION_LIFETIME": timedelta(hours=12),
         "SESSION_COOKIE_HTTPONLY": True,
@@ -54,7 +54,7 @@ def from_environ(instance):
         "REMEMBER_COOKIE_HTTPONLY": True,
         "REMEMBER_COOKIE_SAMESITE": "Lax",
         "REMEMBER_COOKIE_SECURE": https,
-        # A form is good for as long as its session.
+        # A form is valid as long as its session.
         "WTF_CSRF_TIME_LIMIT": None,
         "SESSION_REGISTRY_BASE_TEMPLATE": "base.html",
         **_database(instance),
@@ -82,7 +82,7 @@ def _session_store(instance):
         return {"SESSION_TYPE": "redis", "SESSION_REDIS": redis.from_url(url)}
     from cachelib import FileSystemCache
 
-    # An absolute path, the same for every process; no threshold, above which sessions get lost.
+    # An absolute path, the same for every process. A threshold would lose sessions.
     folder = str(instance / "sessions")
     return {
         "SESSION_TYPE": "cachelib",
@@ -109,12 +109,12 @@ def _mail():
 
 
 def _kept_secret(path: Path) -> str:
-    """The secret in this file; made at the first call, of however many processes at once."""
+    """Return the secret in this file. The first call creates it, even with concurrent processes."""
     if not path.exists():
         handle, draft = tempfile.mkstemp(dir=path.parent)  # readable by its owner only
         with os.fdopen(handle, "w") as file:
             file.write(secrets.token_hex(32))
-        # All or nothing: only one process gets to make it, and none sees half of it.
+        # Atomic: only one process can create it, and none sees half of it.
         with contextlib.suppress(FileExistsError):
             os.link(draft, path)
         Path(draft).unlink()

@@ -1,4 +1,4 @@
-"""What the visitor sees when something is wrong."""
+"""Error pages."""
 
 from flask import render_template
 from flask_wtf.csrf import CSRFError
@@ -10,7 +10,7 @@ def register(app):
 
 
 def _show(error):
-    # Asked for under another name, the app doesn't know its own addresses.
+    # Under an untrusted host name, the app can't build its own URLs.
     if error.response is not None or isinstance(error, SecurityError):
         return error
     text = error.description

@@ -1,4 +1,4 @@
-"""The extensions, before there is an app."""
+"""The extensions, created before the app."""
 
 from flask_login import LoginManager
 from flask_migrate import Migrate
@@ -11,7 +11,7 @@ from flask_session_registry import SessionRegistry
 
 
 class Base(DeclarativeBase):
-    # Constraints with names, so that a migration can change them on every database.
+    # Named constraints, so that a migration can change them on every database.
     metadata = MetaData(
         naming_convention={
             "ix": "ix_%(column_0_label)s",

@@ -1,10 +1,10 @@
-"""What may be entered."""
+"""The forms and their limits."""
 
 from flask_wtf import FlaskForm
 from wtforms import BooleanField, EmailField, PasswordField, StringField
 from wtforms.validators import EqualTo, InputRequired, Length, Regexp
 
-# What browsers take for an address, with a dot in its domain.
+# What browsers accept as an address, with a dot in its domain.
 _EMAIL = r"[a-z0-9.!#$%&'*+/=?^_`{|}~-]+@[a-z0-9-]+(\.[a-z0-9-]+)+\Z"
 _TEXT = r"[^\x00-\x1f\x7f-\x9f]*\Z"
 
@@ -25,7 +25,7 @@ def _email_field():
 
 
 def _password_field(label):
-    """For a password that there is already."""
+    """Return a field for an existing password."""
     return PasswordField(
         label,
         validators=[
@@ -37,7 +37,7 @@ def _password_field(label):
 
 
 class NewPasswordForm(FlaskForm):
-    """A new password, exactly as it is entered. OWASP ASVS 5.0, 6.2: long, no composition rules."""
+    """A new password, exactly as entered. OWASP ASVS 5.0, 6.2: long, no composition rules."""
 
     password = PasswordField(
         "New password",

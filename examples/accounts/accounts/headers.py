@@ -1,4 +1,4 @@
-"""What every answer tells the browser."""
+"""Response headers."""
 
 from flask import current_app, request
 
@@ -11,11 +11,11 @@ def protect(response):
         " frame-ancestors 'none'",
     )
     headers.setdefault("X-Content-Type-Options", "nosniff")
-    # The link that resets a password is a secret. (Not 'no-referrer': on HTTPS, Flask-WTF looks at
+    # The link that resets a password is a secret. (Not 'no-referrer': on HTTPS, Flask-WTF checks
     # where a form came from.)
     headers.setdefault("Referrer-Policy", "same-origin")
     if request.endpoint != "static":
-        # Every page has a token in it, and some are for one pair of eyes.
+        # Every page contains a token, and some are private.
         headers.setdefault("Cache-Control", "no-store")
     if current_app.config["SESSION_COOKIE_SECURE"]:
         headers.setdefault("Strict-Transport-Security", "max-age=31536000")

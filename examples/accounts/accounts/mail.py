@@ -1,11 +1,11 @@
-"""How does a mail get to somebody?
+"""Sending mail.
 
-By the server of the configuration; where there is none, mail is shown on the terminal. It is sent
-in the background: nobody waits for a server that is slow, or down, and an answer that took longer
-for the addresses that exist would tell which do.
+Mail goes through the configured server; without one, it is shown on the terminal. It is sent in the
+background, so that no response waits for a server that is slow or down. A response that took longer
+for existing addresses would also reveal which exist.
 
-A mail that can't be sent is logged, and lost. So is one that is under way when the process ends.
-Where that won't do, hand it to a queue of jobs here.
+A mail that can't be sent is logged and lost. So is a mail in progress when the process ends. If
+that isn't enough, hand it to a job queue here.
 """
 
 import smtplib
@@ -16,12 +16,12 @@ import click
 from flask import Flask, current_app
 from flask_mail import Connection, Message
 
-#: How many seconds the server may take for each of its answers.
+#: The most seconds that the server may take for each of its answers.
 TIMEOUT = 10
 
 
 def send(recipient: str, *, subject: str, text: str, html: str | None = None) -> None:
-    """Returns at once. What becomes of the mail is at most logged."""
+    """Send in the background and return at once. A failure is only logged."""
     app = current_app._get_current_object()
     if not app.config["MAIL_SERVER"]:
         click.echo(f"\nMail to {recipient}:\n{text}\n", err=True)
@@ -36,7 +36,7 @@ def _deliver(app: Flask, message: Message) -> None:
             with _Connection(app.extensions["mail"]) as connection:
                 connection.send(message)
         except Exception as error:
-            # Only the kind of the error: its text may name the recipient, or be the mail itself.
+            # Only the kind of the error: its text may contain the recipient or the mail itself.
             app.logger.error(  # noqa: TRY400
                 "A mail was not sent, because of '%s'. Look at the 'MAIL_' variables, and at what"
                 " the mail server has logged.",
@@ -45,7 +45,7 @@ def _deliver(app: Flask, message: Message) -> None:
 
 
 class _Connection(Connection):
-    """Flask-Mail's own waits for ever, takes any certificate, and prints all when debugging."""
+    """Flask-Mail's connection, but with a timeout, verified certificates and no debug output."""
 
     def configure_host(self) -> smtplib.SMTP:
         server = smtplib.SMTP(self.mail.server, self.mail.port, timeout=TIMEOUT)
@@ -55,7 +55,7 @@ class _Connection(Connection):
             if self.mail.username and self.mail.password:
                 server.login(self.mail.username, self.mail.password)
         except Exception:
-            # Or it would stay open: the error holds on to it, and is in no hurry to be collected.
+            # Otherwise it stays open, because the error keeps a reference to it.
             server.close()
             raise
         return server

@@ -1,4 +1,4 @@
-"""Who can sign in."""
+"""The user model."""
 
 import functools
 
@@ -25,9 +25,9 @@ class User(UserMixin, db.Model):
 
     @classmethod
     def authenticate(cls, email: str, password: str) -> "User | None":
-        """The user with this address and this password.
+        """Return the user with this address and password.
 
-        Takes as long for an address that nobody has, so that the time doesn't tell.
+        Takes as long for an unknown address, so that the time doesn't reveal it.
         """
         user = cls.with_email(email)
         if user is None:
@@ -43,13 +43,13 @@ class User(UserMixin, db.Model):
 
     @property
     def is_password_hash_outdated(self) -> bool:
-        """Whether Werkzeug would hash a password in another way by now."""
+        """Whether Werkzeug would hash a password in another way now."""
         return _method(self.password_hash) != _method(_hash_of_nobody())
 
 
 @login_manager.user_loader
 def load_user(user_id: str) -> User | None:
-    # By primary key: the registry has just loaded this user, so no statement is run for it.
+    # By primary key: the registry has just loaded this user, so this runs no statement.
     return db.session.get(User, int(user_id)) if user_id.isdecimal() else None
 
 

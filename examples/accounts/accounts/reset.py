@@ -1,7 +1,7 @@
-"""Does this link reset a password, and whose?
+"""Tokens that reset a forgotten password.
 
-It holds who it is for and a piece of the fingerprint of the password that was forgotten. So it
-stops working when it has been used, or the password changed in another way.
+A token holds its user and a piece of the fingerprint of the forgotten password. So it stops working
+once it was used, or when the password changed in another way.
 """
 
 import hashlib
@@ -21,12 +21,12 @@ def make_token(user: User) -> str:
 
 
 def find_user(token: str) -> User | None:
-    """The user whose password the token may set; it is good for an hour, and once."""
+    """Return the user whose password the token may set. It is valid for an hour, and once."""
     try:
         user_id, fingerprint = _serializer().loads(token, max_age=HOUR)
     except BadData:
         return None
-    # Of two requests with one token the second waits here, where the database has such locks.
+    # Of two requests with one token, the second waits here, if the database has row locks.
     user = db.session.get(User, user_id, populate_existing=True, with_for_update=True)
     if user is None or not hmac.compare_digest(_fingerprint(user), fingerprint):
         return None

@@ -1,4 +1,4 @@
-"""How Alembic runs here: Flask-Migrate's template, without what this app doesn't need."""
+"""Run Alembic: Flask-Migrate's template, without the parts that this app doesn't need."""
 
 import logging
 from logging.config import fileConfig
@@ -9,7 +9,7 @@ from flask import current_app
 config = context.config
 logger = logging.getLogger("alembic.env")
 
-# Where a server, or a test, has set logging up already, it stays as it is.
+# Keep the logging that a server or a test has already configured.
 if not logging.getLogger().handlers:
     fileConfig(config.config_file_name, disable_existing_loggers=False)
 
@@ -19,14 +19,14 @@ metadata = migrate.db.metadatas[None]
 
 
 def leave_out_empty(_context, _revision, directives):
-    """Make no revision where nothing has changed."""
+    """Create no revision if nothing has changed."""
     if getattr(config.cmd_opts, "autogenerate", False) and directives[0].upgrade_ops.is_empty():
         directives[:] = []
         logger.info("No changes in schema detected.")
 
 
 def run_offline():
-    """Print the SQL, without a connection."""
+    """Print the SQL without a connection."""
     context.configure(
         url=engine.url.render_as_string(hide_password=False),
         target_metadata=metadata,
@@ -41,15 +41,15 @@ def run_online():
     is_sqlite = engine.dialect.name == "sqlite"
     with engine.connect() as connection:
         if is_sqlite:
-            # It changes a table by making a new one and dropping the old, and with foreign keys on
-            # that would take the users out of all their sessions.
+            # Alembic changes a SQLite table by creating a new one and dropping the old one. With
+            # foreign keys on, that would set the user of every session to NULL.
             connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
             connection.commit()
         context.configure(connection=connection, target_metadata=metadata, **options)
         with context.begin_transaction():
             context.run_migrations()
         if is_sqlite:
-            # The next one to use it gets a new connection, with foreign keys on.
+            # The next user of this connection gets a new one, with foreign keys on.
             connection.invalidate()
 
 

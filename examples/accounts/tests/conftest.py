@@ -14,13 +14,13 @@ from accounts.cli import USERS
 from accounts.extensions import db
 
 DATABASE = "accounts.sqlite"
-#: What the app reads from its environment.
+#: The environment variables that the app reads.
 VARIABLES = ("DATABASE_URL", "REDIS_URL", "SECRET_KEY", "HTTPS", "TRUSTED_HOSTS", "MAIL_SERVER")
 VARIABLES += ("MAIL_PORT", "MAIL_USE_TLS", "MAIL_USERNAME", "MAIL_PASSWORD", "MAIL_DEFAULT_SENDER")
 
 
 class Browser:
-    """A browser with a name: it keeps its cookies, and sends the token of the page it is on."""
+    """A named browser that keeps its cookies and sends the token of its current page."""
 
     def __init__(self, app, name):
         self.client = app.test_client()
@@ -35,7 +35,7 @@ class Browser:
         return self.client.post(path, data=fields, follow_redirects=follow_redirects)
 
     def sign_in(self, email=None, password=None, *, remember=False, at="/signin"):
-        """As the first of the two users of the seed, if nobody else is named."""
+        """Sign in, by default as the first user of the seed."""
         passwords = {email: password for email, _, password in USERS}
         email = email or USERS[0][0]
         fields = {"email": email, "password": password or passwords[email]}
@@ -48,7 +48,7 @@ class Browser:
         return self.post("/account/password", fields, on="/account/password")
 
     def close(self):
-        """Close the window: the browser forgets the session, and keeps what it remembers."""
+        """Close the window: the browser drops the session and keeps the "remember me" cookies."""
         self.client.delete_cookie("session")
 
     def steal_cookies(self, other):
@@ -65,7 +65,7 @@ class Browser:
 
 @pytest.fixture(scope="session")
 def seeded(tmp_path_factory):
-    """A database as the migrations make it, with the users of the seed."""
+    """Return a migrated database with the users of the seed."""
     folder = tmp_path_factory.mktemp("seeded")
     with pytest.MonkeyPatch.context() as monkeypatch, made_app(folder, monkeypatch) as app:
         with app.app_context():
@@ -76,7 +76,7 @@ def seeded(tmp_path_factory):
 
 @pytest.fixture
 def environ():
-    """What the app finds in its environment."""
+    """Set the app's environment variables."""
     return {}
 
 
@@ -102,7 +102,7 @@ def made_app(folder, monkeypatch, **environ):
 
 @pytest.fixture
 def open_browser(app):
-    """Open another browser, with a name: ``open_browser("Edge")``."""
+    """Return a function that opens another named browser: ``open_browser("Edge")``."""
     return lambda name: Browser(app, name)
 
 

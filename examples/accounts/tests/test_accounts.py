@@ -21,7 +21,7 @@ PAGE = "/account/sessions/"
 
 
 def devices(browser):
-    """The devices on the page of sessions, by name: the path that ends each, or None."""
+    """Return the devices on the sessions page: by name, the path that ends each, or None."""
     items = re.findall(r"<li\b.*?</li>", browser.get(PAGE).text, re.DOTALL)
     found = [(re.search(r"<h2><bdi>(\w+)", item), item) for item in items]
     paths = {name[1]: re.search(r'action="([^"]+)"', item) for name, item in found if name}
@@ -57,7 +57,7 @@ def link_in(mail):
 
 
 def test_sign_up_signs_in(firefox):
-    """A new user is signed in, and sees this device on the account page."""
+    """A new user is signed in and sees this device on the account page."""
     sign_up(firefox, email=" Cleo@Example.COM ")
     assert devices(firefox) == {"Firefox": None}
     assert firefox.user == "cleo@example.com"
@@ -80,7 +80,7 @@ def test_sign_up_signs_in(firefox):
     ],
 )
 def test_sign_up_says_what_is_wrong(firefox, fields, message):
-    """What can't be used is said beside its field, and nobody is signed up."""
+    """Invalid input is explained beside its field, and no account is created."""
     page = sign_up(firefox, **fields)
     assert page.status_code == 422
     assert message in page.text
@@ -90,8 +90,8 @@ def test_sign_up_says_what_is_wrong(firefox, fields, message):
 @pytest.mark.parametrize(
     "password", ["12345678", "x" * 128, "   space   ", "pass\x00word", "pässwörd🙂"]
 )
-def test_any_password_that_is_long_enough_will_do(firefox, chrome, password):
-    """From 8 to 128 characters, whatever they are; it is taken exactly as entered."""
+def test_any_long_enough_password_works(firefox, chrome, password):
+    """Any password from 8 to 128 characters works, and is taken exactly as entered."""
     sign_up(firefox, password=password, repeated=password)
     chrome.sign_in("cleo@example.com", password[:-1])
     assert chrome.user is None
@@ -103,13 +103,13 @@ def test_any_password_that_is_long_enough_will_do(firefox, chrome, password):
 
 
 def test_sign_in(firefox, chrome):
-    """The right password signs this browser in, and no other."""
+    """The right password signs in this browser and no other."""
     firefox.sign_in(" Ann@Example.com ", PASSWORD)
     assert (firefox.user, chrome.user) == (ANN, None)
 
 
 def test_wrong_password_and_unknown_address_get_the_same_answer(firefox):
-    """A visitor does not learn which addresses have an account."""
+    """A visitor can't find out which addresses have an account."""
 
     def answer(email, password):
         page = firefox.sign_in(email, password)
@@ -125,7 +125,7 @@ def test_wrong_password_and_unknown_address_get_the_same_answer(firefox):
 
 
 def test_sign_in_leads_to_the_page_asked_for(firefox):
-    """Who asks for a page without being signed in gets it after signing in."""
+    """A visitor who requests a page anonymously lands on it after signing in."""
     asked = firefox.client.get("/account/password?from=mail")
     response = firefox.post(
         asked.location,
@@ -152,7 +152,7 @@ def test_sign_in_leads_to_the_page_asked_for(firefox):
     ],
 )
 def test_sign_in_leads_to_no_other_site(firefox, target):
-    """A link that signs in and then leads elsewhere leads to the account instead."""
+    """A sign-in link that leads to another site leads to the account instead."""
     response = firefox.client.post(
         "/signin",
         query_string={"next": target},
@@ -166,13 +166,13 @@ def test_sign_in_leads_to_no_other_site(firefox, target):
 
 
 def test_signed_in_visitor_does_not_sign_in_again(firefox):
-    """The page to sign in leads on who is signed in already."""
+    """The sign-in page redirects a visitor who is already signed in."""
     firefox.sign_in()
     assert firefox.client.get("/signin?next=/account/password").location == "/account/password"
 
 
 def test_outdated_hash_is_renewed_and_nobody_signed_out(app, firefox, chrome):
-    """A login replaces a hash of an older kind; other browsers of the user stay signed in."""
+    """A login replaces an outdated hash, and the user's other browsers stay signed in."""
 
     def set_outdated_hash():
         user = User.with_email(ANN)
@@ -190,7 +190,7 @@ def test_outdated_hash_is_renewed_and_nobody_signed_out(app, firefox, chrome):
 
 
 def test_sign_out_ends_copies_too(firefox, open_browser):
-    """A copy of the cookie from before signing out is worth nothing."""
+    """After signing out, a copy of the earlier cookie is worthless."""
     firefox.sign_in(remember=True)
     copy = open_browser("Copy")
     copy.steal_cookies(firefox)
@@ -201,7 +201,7 @@ def test_sign_out_ends_copies_too(firefox, open_browser):
 
 
 def test_signing_out_takes_a_post_with_a_token(firefox):
-    """Another site can sign nobody out: neither by a link, nor by a form."""
+    """Another site can't sign anyone out, by a link or by a form."""
     firefox.sign_in()
     assert firefox.get("/signout").status_code == 405
     assert firefox.client.post("/signout").status_code == 400
@@ -212,7 +212,7 @@ def test_signing_out_takes_a_post_with_a_token(firefox):
 
 
 def test_remembered_browser_comes_back(firefox, chrome):
-    """With "remember me" a browser is still signed in after its window was closed."""
+    """With "remember me", a browser is still signed in after its window was closed."""
     firefox.sign_in(remember=True)
     chrome.sign_in()
     firefox.close()
@@ -221,14 +221,14 @@ def test_remembered_browser_comes_back(firefox, chrome):
 
 
 def test_remembered_browser_stays_one_device(firefox):
-    """Coming back does not add a line to the list of devices."""
+    """A remembered browser that comes back doesn't add a device to the list."""
     firefox.sign_in(remember=True)
     firefox.close()
     assert devices(firefox) == {"Firefox": None}
 
 
 def test_remembered_browser_gives_the_password_before_changing_it(firefox):
-    """Who was only remembered signs in again to change the password, and lands there."""
+    """A remembered browser must sign in again to change the password, and then lands there."""
     firefox.sign_in(remember=True)
     firefox.close()
     page = firefox.get("/account/password")
@@ -244,7 +244,7 @@ def test_remembered_browser_gives_the_password_before_changing_it(firefox):
 
 
 def test_changed_password_signs_out_the_others_only(firefox, chrome):
-    """After Chrome changes the password, Firefox is anonymous at its next request."""
+    """After Chrome changes the password, Firefox's next request is anonymous."""
     firefox.sign_in()
     chrome.sign_in()
     page = chrome.change_password(PASSWORD, NEW)
@@ -259,7 +259,7 @@ def test_changed_password_signs_out_the_others_only(firefox, chrome):
 
 @pytest.mark.parametrize("path", ["/account", "/signin"])
 def test_changed_password_ends_remembered_browsers(firefox, chrome, path):
-    """A "remember me" cookie from before the change does not sign in again, and is told why."""
+    """A "remember me" cookie from before a password change no longer signs in, and says why."""
     firefox.sign_in(remember=True)
     chrome.sign_in(remember=True)
     chrome.change_password(PASSWORD, NEW)
@@ -272,13 +272,13 @@ def test_changed_password_ends_remembered_browsers(firefox, chrome, path):
 
 
 def test_changed_password_ends_stolen_cookies(chrome, open_browser):
-    """A copy of this browser's cookies, from before, is worth nothing, and gets no new ones."""
+    """A copy of this browser's earlier cookies is worthless and gets no new ones."""
     chrome.sign_in(remember=True)
     copy = open_browser("Copy")
     copy.steal_cookies(chrome)
     chrome.change_password(PASSWORD, NEW)
-    # A request of this very browser may be as late, and what it is given would take the place of
-    # the cookies from the change.
+    # A late request of this very browser could look the same, and new cookies in its response would
+    # replace those of the change.
     answer = copy.client.get("/account")
     assert answer.location == "/signin?next=/account"
     assert answer.headers.getlist("Set-Cookie") == []
@@ -297,7 +297,7 @@ def test_changed_password_says_why(firefox, chrome):
 
 
 def test_program_is_told_why(firefox, chrome):
-    """A client that asks for JSON gets a 401 with a reason that it can rely on."""
+    """A client that asks for JSON gets a 401 with a machine-readable reason."""
     asks = {"headers": {"Accept": "application/json"}}
     answer = firefox.client.get("/account", **asks)
     assert (answer.status_code, answer.json) == (401, {"status": 401, "title": "Please sign in."})
@@ -313,7 +313,7 @@ def test_program_is_told_why(firefox, chrome):
 
 
 def test_mail_about_a_new_device(firefox, chrome, capsys):
-    """The owner hears of a device that was never seen before, and of no other."""
+    """The owner is mailed about a device never seen before, and about no other."""
     firefox.sign_in()
     mail = capsys.readouterr().err
     assert f"Mail to {ANN}" in mail
@@ -336,7 +336,7 @@ def test_mail_about_a_new_device(firefox, chrome, capsys):
     ],
 )
 def test_refused_change_signs_nobody_out(firefox, chrome, fields, message):
-    """A form that is refused changes nothing on any device."""
+    """A rejected password change affects no device."""
     firefox.sign_in()
     chrome.sign_in()
     form = {"current": PASSWORD, "password": NEW, "repeated": NEW, **fields}
@@ -350,7 +350,7 @@ def test_refused_change_signs_nobody_out(firefox, chrome, fields, message):
 
 
 def test_forgotten_password(firefox, chrome, capsys):
-    """The link sets a new password, ends every session, and signs nobody in."""
+    """The reset link sets a new password, ends every session and signs in nobody."""
     firefox.sign_in(remember=True)
     forget(chrome)
     link = link_in(capsys.readouterr().err)
@@ -365,7 +365,7 @@ def test_forgotten_password(firefox, chrome, capsys):
 
 
 def test_reset_ends_the_session_it_is_done_in(firefox, capsys):
-    """Who opens the link while signed in is signed out as well."""
+    """Resetting the password while signed in ends that session too."""
     firefox.sign_in(remember=True)
     forget(firefox)
     link = link_in(capsys.readouterr().err)
@@ -376,7 +376,7 @@ def test_reset_ends_the_session_it_is_done_in(firefox, capsys):
 
 
 def test_unknown_address_gets_the_same_answer_and_no_mail(firefox, capsys):
-    """A visitor does not learn from a forgotten password who has an account."""
+    """A visitor can't find out from a password reset who has an account."""
     known = forget(firefox).text
     assert ANN in capsys.readouterr().err
     unknown = forget(firefox, "nobody@example.com").text
@@ -386,7 +386,7 @@ def test_unknown_address_gets_the_same_answer_and_no_mail(firefox, capsys):
 
 
 def test_link_works_once(firefox, chrome, capsys):
-    """A link that was used, or is older than a change of the password, is refused."""
+    """A reset link that was used, or is older than a password change, is refused."""
     forget(chrome)
     link = link_in(capsys.readouterr().err)
     chrome.post(link, {"password": NEW, "repeated": NEW}, on=link)
@@ -397,7 +397,7 @@ def test_link_works_once(firefox, chrome, capsys):
 
 
 def test_link_works_for_an_hour(firefox, capsys, monkeypatch):
-    """After an hour the link is refused."""
+    """After an hour, a reset link is refused."""
     forget(firefox)
     link = link_in(capsys.readouterr().err)
 
@@ -415,13 +415,13 @@ def test_link_works_for_an_hour(firefox, capsys, monkeypatch):
 
 @pytest.mark.parametrize("token", ["x", "a.b.c", "é", "%00", "W10.aaaaaa.bbb", "x" * 5000])
 def test_wrong_link_is_refused(firefox, token):
-    """Whatever is no token of ours leads to the page that makes one."""
+    """An invalid reset link leads to the page that sends a new one."""
     assert firefox.get(f"/reset/{token}").request.path == "/forgot"
 
 
 @pytest.mark.skipif("TRUSTED_HOSTS" not in Flask.default_config, reason="it came with Flask 3.1")
 def test_link_names_no_other_host(firefox):
-    """Nobody can have a link mailed that leads to a host of their own: that host is not served."""
+    """A request with a forged host gets no reset link mailed: that host is not served."""
     assert firefox.get("/forgot", headers={"Host": "localhost:8000"}).status_code == 200
     assert firefox.get("/forgot", headers={"Host": "evil.example"}).status_code == 400
 
@@ -430,7 +430,7 @@ def test_link_names_no_other_host(firefox):
 
 
 def test_page_lists_devices(firefox, chrome):
-    """Each signed-in browser is listed, this one first and marked, under one heading."""
+    """Each signed-in browser is listed under one heading, this one first and marked."""
     firefox.sign_in()
     chrome.sign_in()
     page = chrome.get("/account")
@@ -441,7 +441,7 @@ def test_page_lists_devices(firefox, chrome):
 
 
 def test_ending_one_session(firefox, chrome, open_browser):
-    """The button beside a device signs out that one, and says so there."""
+    """The button beside a device signs out that device and confirms it."""
     edge = open_browser("Edge")
     for browser in (firefox, chrome, edge):
         browser.sign_in(remember=True)
@@ -452,7 +452,7 @@ def test_ending_one_session(firefox, chrome, open_browser):
 
 
 def test_ending_all_others(firefox, chrome, open_browser):
-    """One button signs out every other device of this user, and nobody else."""
+    """One button signs out the user's other devices, and nobody else."""
     bobs = open_browser("Edge")
     bobs.sign_in(BOB)
     firefox.sign_in()
@@ -463,7 +463,7 @@ def test_ending_all_others(firefox, chrome, open_browser):
 
 
 def test_ending_everything(firefox, chrome):
-    """One button signs out here, too, and it is said where to sign in again."""
+    """One button signs out all devices, including this one, and leads to the sign-in page."""
     firefox.sign_in()
     chrome.sign_in(remember=True)
     page = chrome.post(f"{PAGE}revoke-all", on=PAGE)
@@ -472,8 +472,8 @@ def test_ending_everything(firefox, chrome):
     assert (firefox.user, chrome.user) == (None, None)
 
 
-def test_ending_takes_a_password_given_not_long_ago(app, firefox, chrome):
-    """An old session throws nobody out; its owner gives the password, and goes on."""
+def test_ending_takes_a_recent_password(app, firefox, chrome):
+    """A session whose sign-in is too old must give the password before it can end others."""
     firefox.sign_in()
     chrome.sign_in()
     path = devices(chrome)["Firefox"]
@@ -498,7 +498,7 @@ FORMS = ["/signup", "/signin", "/forgot"]
 
 @pytest.mark.parametrize("path", FORMS)
 def test_form_without_token_is_refused(firefox, path):
-    """Without the token of the page no form is looked at."""
+    """A form without the page's token is refused."""
     page = firefox.client.post(path, data={"email": ANN, "password": PASSWORD})
     assert page.status_code == 400
     assert "load it again" in page.text
@@ -507,7 +507,7 @@ def test_form_without_token_is_refused(firefox, path):
 @pytest.mark.parametrize("path", FORMS)
 @pytest.mark.parametrize("value", [None, "", "\x00", "\x00@\x00.\x00", "é" * 1000, "x" * 10_000])
 def test_bad_input_is_refused(app, firefox, path, value):
-    """Missing fields, NUL characters, too much of anything: refused, and no error of ours."""
+    """Missing fields, NUL characters and excessive lengths are refused without a server error."""
     names = ("email", "name", "password", "repeated", "remember", "current")
     fields = {} if value is None else dict.fromkeys(names, value)
     app.testing = False
@@ -524,16 +524,16 @@ def test_bad_input_is_refused(app, firefox, path, value):
         (b"--x\r\nnonsense", "multipart/form-data; boundary=x", 400),
     ],
 )
-def test_body_that_is_no_form_is_refused(app, firefox, body, type, status):
-    """What is too long, or no form, is the sender's mistake."""
+def test_body_that_is_not_a_form_is_refused(app, firefox, body, type, status):
+    """A body that is too long or not a form is a client error."""
     app.testing = False
     response = firefox.client.post("/signin", data=body, content_type=type)
     assert response.status_code == status
 
 
 @pytest.mark.parametrize("value", ["x", "\\000", "é", '"', "a.b.c", "x" * 4000])
-def test_cookies_that_are_none_of_ours(app, firefox, value):
-    """A browser with nonsense in its cookies is a visitor like any other."""
+def test_invalid_cookies(app, firefox, value):
+    """A browser with invalid cookies is an ordinary visitor."""
     app.testing = False
     firefox.client.set_cookie("session", value)
     firefox.client.set_cookie("remember_token", value)
@@ -542,12 +542,12 @@ def test_cookies_that_are_none_of_ours(app, firefox, value):
     assert firefox.get("/account").request.path == "/signin"
 
 
-# -- what stands around it ---------------------------------------------------------------------
+# -- hardening ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/signin", "/account", PAGE, "/nowhere", "/reset/x"])
 def test_every_page_protects_itself(firefox, path):
-    """No foreign scripts, no frames, no referrer, and nothing kept in a cache."""
+    """Responses forbid foreign scripts, frames, referrers and caching."""
     firefox.sign_in()
     headers = firefox.client.get(path).headers
     assert "default-src 'self'" in headers["Content-Security-Policy"]
@@ -557,7 +557,7 @@ def test_every_page_protects_itself(firefox, path):
 
 
 def test_pages_need_nothing_that_the_policy_forbids(firefox):
-    """No page has a script, or a style, within it."""
+    """No page contains an inline script or style."""
     pages = [firefox.get(path).text for path in ("/signin", "/signup", "/forgot", "/nowhere")]
     firefox.sign_in()
     pages += [firefox.get(path).text for path in ("/account", "/account/password", PAGE)]
@@ -567,7 +567,7 @@ def test_pages_need_nothing_that_the_policy_forbids(firefox):
 
 @pytest.mark.parametrize("https", [False, True])
 def test_cookies_are_for_the_server_only(app, firefox, monkeypatch, https):
-    """Scripts don't see the cookies, other sites don't send them; on HTTPS nor does plain HTTP."""
+    """Scripts can't read the cookies and other sites don't send them; HTTPS ones stay on HTTPS."""
     monkeypatch.setenv("HTTPS", "1" if https else "")
     app.config.update(config.from_environ(Path(app.instance_path)))
     url = "https://localhost/signin" if https else "http://localhost/signin"
@@ -594,7 +594,7 @@ def test_cookies_are_for_the_server_only(app, firefox, monkeypatch, https):
 
 
 def test_processes_that_start_together_agree_on_the_secret(tmp_path):
-    """The first one to make the secret wins, and nobody else may read it."""
+    """Processes that start together share one secret, which only its owner can read."""
     path = tmp_path / "secret_key"
     with ThreadPoolExecutor(8) as pool:
         made = set(pool.map(config._kept_secret, [path] * 64))
@@ -605,7 +605,7 @@ def test_processes_that_start_together_agree_on_the_secret(tmp_path):
 
 
 def test_migration_makes_what_the_models_say(app):
-    """The tables of the migration have the columns of the classes."""
+    """The migration's tables have the columns of the models."""
     with app.app_context():
         tables = inspect(db.engine)
         for model in (User, sessions.UserSession):
@@ -614,7 +614,7 @@ def test_migration_makes_what_the_models_say(app):
 
 
 def test_seed_can_be_run_twice(app):
-    """The seed makes two users, once, and shows how to sign in."""
+    """Running the seed twice creates its two users once, and it shows how to sign in."""
     runner = app.test_cli_runner()
     for _ in range(2):
         result = runner.invoke(args=["seed"])

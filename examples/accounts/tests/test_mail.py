@@ -1,4 +1,4 @@
-"""The mail that the app sends, to a real server. Without one, it is in ``test_accounts.py``."""
+"""The app's mail, sent to a real server. Mail without a server is in ``test_accounts.py``."""
 
 import datetime as dt
 import email
@@ -26,12 +26,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 SENDER = "accounts@example.com"
 HOST = "127.0.0.1"
 LOGIN = {"MAIL_USE_TLS": "1", "MAIL_USERNAME": "accounts", "MAIL_PASSWORD": "let me in"}
-#: How many seconds to wait at most for what has to happen.
+#: The most seconds to wait for anything.
 PATIENCE = 60
 
 
 class PostOffice:
-    """A mail server, and what was handed in there."""
+    """A mail server, and the mail delivered to it."""
 
     def __init__(self, certificate):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -62,13 +62,13 @@ class PostOffice:
         return "250 OK"
 
     def next(self):
-        """The next mail, its envelope, and the connection that it came by."""
+        """Return the next mail, its envelope and its connection."""
         envelope, session = self._handed_in.get(timeout=PATIENCE)
         message = email.message_from_bytes(envelope.content, policy=email.policy.default)
         return message, envelope, session
 
     def is_empty(self):
-        """Whether there is no other mail, and none under way."""
+        """Return whether there is no other mail, and none on its way."""
         wait_for_the_postmen()
         return self._handed_in.empty()
 
@@ -83,7 +83,7 @@ class PostOffice:
 
 
 def wait_for_the_postmen():
-    """Until each mail is handed in, or given up."""
+    """Wait until each mail is delivered or abandoned."""
     for thread in threading.enumerate():
         if thread.name == "mail":
             thread.join(PATIENCE)
@@ -92,7 +92,7 @@ def wait_for_the_postmen():
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory):
-    """A file with a certificate for this machine, which nobody trusts, and its key."""
+    """Return a file with an untrusted certificate for this machine, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Mail server")])
     now = dt.datetime.now(dt.timezone.utc)
@@ -136,7 +136,7 @@ def environ(office, request):
 
 
 def parts(message: EmailMessage):
-    """The text and the HTML of a mail that has just these two, as one or the other."""
+    """Return the text and HTML parts of a mail that has exactly these alternatives."""
     kinds = [part.get_content_type() for part in message.walk() if part.is_multipart()]
     assert kinds[-1] == "multipart/alternative"
     text, html = (part for part in message.walk() if not part.is_multipart())
@@ -145,7 +145,7 @@ def parts(message: EmailMessage):
 
 
 def logged(caplog):
-    """What the app has logged, and not the mail server."""
+    """Return what the app has logged, without the mail server's lines."""
     return [record.getMessage() for record in caplog.records if record.name == "accounts"]
 
 
@@ -153,7 +153,7 @@ def logged(caplog):
 
 
 def test_new_device(app, firefox, office):
-    """The owner hears when, from where and with what somebody has signed in, and what to do."""
+    """The owner is told when, where and with what device someone signed in, and what to do."""
     firefox.sign_in()
     message, envelope, _ = office.next()
     assert (envelope.mail_from, envelope.rcpt_tos) == (SENDER, [ANN])
@@ -180,7 +180,7 @@ def test_new_device(app, firefox, office):
 
 
 def test_known_device(firefox, chrome, office):
-    """Who signs in again in the same browser gets no other mail; for another browser, one."""
+    """Signing in again in the same browser sends no mail; another browser sends one."""
     firefox.sign_in()
     assert "Firefox" in parts(office.next()[0])[0]
     firefox.post("/signout", on="/account")
@@ -208,8 +208,8 @@ def test_known_device(firefox, chrome, office):
     ],
 )
 def test_user_agent_is_only_text(app, firefox, office, user_agent, name):
-    """Whatever a browser calls itself: no markup, no header, no other recipient, and not long."""
-    # Right before the app, as from a server that lets everything through.
+    """A hostile user agent adds no markup, header or recipient to the mail, and is shortened."""
+    # Directly before the app, as from a server that passes everything on.
     inner = app.wsgi_app
     app.wsgi_app = lambda environ, start: inner(environ | {"HTTP_USER_AGENT": user_agent}, start)
     firefox.sign_in()
@@ -231,7 +231,7 @@ def test_user_agent_is_only_text(app, firefox, office, user_agent, name):
 
 
 def test_forgotten_password(firefox, office):
-    """The link arrives, as text, and leads to the page that sets a new password."""
+    """The reset link arrives as text, and leads to the page that sets a new password."""
     firefox.post("/forgot", {"email": ANN}, on="/forgot")
     message, envelope, _ = office.next()
     assert envelope.rcpt_tos == [ANN]
@@ -241,8 +241,8 @@ def test_forgotten_password(firefox, office):
     assert "Choose a new password" in firefox.get(link).text
 
 
-def test_address_that_nobody_has_gets_no_mail(firefox, office):
-    """Who has no account is sent no link."""
+def test_unknown_address_gets_no_mail(firefox, office):
+    """An address without an account gets no link."""
     firefox.post("/forgot", {"email": "nobody@example.com"}, on="/forgot")
     assert office.is_empty()
 
@@ -250,8 +250,8 @@ def test_address_that_nobody_has_gets_no_mail(firefox, office):
 # -- the server --------------------------------------------------------------------------------
 
 
-def test_server_that_is_down(firefox, office, caplog):
-    """Signing in goes on; that the mail was not sent is logged, and not who it was for."""
+def test_server_is_down(firefox, office, caplog):
+    """With the mail server down, signing in works. The failure is logged without the recipient."""
     office.close()
     firefox.sign_in()
     assert firefox.user == ANN
@@ -261,8 +261,8 @@ def test_server_that_is_down(firefox, office, caplog):
     assert ANN not in caplog.text
 
 
-def test_server_that_refuses(firefox, office, caplog):
-    """The same if the server says no, and names the recipient in its answer."""
+def test_server_refuses(firefox, office, caplog):
+    """If the server rejects a mail and names the recipient, the log still doesn't."""
     office.refuses = True
     firefox.sign_in()
     assert firefox.user == ANN
@@ -272,14 +272,14 @@ def test_server_that_refuses(firefox, office, caplog):
     assert ANN not in caplog.text
 
 
-def test_server_that_hangs(firefox, office, caplog, monkeypatch):
-    """Signing in does not wait for a server that takes the connection and never answers."""
+def test_server_hangs(firefox, office, caplog, monkeypatch):
+    """Signing in doesn't wait for a server that accepts a connection and never answers."""
     monkeypatch.setattr(mail, "TIMEOUT", PATIENCE)
     office.close()
     with socket.create_server((HOST, office.port)) as server:
         firefox.sign_in()
         assert firefox.user == ANN
-        # It is still waited for: had the sign-in done that, it would have been given up by now.
+        # The mail is still waiting: had the login waited for it, this would be logged by now.
         assert logged(caplog) == []
         server.settimeout(PATIENCE)
         server.accept()[0].close()
@@ -288,8 +288,8 @@ def test_server_that_hangs(firefox, office, caplog, monkeypatch):
     assert "not sent, because of 'SMTPServerDisconnected'" in message
 
 
-def test_server_that_hangs_is_given_up(firefox, office, caplog, monkeypatch):
-    """After the timeout the mail is given up, so that nothing piles up behind such a server."""
+def test_hanging_server_is_abandoned(firefox, office, caplog, monkeypatch):
+    """After the timeout the mail is abandoned, so that nothing piles up."""
     monkeypatch.setattr(mail, "TIMEOUT", 0.1)
     office.close()
     with socket.create_server((HOST, office.port)):
@@ -301,7 +301,7 @@ def test_server_that_hangs_is_given_up(firefox, office, caplog, monkeypatch):
 
 @pytest.mark.parametrize("environ", [LOGIN], indirect=True)
 def test_tls(firefox, office, certificate, monkeypatch):
-    """With ``MAIL_USE_TLS`` the app signs in to the server, and the mail goes, encrypted."""
+    """With ``MAIL_USE_TLS``, the app logs in to the server and sends the mail encrypted."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     firefox.sign_in()
     message, _, session = office.next()
@@ -311,8 +311,8 @@ def test_tls(firefox, office, certificate, monkeypatch):
 
 
 @pytest.mark.parametrize("environ", [LOGIN], indirect=True)
-def test_server_that_cannot_be_trusted(firefox, office, caplog):
-    """A server that is not who it says gets neither the password nor the mail."""
+def test_untrusted_server(firefox, office, caplog):
+    """A server with an untrusted certificate gets neither the password nor the mail."""
     firefox.sign_in()
     assert firefox.user == ANN
     assert office.is_empty()
@@ -321,8 +321,8 @@ def test_server_that_cannot_be_trusted(firefox, office, caplog):
 
 
 @pytest.mark.parametrize("environ", [LOGIN | {"MAIL_PASSWORD": "wrong"}], indirect=True)
-def test_server_that_does_not_know_the_app(firefox, office, certificate, caplog, monkeypatch):
-    """A wrong password for the mail server is logged as that, and breaks nothing."""
+def test_wrong_password_for_the_server(firefox, office, certificate, caplog, monkeypatch):
+    """A wrong password for the mail server is logged, and breaks nothing."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     firefox.sign_in()
     assert firefox.user == ANN
@@ -332,7 +332,10 @@ def test_server_that_does_not_know_the_app(firefox, office, certificate, caplog,
 
 
 def test_server_without_a_sender_stops_the_app(monkeypatch, tmp_path):
-    """Mail that comes from nobody would be refused, one after another, and only logged."""
+    """A mail server without a sender address stops the app.
+
+    Otherwise each mail would be refused, and only the log would say so.
+    """
     monkeypatch.setenv("MAIL_SERVER", HOST)
     monkeypatch.delenv("MAIL_DEFAULT_SENDER", raising=False)
     with pytest.raises(RuntimeError, match="Set 'MAIL_DEFAULT_SENDER' to an address"):

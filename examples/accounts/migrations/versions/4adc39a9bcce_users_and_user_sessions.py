@@ -16,7 +16,7 @@ depends_on = None
 
 
 def moment():
-    # With microseconds on MariaDB and MySQL too.
+    # With microseconds, also on MariaDB and MySQL.
     return sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
 
 
@@ -59,7 +59,7 @@ def upgrade():
         sa.PrimaryKeyConstraint("id", name=op.f("pk_user_sessions")),
     )
     if op.get_bind().dialect.name == "postgresql":
-        # Rows are written where they stand: pages have room for their next versions.
+        # Rows are updated in place: leave room in each page for their next versions.
         op.execute("ALTER TABLE user_sessions SET (fillfactor = 50)")
     op.create_index(
         op.f("ix_user_sessions_previous_store_id"),
