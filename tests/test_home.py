@@ -18,7 +18,8 @@ import redis
 import servers
 from memory_home import MemoryHome
 
-from flask_session_registry import Home, StoreEntry, UserSession
+from flask_session_registry import Home, UserSession
+from flask_session_registry._records.base import StoreEntry
 from flask_session_registry._records.redis.client import RedisHome
 from flask_session_registry._records.redis.home import FIELDS
 
