@@ -55,7 +55,7 @@ SMALL = 1000
 
 
 @dataclasses.dataclass
-class SQLRecords:
+class Rows:
     """The registry on a table of this many rows."""
 
     count: int
@@ -234,7 +234,7 @@ class SQLRecords:
             return list(cursor.fetchall())
 
 
-class PostgreSQL(SQLRecords):
+class PostgreSQL(Rows):
     def _prepare(self, connection: sa.Connection) -> None:
         # The server's background work must not fall into some of the turns only.
         connection.execute(sa.text(f"ALTER TABLE {self.table} SET (autovacuum_enabled = off)"))
@@ -277,7 +277,7 @@ class PostgreSQL(SQLRecords):
         return (after[1] - before[1]) / (after[0] - before[0])
 
 
-class MariaDB(SQLRecords):
+class MariaDB(Rows):
     def _settle(self, connection: sa.Connection) -> None:
         connection.execute(sa.text(f"ANALYZE TABLE {self.table}, {self.users}"))
 
@@ -307,17 +307,17 @@ VERBS: dict[str, str] = {
 
 
 #: The servers to build the table on, and how to query each.
-DATABASES: dict[str, tuple[t.Any, type[SQLRecords]]] = {
+DATABASES: dict[str, tuple[t.Any, type[Rows]]] = {
     "PostgreSQL": (postgresql, PostgreSQL),
     "MariaDB": (mariadb, MariaDB),
 }
 
 
 @contextlib.contextmanager
-def tables(database: str, counts: t.Sequence[int]) -> Iterator[list[SQLRecords]]:
+def tables(database: str, counts: t.Sequence[int]) -> Iterator[list[Rows]]:
     server, kind = DATABASES[database]
     with contextlib.ExitStack() as stack:
-        made: list[SQLRecords] = []
+        made: list[Rows] = []
         for count in counts:
             config = stack.enter_context(server())
             app, db, sessions = build(config)
@@ -385,7 +385,7 @@ def report(database: str, counts: t.Sequence[int], rounds: int) -> list[Section]
     ]
 
 
-def _within(table: SQLRecords, name: str) -> float:
+def _within(table: Rows, name: str) -> float:
     with table.app.app_context():
         return t.cast(float, getattr(table, name)())
 

@@ -303,7 +303,7 @@ def test_selected_sessions_end(make_site: SiteFactory, database: str) -> None:
     """
     site = add_page(make_site("files", database, users=USERS))
     phone, firefox, bob, chrome = sign_in(site, "ann", "ann", "bob")
-    elsewhere = site.browser("RedisRecords")
+    elsewhere = site.browser("Elsewhere")
     elsewhere.login("bob")
     copy = phone.copy()
     told: list[tuple[t.Any, ...]] = []

@@ -87,7 +87,7 @@ def test_new_password_of_another(admin_site: Site) -> None:
 def test_own_new_password(admin_site: Site) -> None:
     """7, 59: the administrator stays signed in here, under a new id, and nowhere else."""
     _, _, chrome = sign_in(admin_site)
-    elsewhere = admin_site.browser("RedisRecords")
+    elsewhere = admin_site.browser("Elsewhere")
     elsewhere.login("root", remember="1")
     copy = chrome.copy()
     edit(chrome, "root", new_password="new")

@@ -477,7 +477,7 @@ def test_change_by_token(make: Make) -> None:
     site = make(SECURITY_API_ENABLED_METHODS=["token"])
     firefox, api = site.browser("Firefox"), site.browser("API")
     firefox.login()
-    token = take_token(site.browser("RedisRecords"))
+    token = take_token(site.browser("Elsewhere"))
     form = {"password": OLD, "new_password": NEW, "new_password_confirm": NEW}
     answer = api.open(
         "POST",
