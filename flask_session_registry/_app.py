@@ -31,7 +31,7 @@ if t.TYPE_CHECKING:
 
     from ._compat.databases import Database
     from ._records.redis.client import RedisHome
-    from ._revocation.fingerprint import Credentials
+    from ._revocation.fingerprint_history import Credentials
     from ._setup import Setup
     from ._store.backends import Entries
     from ._web.geoip import GeoIPDatabase
@@ -179,7 +179,7 @@ class Registry:
         identity = sa.inspect(user, raiseerr=True).identity
         if identity is not None:
             return identity[0]
-        saved = self.users.with_key_of(user) if self.users.is_made_by_hand(user) else None
+        saved = self.users.with_key_of(user) if self.users.is_transient(user) else None
         if saved is None:
             raise UserError(f"This '{model.__name__}' is not in the database yet. Flush it first.")
         return sa.inspect(saved, raiseerr=True).identity[0]

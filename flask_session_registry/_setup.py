@@ -14,16 +14,18 @@ from flask import Flask, appcontext_pushed, g
 from flask.globals import app_ctx
 from flask_session.base import ServerSideSessionInterface
 
-from . import models
 from ._app import Registry, unwrap
 from ._compat.databases import NO_DATABASE, database_of
 from ._compat.flask import begins_request, is_of_command
 from ._log import log
 from ._records.redis.client import RedisHome
 from ._records.users import kind_of
-from ._revocation.fingerprint import Credentials, password_attributes
+from ._revocation.fingerprint_history import Credentials
+from ._revocation.password_columns import password_attributes
 from ._store.backends import Entries, store_of
+from ._user_model import find_user_model, is_user_class, topmost_user_class
 from .errors import ConfigurationError
+from .models import UserSessionMixin, define_user_session
 
 if t.TYPE_CHECKING:
     from ._web.geoip import GeoIPDatabase
@@ -153,7 +155,7 @@ class Setup:
 
         def mapped(_: object, cls: type) -> None:
             setup = reference()
-            if setup is not None and models.is_user_class(cls):
+            if setup is not None and is_user_class(cls):
                 setup._define()
 
         observed = self._registry.database.observed
@@ -190,7 +192,7 @@ class Setup:
             )
         if self._user_model is None and self._registry.database is not None:
             # Again: another one may have been imported since.
-            models.find_user_model(self._registry.database)
+            find_user_model(self._registry.database)
         # Likewise: a column, or a class that inherits from the user model.
         self._password_attributes(self._registry.credentials.user_model)
 
@@ -215,7 +217,7 @@ class Setup:
         registry = self._registry
         if registry.database is None:
             return False
-        user_model = self._user_model or models.find_user_model(registry.database)
+        user_model = self._user_model or find_user_model(registry.database)
         if user_model is None or sa.inspect(user_model, raiseerr=False) is None:
             return False
         user_model = self._broadest(user_model)
@@ -232,9 +234,7 @@ class Setup:
     def _session_model_for(self, user_model: type[t.Any]) -> type[t.Any]:
         registry = self._registry
         assert registry.database is not None  # noqa: S101 -- the user model was found in it
-        session_model = self._session_model or models.define_user_session(
-            registry.database, user_model
-        )
+        session_model = self._session_model or define_user_session(registry.database, user_model)
         if not hasattr(session_model, "user_id"):
             raise ConfigurationError(
                 f"'{session_model.__name__}' has no 'user_id'. Declare it, with its foreign key to"
@@ -248,7 +248,7 @@ class Setup:
 
     def _broadest(self, user_model: type[t.Any]) -> type[t.Any]:
         """Return the topmost user class that this one inherits from, if it has a password too."""
-        topmost = models.topmost_user_class(user_model)
+        topmost = topmost_user_class(user_model)
         if topmost is user_model or self._user_model is None:
             return topmost
         try:
@@ -280,15 +280,13 @@ def _check_session_type(app: Flask) -> None:
 
 
 def _check_models(user_model: object, session_model: object) -> None:
-    if user_model is not None and not (
-        isinstance(user_model, type) and models.is_user_class(user_model)
-    ):
+    if user_model is not None and not (isinstance(user_model, type) and is_user_class(user_model)):
         raise ConfigurationError(
             f"'user_model' is {user_model!r}, not a class of Flask-Login users. Let it inherit"
             " from 'UserMixin'."
         )
     if session_model is not None and not (
-        isinstance(session_model, type) and issubclass(session_model, models.UserSessionMixin)
+        isinstance(session_model, type) and issubclass(session_model, UserSessionMixin)
     ):
         raise ConfigurationError(
             f"'session_model' is {session_model!r}. Build it on 'UserSessionMixin'."

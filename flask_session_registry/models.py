@@ -6,7 +6,6 @@ import contextlib
 import datetime as dt
 import typing as t
 import uuid
-from collections.abc import Collection
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
@@ -15,6 +14,7 @@ from sqlalchemy.dialects import mysql, postgresql
 from . import _clock as clock
 from ._compat.databases import Database
 from ._records.base import STALE_KEY
+from ._user_model import key_of
 from .errors import ConfigurationError
 
 #: Where the metadata of the users keep the table that was defined in them: that can be done only
@@ -116,61 +116,6 @@ def _note_table(mapper: sa_orm.Mapper[t.Any], _: type) -> None:
 sa.event.listen(UserSessionMixin, "after_mapper_constructed", _note_table, propagate=True)
 sa.event.listen(UserSessionMixin, "load", _make_times_aware, propagate=True)
 sa.event.listen(UserSessionMixin, "refresh", _make_times_aware, propagate=True)
-
-
-def is_user_class(cls: type) -> bool:
-    """Whether instances of this class are what Flask-Login calls a user."""
-    return all(
-        hasattr(cls, name) for name in ("is_authenticated", "is_active", "is_anonymous", "get_id")
-    )
-
-
-def topmost_user_class(cls: type[t.Any]) -> type[t.Any]:
-    """The mapped user class that this one inherits from, else itself."""
-    mapper = sa.inspect(cls)
-    while mapper.inherits is not None and is_user_class(mapper.inherits.class_):
-        mapper = mapper.inherits
-    return t.cast("type[t.Any]", mapper.class_)
-
-
-def find_user_model(database: Database) -> type[t.Any] | None:
-    """The one mapped class that is a Flask-Login user; ``None`` if there is none (yet).
-
-    :raises ConfigurationError: there are several.
-    """
-    found = {topmost_user_class(cls) for cls in database.mapped_classes() if is_user_class(cls)}
-    if len(found) > 1:
-        names = ", ".join(sorted(_names_of(found)))
-        raise ConfigurationError(
-            f"Several mapped classes are Flask-Login users: {names}. Say which one signs in:"
-            " 'SessionRegistry(user_model=…)'."
-        )
-    return found.pop() if found else None
-
-
-def _names_of(classes: Collection[type]) -> list[str]:
-    """The names of classes, with their modules if some have the same."""
-    names = {f"'{cls.__name__}'" for cls in classes}
-    if len(names) < len(classes):
-        names = {f"'{cls.__module__}.{cls.__qualname__}'" for cls in classes}
-    return list(names)
-
-
-def key_of(user_model: type[t.Any]) -> sa_orm.QueryableAttribute[t.Any]:
-    """The attribute that holds the primary key of the users.
-
-    :raises ConfigurationError: the key has several columns.
-    """
-    mapper = sa.inspect(user_model)
-    if len(mapper.primary_key) != 1:
-        raise ConfigurationError(
-            f"The primary key of the user model '{user_model.__name__}' has"
-            f" {len(mapper.primary_key)} columns. The registry needs a key of one column."
-        )
-    return t.cast(
-        "sa_orm.QueryableAttribute[t.Any]",
-        getattr(user_model, mapper.get_property_by_column(mapper.primary_key[0]).key),
-    )
 
 
 def define_user_session(database: Database, user_model: type[t.Any]) -> type[t.Any]:

@@ -25,7 +25,7 @@ from site_under_test import STORES, Browser, Site, is_signed_cookie, user_class
 
 from flask_session_registry import SessionRegistry, StaleRequestError, session_registered
 from flask_session_registry._records.sql.records import SQLRecords
-from flask_session_registry._revocation.fingerprint import rehash
+from flask_session_registry._revocation.rehash import rehash
 
 Before = t.Callable[..., Site]
 

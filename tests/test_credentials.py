@@ -25,5 +25,5 @@ def test_fingerprints_differ() -> None:
 
 def test_value_without_a_stable_text() -> None:
     """An object whose text may differ between processes is refused."""
-    with pytest.raises(SessionRegistryError, match="holds a 'object', of which no fingerprint"):
+    with pytest.raises(SessionRegistryError, match="of type 'object', which has no fingerprint"):
         fingerprint((object(),))

@@ -818,8 +818,8 @@ def test_expiry_at_the_end_of_time() -> None:
     now = dt.datetime.now(dt.timezone.utc)
     expiry = Expiry(now, now - dt.timedelta(days=700_000), None, None)
     far = now.replace(year=9000)
-    assert expiry.due_at(far, far, None).year == 9999
-    assert not expiry.is_over(now, now, None)
+    assert expiry.expires_at(far, far, None).year == 9999
+    assert not expiry.has_expired(now, now, None)
 
 
 # -- setup -----------------------------------------------------------------------------------------

@@ -205,7 +205,7 @@ def test_app_that_is_bound_to_a_connection(make_site: SiteFactory) -> None:
         factory = sa_orm.sessionmaker(connection, join_transaction_mode="create_savepoint")
         with own_transaction.own_transaction(factory, site.User) as session:
             session.execute(sa.update(site.User).values(note="new"))
-            own_transaction.limit_waiting(session, site.User)
+            own_transaction.set_lock_timeout(session, site.User)
         assert connection.scalar(note) == "new"
         assert connection.scalar(sa.text("SHOW lock_timeout")) == "0"
         connection.rollback()

@@ -20,7 +20,7 @@ from flask_sqlalchemy_lite import SQLAlchemy
 
 from flask_session_registry import ConfigurationError, SessionRegistry
 from flask_session_registry._compat.databases import database_of
-from flask_session_registry.models import find_user_model
+from flask_session_registry._user_model import find_user_model
 
 
 class Base(sa_orm.DeclarativeBase):

@@ -65,7 +65,7 @@ def begin(
     user = load(app, claimed)
     if not isinstance(user, registry.credentials.user_model) or not user.is_active:
         return False
-    if registry.users.is_made_by_hand(user):
+    if registry.users.is_transient(user):
         user = registry.users.with_key_of(user)
         if user is None:
             return False

@@ -1,4 +1,4 @@
-"""All SQL about users, and the app's database session that it runs in."""
+"""All SQL about users."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import sqlalchemy.orm as sa_orm
 
 from .._compat.databases import Database
 from .._compat.sqlalchemy import reaches_beyond
-from .._revocation.fingerprint import SUPERSEDED, Credentials, StoredCredential
-from .sql.transactions import limit_waiting, own_transaction
+from .._revocation.fingerprint import SUPERSEDED, StoredCredential
+from .._revocation.fingerprint_history import Credentials
+from .sql.transactions import own_transaction, set_lock_timeout
 
 
 class Users:
@@ -26,12 +27,12 @@ class Users:
         self.key = credentials.key
         self.columns = sa.inspect(credentials.user_model).columns
         self.credentials = credentials
-        #: What holds a user: with joined inheritance several. Those of subclasses may be outer
-        #: joined, by which PostgreSQL can't lock a row.
+        #: The tables that hold a user, several with joined inheritance. Not those of subclasses:
+        #: they may be outer joined, and PostgreSQL can't lock rows of an outer join.
         self.tables = sa.inspect(credentials.user_model).tables
-        #: The keys of users, and the values of their credentials.
-        self.stored = sa.select(self.key, *credentials.stored)
-        # Built once: building it in each request costs more than running it.
+        #: Selects the keys of users with their credentials.
+        self.stored = sa.select(self.key, *credentials.selected)
+        # Built once: building it for each request costs more than running it.
         self._load = (
             sa.select(self.model, *credentials.columns)
             .where(self.key == sa.bindparam("key"))
@@ -39,44 +40,45 @@ class Users:
         )
 
     def load(self, user_id: t.Any, *, refresh: bool = False) -> tuple[t.Any, ...] | None:
-        """A user, and the values of the password attributes; ``None``: there is no such user.
+        """Return a user with the raw values of the credential; ``None`` if there is no such user.
 
-        One statement in the app's session, which thereby knows the user: a user loader that asks
-        for the primary key runs none.
+        It runs one statement in the app's session, which knows the user from then on: a user loader
+        that asks for the primary key runs none.
 
-        :param refresh: whether a user that the session knows already is overwritten.
+        :param refresh: overwrite a user that the session has loaded before.
         """
         statement = self._load.execution_options(populate_existing=True) if refresh else self._load
         return self.database.session.execute(statement, {"key": user_id}).first()
 
     def credentials_of(self, user_ids: Collection[t.Any]) -> dict[t.Any, StoredCredential]:
-        """The credentials of users by their keys, as they are stored now."""
+        """Return the credentials of users as stored now, by the users' keys."""
         with self.reading() as session:
             rows = session.execute(self.stored.where(self.key.in_(user_ids)))
             return {user_id: self.credentials.read(values) for user_id, *values in rows}
 
     def fingerprint_of(self, user_id: t.Any) -> str | None:
-        """The fingerprint of a user's credential, as the app's session sees it now.
+        """Return the fingerprint of a user's credential as the app's session sees it now.
 
-        If this request has seen another one, it equals none.
+        If this request has seen another credential, return one that equals no other.
         """
         session = self.database.session
         with session.no_autoflush:
             current = self.credentials.current(session.execute, user_id)
         if current is None:
             return None
-        known = self.credentials.fingerprint_history(user_id, {})
-        return SUPERSEDED if known and current.shown not in known else current.fingerprint
+        history = self.credentials.fingerprint_history(user_id)
+        is_other = history and current.attributes not in history
+        return SUPERSEDED if is_other else current.fingerprint
 
-    def is_made_by_hand(self, user: object) -> bool:
-        """Whether this is an instance that belongs to no row yet, and has a key."""
+    def is_transient(self, user: object) -> bool:
+        """Return whether an instance that belongs to no database session has a key."""
         state = sa.inspect(user, raiseerr=True)
         return state.transient and state.mapper.primary_key_from_instance(user)[0] is not None
 
     def with_key_of(self, user: object) -> t.Any:
-        """The user whose key an instance has been given by hand; ``None``: there is none.
+        """Return the user in the database who has the key of a transient one; ``None`` if none.
 
-        The key may be text where the column holds something else: Flask-Login's ids are.
+        The key may be text where the column holds another type: Flask-Login's ids are text.
         """
         (key,) = sa.inspect(user, raiseerr=True).mapper.primary_key_from_instance(user)
         kind = kind_of(self.key)
@@ -87,7 +89,7 @@ class Users:
         except (ArithmeticError, TypeError, ValueError):
             return None
         except sa.exc.StatementError as error:
-            # What the database has refused, but for such a value, is no answer.
+            # If the database has failed for any reason but the value, nothing is known.
             if isinstance(error, sa.exc.DBAPIError) and not isinstance(error, sa.exc.DataError):
                 raise
             self.roll_back()
@@ -95,9 +97,9 @@ class Users:
         return None if row is None else row[0]
 
     def find(self, attribute: str, value: str) -> list[t.Any]:
-        """The keys of the users with this value; empty if it can't be a value of the column.
+        """Return the keys of the users with this value; empty if the column can't hold it.
 
-        :raises TypeError: the column holds neither text nor whole numbers nor UUIDs.
+        :raises TypeError: the column holds neither text, whole numbers nor UUIDs.
         """
         column = getattr(self.model, attribute)
         kind = kind_of(column)
@@ -105,7 +107,7 @@ class Users:
             raise TypeError(attribute)
         statement = sa.select(self.key).where(column == sa.bindparam("value", type_=column.type))
         if kind is int and not re.fullmatch("-?[0-9]+", value):
-            # Python would take '0_1', and digits of other scripts, too.
+            # Python also accepts '0_1' and the digits of other scripts.
             return []
         try:
             return list(self.database.session.scalars(statement, {"value": kind(value)}))
@@ -116,40 +118,40 @@ class Users:
             return []
 
     def can_be_named_by(self, attribute: str) -> bool:
-        """Whether :meth:`find` takes this attribute."""
+        """Return whether :meth:`find` accepts this attribute."""
         return kind_of(getattr(self.model, attribute)) in (str, int, uuid.UUID)
 
     def transaction(self) -> contextlib.AbstractContextManager[sa_orm.Session]:
-        """A short transaction on another connection than the app's session."""
+        """Begin a short transaction on a connection other than that of the app's session."""
         return own_transaction(self.database.factory, self.model)
 
     def reading(self) -> contextlib.AbstractContextManager[sa_orm.Session]:
-        """The same, in which nothing is written."""
+        """Begin a short read-only transaction on a connection of its own."""
         return own_transaction(self.database.factory, self.model, writes=False)
 
-    def limit_waiting(self) -> None:
-        """Let the open transaction of the app's session wait no longer for each lock than ours."""
-        limit_waiting(self.database.session, self.model)
+    def set_lock_timeout(self) -> None:
+        """Limit how long the open transaction of the app's session waits for each lock."""
+        set_lock_timeout(self.database.session, self.model)
 
     @property
     def is_in_transaction(self) -> bool:
-        """Whether the app's session has an open transaction."""
+        """Return whether the app's session has an open transaction."""
         return self.database.is_session_open and self.database.session.in_transaction()
 
     def release(self) -> None:
-        """End the open transaction of the app's session, if there is one.
+        """Roll back the open transaction of the app's session, if there is one.
 
-        At the end of a request what is not committed is lost in any case; held any longer, it
-        would block a transaction of our own: on SQLite by its lock, elsewhere by its connection.
+        At the end of a request, uncommitted changes are lost in any case. Kept open, the
+        transaction would block one of our own: on SQLite by its lock, elsewhere by its connection.
         """
         if self.is_in_transaction:
             self.roll_back()
 
     def roll_back(self, session: sa_orm.Session | None = None) -> bool:
-        """Roll back a session, by default the app's; whether that was done.
+        """Roll back a session, by default the app's; return whether it was done.
 
-        Not if it would undo what somebody else has done, within the transaction that a test suite
-        holds around each test, say. What the session has written there is theirs to roll back.
+        It isn't if that would undo other work, for example in the transaction that a test suite
+        holds around each test. Its owner must roll back what the session has written there.
         """
         session = session or self.database.session
         if session.is_active and reaches_beyond(session, self.model):
@@ -159,9 +161,9 @@ class Users:
 
 
 def kind_of(column: t.Any) -> t.Any:
-    """The class of a column's values; ``None``, or ``object``: it is not known."""
+    """Return the class of a column's values; ``None`` or ``object`` if unknown."""
     kind = None
-    # What SQLAlchemy 2.0 raises.
+    # SQLAlchemy 2.0 raises it for some types.
     with contextlib.suppress(NotImplementedError):
         kind = column.type.python_type
     return kind

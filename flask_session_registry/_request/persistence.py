@@ -150,9 +150,9 @@ def begin_login(app: Flask, registry: Registry, user: t.Any) -> None:
     if not isinstance(user, registry.credentials.user_model):
         _leave_alone(app, registry, user)
         return
-    by_hand = registry.credentials.shown_by_hand(user)
+    transient = registry.credentials.transient_password(user)
     user = _saved(registry, user)
-    evidence = _evidence(app, registry, user, before)._replace(by_hand=by_hand)
+    evidence = _evidence(app, registry, user, before)._replace(transient=transient)
     if had_marker and not _is_same_user(earlier.user if earlier else before and before.user, user):
         opened = session_check.session_at_the_beginning(registry, app) or {}
         # What was put there after an earlier login is that user's; and if the entry is gone by now,
@@ -181,7 +181,7 @@ def _saved(registry: Registry, user: t.Any) -> t.Any:
     Flask-Login needs nothing but ``get_id()``: an app may build its users.
     """
     users = registry.users
-    if not users.is_made_by_hand(user):
+    if not users.is_transient(user):
         return user
     saved = users.with_key_of(user)
     if saved is None:
@@ -351,7 +351,7 @@ def _must_not_be_written(registry: Registry, state: RequestState) -> bool:
 def _roll_back_uncommitted(registry: Registry, state: RequestState) -> None:
     session = registry.db_session
     for pending in state.pending:
-        if pending.is_open and pending.is_nobody_elses(session):
+        if pending.is_open and pending.is_ours(session):
             is_done = registry.users.roll_back(pending.session)
             log.warning(
                 "A revocation, or the change of a password, was not committed by the end of the"

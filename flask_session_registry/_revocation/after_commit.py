@@ -1,9 +1,9 @@
-"""Run something after a database transaction has durably committed.
+"""Callbacks after the commit of a database transaction.
 
-A savepoint's release is no commit; a transaction that is rolled back, closed or forgotten commits
-nothing, nor does a savepoint. SQLAlchemy sends ``after_commit`` for savepoints too, and while the
-connection is still checked out; so what was asked for here runs when the *outermost* transaction
-has ended after such a commit and its connection is back in the pool.
+The release of a savepoint isn't a commit; a transaction or a savepoint that is rolled back, closed
+or abandoned commits nothing. SQLAlchemy sends ``after_commit`` for savepoints too, and while the
+connection is still checked out. So a callback runs when the *outermost* transaction has ended after
+such a commit, and its connection is back in the pool.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ _KEY = "flask_session_registry.transaction"
 
 
 class Pending:
-    """Something that waits for the commit of one transaction."""
+    """A callback that waits for the commit of one transaction."""
 
     def __init__(
         self, session: Session, callback: Callable[[], None], subject: object = None
     ) -> None:
         self.session = session
         self.callback = callback
-        #: What it is about.
+        #: What the callback is about.
         self.subject = subject
-        #: The innermost savepoint that it was asked for in, as far as that is not released.
+        #: The innermost savepoint it depends on that isn't released yet.
         self.savepoint = session.get_nested_transaction()
         self._thread = threading.get_ident()
         self._task = _current_task()
-        #: Whether the transaction is neither committed nor rolled back yet.
+        #: Whether the transaction is still neither committed nor rolled back.
         self.is_open = True
 
-    def is_nobody_elses(self, session: Session) -> bool:
-        """Whether nobody else can be using its session.
+    def is_ours(self, session: Session) -> bool:
+        """Return whether no other thread or coroutine can be using the callback's session.
 
-        It is ``session``, or this thread's, or that of a coroutine that is over: those run in
+        It is ``session``, or belongs to this thread or to a finished coroutine. Coroutines run in
         another thread.
         """
         if self._task is not None:
@@ -53,23 +53,24 @@ class Pending:
 def _current_task() -> asyncio.Task[t.Any] | None:
     try:
         return asyncio.current_task()
-    except RuntimeError:  # There is no loop in this thread.
+    except RuntimeError:  # This thread has no loop.
         return None
 
 
 class _Waiting(t.TypedDict):
     transaction: SessionTransaction
     pending: list[Pending]
-    #: What has committed and not ended yet: the transaction, or a savepoint in it.
+    #: The transaction, or the savepoint in it, that has committed and hasn't ended yet.
     committed: SessionTransaction | None
 
 
 def on_commit(session: Session, callback: Callable[[], None], *, subject: object = None) -> Pending:
-    """Call ``callback`` once the transaction that ``session`` is in has committed.
+    """Call ``callback`` after the transaction that ``session`` is in has committed.
 
-    It runs at most once, in the thread that commits, with no transaction of ``session`` open, and
-    not at all if the savepoint that ``session`` is in is rolled back. An exception in it is logged:
-    the data are committed by then. A :exc:`RecordsError` goes on to whoever commits.
+    It runs at most once, in the thread that commits, with no transaction of ``session`` open. If
+    the savepoint that ``session`` is in is rolled back, it doesn't run. An exception in it is
+    logged, because the data is committed by then; a :exc:`RecordsError` propagates to the caller of
+    the commit.
     """
     if _KEY not in session.info:
         sa.event.listen(session, "after_commit", _committed)
@@ -85,8 +86,8 @@ def on_commit(session: Session, callback: Callable[[], None], *, subject: object
     return pending
 
 
-def waiting_for(session: Session) -> list[t.Any]:
-    """What the transaction that ``session`` is in has been asked for, by its subjects."""
+def pending_subjects(session: Session) -> list[object]:
+    """Return the subjects of all callbacks that wait for the transaction of ``session``."""
     waiting: _Waiting | None = session.info.get(_KEY)
     return [pending.subject for pending in waiting["pending"]] if waiting else []
 
@@ -134,6 +135,6 @@ def _run(pendings: list[Pending], is_committed: bool) -> None:
         except RecordsError as error:
             failure = error
         except Exception:
-            log.exception("What had to follow a committed revocation failed.")
+            log.exception("Could not finish what follows the commit of a revocation.")
     if failure is not None:
         raise failure

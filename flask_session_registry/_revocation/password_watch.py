@@ -23,7 +23,8 @@ from .._request import remember_cookies
 from .._request.context import Current
 from ..errors import RecordsError, StaleRequestError
 from .after_commit import on_commit
-from .fingerprint import Change, is_rehash, rehash
+from .fingerprint import CredentialChange
+from .rehash import is_rehash, rehash
 from .revoke import Revocation, app_context
 
 PASSWORD_CHANGED = "password_changed"
@@ -85,7 +86,7 @@ class _WrittenUser:
         self._end_all("deleted", users_are_deleted=True)
 
     def handle_update(self) -> None:
-        change = self._registry.credentials.change(self._connection, self._user)
+        change = self._registry.credentials.pop_change(self._connection, self._user)
         if not self._user.is_active:
             # Once active again, the user must not be signed in by it.
             self._end_all("inactive")
@@ -97,7 +98,7 @@ class _WrittenUser:
             current = self._current
             self._end_all("id_changed", except_id=current.id if current else None)
 
-    def _handle_change(self, change: Change) -> None:
+    def _handle_change(self, change: CredentialChange) -> None:
         current = self._current
         if current is not None:
             if not current.knows(change.before):
@@ -110,7 +111,7 @@ class _WrittenUser:
         else:
             self._revoke_others(change)
 
-    def _sync_fingerprints(self, change: Change) -> None:
+    def _sync_fingerprints(self, change: CredentialChange) -> None:
         """Let the user's sessions go on: the same password is stored in another way."""
         registry, state = self._registry, self._registry.known_state
         finish = registry.records.sync_fingerprints(
@@ -128,7 +129,7 @@ class _WrittenUser:
             # Left uncommitted, it must not be stored, any more than a new password.
             state.pending.append(pending)
 
-    def _revoke_others(self, change: Change) -> None:
+    def _revoke_others(self, change: CredentialChange) -> None:
         """End the user's sessions, except the one in which the password is changed."""
         registry, current = self._registry, self._current
         reason = self._reason
@@ -249,7 +250,7 @@ def _block_adoption_without_app(
                 registry.records.lock_users(connection.execute, user_ids)
             elif credentials.names not in changed:
                 # Asked once: asking forgets what was before.
-                change = credentials.change(connection, user)
+                change = credentials.pop_change(connection, user)
                 changed[credentials.names] = change is not None or not user.is_active
             if is_deleted or changed[credentials.names]:
                 dialect = connection.dialect.name

@@ -26,7 +26,7 @@ from .._records.base import (
 from .._request.sync import sync_current
 from .._store.purge import Purge
 from ..errors import RecordsError
-from .after_commit import on_commit, waiting_for
+from .after_commit import on_commit, pending_subjects
 
 
 class Revocation:
@@ -221,7 +221,7 @@ def revoke_one(
 
 def _orders_of(session: sa_orm.Session) -> list[RevocationOrder]:
     """Return what the transaction of ``session`` ends already."""
-    return [one.order for one in waiting_for(session) if isinstance(one, Revocation)]
+    return [one.order for one in pending_subjects(session) if isinstance(one, Revocation)]
 
 
 @contextlib.contextmanager

@@ -125,7 +125,7 @@ def _of_the_recently_authenticated(view: _View) -> _View:
             if _wants_json():
                 raise _NotAllowed(REAUTHENTICATE)
             return current_app.login_manager.needs_refresh()  # type: ignore[attr-defined]
-        registry.users.limit_waiting()
+        registry.users.set_lock_timeout()
         return view(registry, current, **arguments)
 
     return _of_the_signed_in(answer)

@@ -795,7 +795,7 @@ class RedisRecords:
         """When housekeeping has something to do about a session that stands."""
         if session.previous_store_id is not None and session.rotated_at is not None:
             return session.rotated_at
-        return self._expiry().due_at(
+        return self._expiry().expires_at(
             session.last_seen_at, session.created_at, session.remember_until
         )
 
@@ -880,7 +880,7 @@ def _as_it_was(session: UserSession) -> dict[str, t.Any]:
 
 
 def _is_over(session: UserSession, expiry: Expiry) -> bool:
-    return expiry.is_over(session.last_seen_at, session.created_at, session.remember_until)
+    return expiry.has_expired(session.last_seen_at, session.created_at, session.remember_until)
 
 
 def _is_unpurged(session: UserSession) -> bool:

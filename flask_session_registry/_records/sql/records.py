@@ -21,7 +21,8 @@ from sqlalchemy.dialects import postgresql
 
 from ... import _clock as clock
 from ..._ops.filters import Filter
-from ..._revocation.fingerprint import SUPERSEDED, CheckedCredential, Credentials, StoredCredential
+from ..._revocation.fingerprint import SUPERSEDED, CheckedCredential, StoredCredential
+from ..._revocation.fingerprint_history import Credentials
 from ...models import is_session
 from .. import base as records
 from ..base import (

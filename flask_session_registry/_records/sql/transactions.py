@@ -1,11 +1,11 @@
-"""Short transactions of our own, beside the app's.
+"""Short transactions of our own, separate from the app's.
 
 They run at READ COMMITTED, whatever level the app or the server has set. Each locks the user's row
-first and reads what it decides by afterwards, so it needs no more; above that level, PostgreSQL
-answers a lock that had to be waited for with an error, and MariaDB locks what is only read.
+first and only then reads what it decides by, so it needs no higher level. At a higher one,
+PostgreSQL raises an error after waiting for a lock, and MariaDB locks rows that are only read.
 
-None waits long for a lock: what holds it may be a long transaction of the app, and each login that
-waits occupies a connection that other requests need.
+Waits for locks are short: the lock may belong to a long transaction of the app, and each waiting
+login occupies a connection that other requests need.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ import sqlalchemy.orm as sa_orm
 
 from ..._compat.sqlalchemy import join_by_savepoint
 
-#: For how many seconds a transaction of ours that writes waits for each lock. On SQLite its busy
-#: timeout counts, five seconds unless the app has set another.
+#: How many seconds a writing transaction of ours waits for each lock. SQLite uses its busy timeout
+#: instead: five seconds unless the app has set another.
 LOCK_TIMEOUT = 3
 
 _LEVEL = "READ COMMITTED"
 
-#: Of one transaction: the level of the connection, which the app uses afterwards, stays.
+#: For one transaction: the connection, which the app uses afterwards, keeps its level.
 _SET_LEVEL = f"SET TRANSACTION ISOLATION LEVEL {_LEVEL}"
 
-_LIMIT_WAITING = f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}s'"
+_SET_LOCK_TIMEOUT = f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}s'"
 
-#: Of one statement: MariaDB has no timeout for a transaction, and the connection keeps the app's.
-_WITH_LIMIT = (
+#: For one statement: MariaDB has no timeout per transaction, and the connection keeps the app's.
+_WITH_LOCK_TIMEOUT = (
     f"SET STATEMENT innodb_lock_wait_timeout = {LOCK_TIMEOUT}, lock_wait_timeout = {LOCK_TIMEOUT}"
     " FOR "
 )
 
-#: On others there is no such level, or nobody has tried.
+#: Other databases have no such level, or are untested.
 _DIALECTS = ("postgresql", "mysql", "mariadb")
 
 _Factory = Callable[[], sa_orm.Session]
 
 
 class IsolationHabit(t.NamedTuple):
-    """How the transactions of an engine run unless told otherwise."""
+    """The isolation of an engine's transactions by default."""
 
     level: str
-    #: Whether SQLAlchemy lets each statement commit by itself.
+    #: Whether each statement commits by itself.
     is_autocommit: bool = False
-    #: Whether a transaction can't be given another level.
+    #: Whether the level of a transaction can't be changed.
     is_fixed: bool = False
 
 
-#: Connections to MariaDB whose statements wait no longer than ours may.
+#: Connections to MariaDB whose statements have our lock timeout.
 _limited: weakref.WeakSet[sa.Connection] = weakref.WeakSet()
 
 _habits: weakref.WeakKeyDictionary[sa.Engine, IsolationHabit] = weakref.WeakKeyDictionary()
@@ -63,13 +63,13 @@ _habits: weakref.WeakKeyDictionary[sa.Engine, IsolationHabit] = weakref.WeakKeyD
 def own_transaction(
     factory: _Factory, model: type[t.Any], *, writes: bool = True
 ) -> Iterator[sa_orm.Session]:
-    """A short transaction on the database of a model, in a session of its own.
+    """Begin a short transaction on the database of a model, in a session of its own.
 
-    On a connection that the app has bound its sessions to, it is a savepoint: what it is part of is
-    somebody else's transaction.
+    If the app has bound its sessions to a connection, it is a savepoint: the transaction around it
+    isn't ours.
 
-    :param factory: makes the session, as the app's own are made.
-    :param writes: whether anything is written, or only read.
+    :param factory: makes a session like the app's own.
+    :param writes: whether the transaction writes, or only reads.
     """
     with factory() as session:
         bind = session.get_bind(sa.inspect(model))
@@ -79,7 +79,7 @@ def own_transaction(
             if isinstance(bind, sa.Engine) and bind.dialect.name in _DIALECTS:
                 habit = _habits.get(bind)
                 if habit is None:
-                    habit = _habits[bind] = habit_of(factory, model)
+                    habit = _habits[bind] = find_isolation_habit(factory, model)
                 _set_up(session, model, habit, writes=writes)
             yield session
 
@@ -96,26 +96,26 @@ def _set_up(
     options: t.Any = {"isolation_level": _LEVEL} if habit.is_autocommit else None
     connection = session.connection({"mapper": sa.inspect(model)}, execution_options=options)
     if sets_level:
-        # By the driver, as what listens to the app's statements need not see it.
+        # By the driver: listeners to the app's statements need not see it.
         with contextlib.closing(connection.connection.cursor()) as cursor:
             cursor.execute(_SET_LEVEL)
     if writes:
-        _limit_waiting(connection)
+        _set_lock_timeout(connection)
 
 
-def limit_waiting(session: sa_orm.Session, model: type[t.Any]) -> None:
-    """Let the open transaction of another session wait no longer for each lock than ours do."""
+def set_lock_timeout(session: sa_orm.Session, model: type[t.Any]) -> None:
+    """Give the open transaction of another session the lock timeout of ours."""
     mapper = sa.inspect(model)
-    # On one that the app has bound its sessions to, it would outlive the transaction.
+    # On a connection that the app has bound its sessions to, it would outlive the transaction.
     if isinstance(session.get_bind(mapper), sa.Engine):
-        _limit_waiting(session.connection({"mapper": mapper}))
+        _set_lock_timeout(session.connection({"mapper": mapper}))
 
 
-def _limit_waiting(connection: sa.Connection) -> None:
+def _set_lock_timeout(connection: sa.Connection) -> None:
     if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql(_LIMIT_WAITING)
+        connection.exec_driver_sql(_SET_LOCK_TIMEOUT)
     elif getattr(connection.dialect, "is_mariadb", False):
-        # It goes with this object, when the connection is given back.
+        # Ends with this object, when the connection is returned to the pool.
         _limited.add(connection)
         if not sa.event.contains(connection.engine, "do_execute", _execute):
             sa.event.listen(connection.engine, "do_execute", _execute)
@@ -123,29 +123,30 @@ def _limit_waiting(connection: sa.Connection) -> None:
 
 
 def _execute(cursor: t.Any, statement: str, parameters: t.Any, context: t.Any) -> bool:
-    """Execute a statement of a connection that waits no longer; whether it is one.
+    """Execute a statement with our lock timeout; return whether its connection has that.
 
-    As late as this, so that what listens to statements sees those that were meant.
+    As late as this, so that listeners see the statement without the prefix.
     """
     is_limited = context.root_connection in _limited
     if is_limited:
-        cursor.execute(_WITH_LIMIT + statement, parameters)
+        cursor.execute(_WITH_LOCK_TIMEOUT + statement, parameters)
     return is_limited
 
 
 def _execute_many(cursor: t.Any, statement: str, parameters: t.Any, context: t.Any) -> bool:
     is_limited = context.root_connection in _limited
     if is_limited:
-        cursor.executemany(_WITH_LIMIT + statement, parameters)
+        cursor.executemany(_WITH_LOCK_TIMEOUT + statement, parameters)
     return is_limited
 
 
-def habit_of(factory: _Factory, model: type[t.Any]) -> IsolationHabit:
-    """How the transactions of the engine of a model run, asked of the database."""
+def find_isolation_habit(factory: _Factory, model: type[t.Any]) -> IsolationHabit:
+    """Query how the transactions of a model's engine run."""
     bind: t.Any = {"mapper": sa.inspect(model)}
     with factory() as session:
         connection = session.connection(bind)
-        # One that the app has set behind SQLAlchemy's back would be lost when ours is taken back.
+        # Autocommit that the app has set behind SQLAlchemy's back doesn't count: it would be lost
+        # when SQLAlchemy resets our level.
         is_autocommit = "AUTOCOMMIT" in (
             connection.dialect._on_connect_isolation_level,
             connection.get_execution_options().get("isolation_level"),
@@ -158,19 +159,19 @@ def habit_of(factory: _Factory, model: type[t.Any]) -> IsolationHabit:
 
 
 def _can_set_level(connection: sa.Connection) -> bool:
-    """Whether a transaction that has just begun can be given another level."""
+    """Return whether the level of a transaction that has just begun can be changed."""
     try:
         connection.exec_driver_sql(_SET_LEVEL)
         return connection.dialect.name == "postgresql" or not logs_statements(connection)
     except sa.exc.DBAPIError as error:
         if error.connection_invalidated:
             raise
-        # Something that the app does at the beginning of each transaction has come first.
+        # The app runs a statement of its own at the beginning of each transaction.
         return False
 
 
 def logs_statements(connection: sa.Connection) -> bool:
-    """Whether MariaDB refuses to write at READ COMMITTED, as its binary log can't repeat it."""
+    """Return whether MariaDB refuses writes at READ COMMITTED, because it logs statements."""
     with contextlib.closing(connection.connection.cursor()) as cursor:
         cursor.execute("SELECT @@log_bin AND @@binlog_format = 'STATEMENT'")
         return bool(t.cast("tuple[int]", cursor.fetchone())[0])
