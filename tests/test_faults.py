@@ -16,6 +16,7 @@ from site_under_test import Browser, Site, days_ago
 
 from flask_session_registry import SessionRegistryError, StaleRequestError, purge_failed
 from flask_session_registry._request import persistence as tracking
+from flask_session_registry._revocation import lost_updates
 from flask_session_registry._store import backends as entries
 
 BLOCKED = "the database is down"
@@ -591,6 +592,16 @@ def test_request_drops_its_state(site: Site, firefox: Browser) -> None:
     firefox.login()
     assert firefox.get("/kept").text == "ok"
     assert site.registry.known_state_of(kept[0]) is None
+
+
+def test_password_change_lets_go_of_its_connection(make_site: SiteFactory) -> None:
+    """What compares the passwords on a connection doesn't keep it from being garbage."""
+    chrome = make_site("cookie", "postgresql").browser("Chrome")
+    chrome.login()
+    for password in ("second", "third"):
+        assert chrome.post("/password", password=password).text == "changed"
+    gc.collect()
+    assert not lost_updates._guards
 
 
 @pytest.mark.table

@@ -49,7 +49,7 @@ def _explain(context: sa.engine.ExceptionContext) -> Exception | None:
     if connection is None or not _was_overtaken(context.original_exception):
         return None
     guards = _guards.get(connection, {}).values()
-    has_changed = any(guard.changed_in is connection.get_transaction() for guard in guards)
+    has_changed = any(guard.has_changed_in(connection.get_transaction()) for guard in guards)
     return StaleRequestError() if has_changed else None
 
 
@@ -82,10 +82,16 @@ class LostUpdateGuard:
         self._credentials = credentials
         #: The users that a flush writes, by primary key.
         self.updates: dict[object, _Update] = {}
-        #: The transaction that has changed a credential.
-        self.changed_in: object = None
+        #: The transaction that has changed a credential. Weak: it holds the connection, which would
+        #: otherwise never leave the dictionary of guards.
+        self._changed_in: weakref.ref[object] | None = None
         #: The statement that carries a comparison, until it is executed.
         self._compared: tuple[object, _Update] | None = None
+
+    def has_changed_in(self, transaction: object) -> bool:
+        """Return whether a transaction has changed a credential."""
+        changed_in = self._changed_in() if self._changed_in else None
+        return changed_in is not None and changed_in is transaction
 
     def before_execute(
         self,
@@ -127,7 +133,7 @@ class LostUpdateGuard:
             if not self._changes_credential(update):
                 return False
             update.before = self._find_before(connection, update, is_alone=is_alone)
-            self.changed_in = connection.get_transaction()
+            self._changed_in = weakref.ref(connection.get_transaction())
         return True
 
     def _changes_credential(self, update: _Update) -> bool:
