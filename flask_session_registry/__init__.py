@@ -14,7 +14,7 @@ from .errors import (
     UserError,
 )
 from .extension import SessionRegistry
-from .models import UserSessionMixin
+from .models import UserSessionMixin, UserSessionRecord
 from .signals import purge_failed, session_registered, session_rejected, session_revoked
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "UserError",
     "UserSession",
     "UserSessionMixin",
+    "UserSessionRecord",
     "__version__",
     "purge_failed",
     "register_session_store",

@@ -1,37 +1,37 @@
-"""What time is it?"""
+"""The current time, aware and in UTC."""
 
 from __future__ import annotations
 
 import datetime as dt
 
-#: Stands for a moment that nobody knows: before all others.
+#: Stands for an unknown moment: before all others.
 EPOCH = dt.datetime.fromtimestamp(0, dt.timezone.utc)
 
 
 def now() -> dt.datetime:
-    """Aware UTC, with microseconds. Tests move the time by replacing this function."""
+    """Return the current time, with microseconds. Tests replace this function to move the time."""
     return dt.datetime.now(dt.timezone.utc)
 
 
 def ago(duration: dt.timedelta) -> dt.datetime:
-    """The moment so long before now, and not before the epoch."""
+    """Return the moment this long before now, but not before the epoch."""
     moment = now()
     return EPOCH if duration >= moment - EPOCH else moment - duration
 
 
 def is_within(duration: dt.timedelta, *, of: dt.datetime) -> bool:
-    """Whether a moment is that recent, by clocks that may differ by as much.
+    """Return whether a moment is less than this long ago, or ahead: clocks may differ.
 
-    One further in the future, from a clock that was ahead, is not: it would be for too long.
+    One further ahead doesn't count as recent: it would for too long.
     """
     return abs(now() - of) < duration
 
 
 def as_utc(value: dt.datetime) -> dt.datetime:
-    """The same moment, aware and in UTC.
+    """Return the same moment, aware and in UTC.
 
-    SQLite and MariaDB give back naive datetimes, which are UTC because that is what was
-    stored; PostgreSQL gives them in the time zone of the connection.
+    SQLite and MariaDB return naive datetimes, which are in UTC because they were stored so.
+    PostgreSQL returns datetimes in the time zone of the connection.
     """
     if value.tzinfo is None:
         return value.replace(tzinfo=dt.timezone.utc)

@@ -1,4 +1,4 @@
-"""What can go wrong for the developer of an app."""
+"""The errors that this extension raises."""
 
 from __future__ import annotations
 
@@ -10,35 +10,36 @@ class SessionRegistryError(Exception):
 
 
 class ConfigurationError(SessionRegistryError):
-    """The app is put together in a way that the registry can't work with.
+    """The app is misconfigured.
 
-    Raised at start-up where that can be seen, otherwise at the first request.
+    Raised at start-up where possible, otherwise at the first request.
     """
 
 
 class NotInstalledError(SessionRegistryError, RuntimeError):
-    """The registry was asked on an app on which 'init_app' was not called."""
+    """The registry was used on an app that it isn't set up on. Call ``init_app(app)`` first."""
 
 
 class UserError(SessionRegistryError, ValueError):
-    """What was given as a user is none: another class, or not saved yet."""
+    """The value given as a user is not a user of this registry, or not saved yet."""
 
 
 class RecordsError(SessionRegistryError):
-    """The user sessions can't be asked: their home, Redis say, is down; or their table is missing,
-    or not as its model says.
+    """The user sessions can't be read or written.
 
-    From a revocation it means that nothing was revoked, or not everything: call it again. Where the
-    table is to blame, nothing of the transaction is stored.
+    Redis is down, or their table is missing or differs from its model. If a revocation raises it,
+    nothing was revoked, or not everything: call it again. If the table is the cause, nothing of the
+    transaction is stored.
     """
 
 
 class StaleRequestError(SessionRegistryError, Conflict):
-    """A password can't be changed: another request has changed it, or ended this session, first.
+    """The password can't be changed: another request changed it, or ended this session, first.
 
-    Raised by the flush that would have stored it, or by the commit. Nothing of the transaction is
-    stored, and no session has ended. Roll back, load the user again and check the current password
-    again before another try. Left to Flask, it is answered with 409.
+    Raised by the flush that would have stored the password, or by the commit. Nothing of the
+    transaction is stored, and no session has ended. Roll back, load the user again and check the
+    current password again before the next try. If the app doesn't handle it, Flask responds
+    with 409.
     """
 
     description = (
@@ -48,6 +49,8 @@ class StaleRequestError(SessionRegistryError, Conflict):
 
 
 class PurgeError(SessionRegistryError):
-    """Store entries of ended sessions could not be deleted. It names the class of what the client
-    of the store raised, whose text might hold a key.
+    """Store entries of ended sessions could not be deleted.
+
+    It names only the class of the error that the client of the store raised: the text might hold a
+    key.
     """

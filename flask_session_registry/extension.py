@@ -31,7 +31,7 @@ from ._revocation import revoke as revocation
 from ._setup import Setup
 from ._store.purge import LONG_TIMEOUT, Purge
 from .errors import ConfigurationError, SessionRegistryError, StaleRequestError
-from .models import UserSessionMixin
+from .models import UserSessionRecord
 
 _View = t.TypeVar("_View", bound=Callable[..., t.Any])
 
@@ -118,7 +118,7 @@ class SessionRegistry:
         return get_registry().session_model or UserSession
 
     @property
-    def current(self) -> UserSessionMixin | None:
+    def current(self) -> UserSessionRecord | None:
         """The user session of this request; ``None`` where nobody is signed in by a session.
 
         In the request of a login it is ``None`` too: the row is written when the view is done.
@@ -131,9 +131,9 @@ class SessionRegistry:
         if current.row[0] is not session.get_transaction():
             # Or an app that does not let commits expire its instances would see the old values.
             current.forget_row()
-        row = registry.records.get(current.id)
+        row: UserSessionRecord | None = registry.records.get(current.id)
         current.row = session.get_transaction(), row
-        return t.cast("UserSessionMixin | None", row)
+        return row
 
     @property
     def rejected(self) -> str | None:
@@ -150,7 +150,7 @@ class SessionRegistry:
         return session_check.reason_of_refusal(registry)
 
     @explaining_table()
-    def active(self, user: t.Any) -> list[t.Any]:
+    def active(self, user: t.Any) -> list[UserSessionRecord]:
         """The user's active sessions, most recently seen first.
 
         :raises UserError: ``user`` is no user, or not saved.

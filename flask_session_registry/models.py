@@ -1,4 +1,4 @@
-"""What is kept of a signed-in browser: the row."""
+"""The table of user sessions: one row for each signed-in browser."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ._records.base import STALE_KEY
 from ._user_model import key_of
 from .errors import ConfigurationError
 
-#: Where the metadata of the users keep the table that was defined in them: that can be done only
-#: once, however many apps are made.
+#: The key under which the users' metadata keeps the class that was defined in it. A table can be
+#: defined only once, however many apps are created.
 _DEFINED = "flask_session_registry"
 
-# Plain types with variants, because a migration can't import a type of ours. MariaDB drops the
-# microseconds of a DATETIME unless told otherwise.
+# Plain types with variants, because a migration can't import a type of ours. By default, MariaDB
+# drops the microseconds of a DATETIME.
 _MOMENT = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
 
-#: Rows are written where they stand: a page of PostgreSQL has room for their next versions.
-#: SQLAlchemy 2.0 can't say so.
+#: PostgreSQL leaves room in each page for the next versions of its rows, so that updates stay in
+#: their page. SQLAlchemy 2.0 has no option for it.
 _PAGES: dict[str, t.Any] = (
     {"postgresql_with": {"fillfactor": 50}}
     if "with" in dict(postgresql.dialect.construct_arguments or [])[sa.Table]
@@ -45,21 +45,21 @@ class UserSessionMixin:
     All times are aware UTC, on every database.
     """
 
-    #: Public name of the user session: neither secret nor guessable.
+    #: Public id of the user session: neither secret nor guessable.
     id: sa_orm.Mapped[uuid.UUID] = sa_orm.mapped_column(sa.Uuid, primary_key=True)
-    #: How often the session id was rotated. A cookie of an earlier generation is dead.
+    #: How often the session id was rotated. A cookie of an earlier generation is refused.
     generation: sa_orm.Mapped[int] = sa_orm.mapped_column(sa.Integer, nullable=False)
     #: Key of the entry in the session store (a hash, see ``HASH_SESSION_IDS``); ``None`` for
     #: signed cookies.
     store_id: sa_orm.Mapped[t.Optional[str]] = sa_orm.mapped_column(sa.String(255), index=True)
-    #: The key before the last rotation: how a late request with the old cookie is told apart.
+    #: The key before the last rotation. It identifies a late request with the old cookie.
     previous_store_id: sa_orm.Mapped[t.Optional[str]] = sa_orm.mapped_column(
         sa.String(255), index=True
     )
-    #: IP address when last seen, or ``None`` where the server gave none that is one.
+    #: IP address when last seen; ``None`` if the server gave no valid one.
     ip_address: sa_orm.Mapped[t.Optional[str]] = sa_orm.mapped_column(sa.String(45))
-    #: User agent when last seen: 512 characters at most, control characters taken out. It is
-    #: what a stranger sent: escape it.
+    #: User agent when last seen: at most 512 characters, without control characters. Untrusted
+    #: input: escape it.
     user_agent: sa_orm.Mapped[t.Optional[str]] = sa_orm.mapped_column(sa.String(512))
     created_at: sa_orm.Mapped[dt.datetime] = sa_orm.mapped_column(_MOMENT, nullable=False)
     last_seen_at: sa_orm.Mapped[dt.datetime] = sa_orm.mapped_column(_MOMENT, nullable=False)
@@ -67,18 +67,18 @@ class UserSessionMixin:
     rotated_at: sa_orm.Mapped[t.Optional[dt.datetime]] = sa_orm.mapped_column(_MOMENT)
     #: When the user last gave a password.
     authenticated_at: sa_orm.Mapped[dt.datetime] = sa_orm.mapped_column(_MOMENT, nullable=False)
-    #: Until when a "remember me" cookie can renew the session; ``None``: there is none.
+    #: Until when a "remember me" cookie can restore the session; ``None`` if there is none.
     remember_until: sa_orm.Mapped[t.Optional[dt.datetime]] = sa_orm.mapped_column(_MOMENT)
     #: SHA-256 of the stored password hash that the session was opened with, in hexadecimal.
     fingerprint: sa_orm.Mapped[t.Optional[str]] = sa_orm.mapped_column(sa.String(64))
-    #: When the session ended; ``None``: it has not.
+    #: When the session ended; ``None`` if it hasn't.
     revoked_at: sa_orm.Mapped[t.Optional[dt.datetime]] = sa_orm.mapped_column(_MOMENT)
-    #: Why it ended: ``"password_changed"``, ``"logged_out"``, ``"replaced"``, or what
-    #: :meth:`SessionRegistry.revoke` was told. Two kinds of rows without a user are no sessions:
-    #: ``"rotated"`` keeps the key of an entry that is to be deleted, ``"barred"`` says who must not
-    #: be adopted.
+    #: Why it ended: ``"password_changed"``, ``"logged_out"``, ``"replaced"``, or the reason given
+    #: to :meth:`SessionRegistry.revoke`. Two kinds of rows without a user aren't sessions:
+    #: ``"rotated"`` keeps the key of an entry to delete, ``"barred"`` a user who must not be
+    #: adopted.
     revoked_reason: sa_orm.Mapped[t.Optional[str]] = sa_orm.mapped_column(sa.String(64))
-    #: Which revocation ended it. All sessions that one revocation ended carry the same value.
+    #: The revocation that ended it: the same value for all sessions that it ended.
     revocation: sa_orm.Mapped[t.Optional[uuid.UUID]] = sa_orm.mapped_column(sa.Uuid)
     #: When the entry of the ended session was deleted from the session store.
     purged_at: sa_orm.Mapped[t.Optional[dt.datetime]] = sa_orm.mapped_column(_MOMENT)
@@ -87,13 +87,102 @@ class UserSessionMixin:
         user_id: t.Any
 
     def __repr__(self) -> str:
-        # Before that of a base of the app's own, which might show all columns. What is expired is
-        # not loaded for it.
+        # It comes before that of the app's own base, which might show all columns. It doesn't load
+        # expired attributes.
         return f"<{type(self).__name__} {vars(self).get('id')}>"
 
 
+class UserSessionRecord(t.Protocol):
+    """A user session, as the registry returns it, with the attributes that it always has.
+
+    ``sessions.active()`` and ``sessions.current`` return the same attributes wherever the user
+    sessions are recorded: on a row of the app's database, or on a copy of what Redis holds. They
+    are for reading: a session changes by the methods of :class:`SessionRegistry`. All times are
+    aware UTC.
+    """
+
+    @property
+    def id(self) -> uuid.UUID:
+        """Public id of the user session: neither secret nor guessable."""
+
+    @property
+    def user_id(self) -> t.Any:
+        """Primary key of the user, of the type that it has; ``None`` if the user was deleted."""
+
+    @property
+    def ip_address(self) -> str | None:
+        """IP address when last seen; ``None`` if the server gave no valid one."""
+
+    @property
+    def user_agent(self) -> str | None:
+        """User agent when last seen: at most 512 characters, without control characters.
+
+        Untrusted input: escape it.
+        """
+
+    @property
+    def created_at(self) -> dt.datetime:
+        """When the session began: at the login, or when the registry adopted it."""
+
+    @property
+    def last_seen_at(self) -> dt.datetime:
+        """When the session was last used, recorded at most once per ``TOUCH_INTERVAL``."""
+
+    @property
+    def rotated_at(self) -> dt.datetime | None:
+        """When the session id was last changed; ``None`` if not since the session was adopted."""
+
+    @property
+    def authenticated_at(self) -> dt.datetime:
+        """When the user last gave a password; 1970-01-01 for an adopted session."""
+
+    @property
+    def remember_until(self) -> dt.datetime | None:
+        """Until when a "remember me" cookie can restore the session; ``None`` if there is none."""
+
+    @property
+    def revoked_at(self) -> dt.datetime | None:
+        """When the session ended; ``None`` if it hasn't."""
+
+    @property
+    def revoked_reason(self) -> str | None:
+        """Why it ended: ``"password_changed"``, ``"logged_out"``, ``"replaced"``, or the reason
+        given to :meth:`SessionRegistry.revoke`; ``None`` if it hasn't.
+        """
+
+    @property
+    def revocation(self) -> uuid.UUID | None:
+        """The revocation that ended it: the same value for all sessions that it ended.
+
+        ``None`` if no revocation ended it.
+        """
+
+    @property
+    def generation(self) -> int:
+        """How often the session id was rotated. A cookie of an earlier generation is refused."""
+
+    @property
+    def store_id(self) -> str | None:
+        """Key of the entry in the session store; ``None`` for signed cookies.
+
+        By default a hash of the session id. Without ``HASH_SESSION_IDS``, it gives access to the
+        session: don't show or log it.
+        """
+
+    @property
+    def fingerprint(self) -> str | None:
+        """SHA-256 of the stored password hash that the session was opened with, in hexadecimal.
+
+        ``None`` if the users have no password attribute. Don't show or log it.
+        """
+
+    @property
+    def purged_at(self) -> dt.datetime | None:
+        """When the entry of the ended session was deleted from the session store."""
+
+
 def is_session(model: type[t.Any]) -> sa.ColumnElement[bool]:
-    """Whether a row is, or was, somebody's session; a user who is deleted leaves it without one."""
+    """Return the condition that a row is a session, ended or not, also of a deleted user."""
     owner, reason = model.user_id, model.revoked_reason
     is_bar = sa.and_(owner.is_(None), reason.is_not_distinct_from("barred"))
     return sa.and_(reason.is_distinct_from(STALE_KEY), sa.not_(is_bar))
@@ -106,24 +195,24 @@ def _make_times_aware(row: UserSessionMixin, *_: object) -> None:
             values[name] = clock.as_utc(value)
 
 
-def _note_table(mapper: sa_orm.Mapper[t.Any], _: type) -> None:
-    # Not before a table is defined: Alembic takes a fifth of a second to import.
+def _register_table(mapper: sa_orm.Mapper[t.Any], _: type) -> None:
+    # Only when a table is defined: importing Alembic takes a fifth of a second.
     from ._migrations import drop_with_its_indexes
 
     drop_with_its_indexes(t.cast(sa.Table, mapper.local_table))
 
 
-sa.event.listen(UserSessionMixin, "after_mapper_constructed", _note_table, propagate=True)
+sa.event.listen(UserSessionMixin, "after_mapper_constructed", _register_table, propagate=True)
 sa.event.listen(UserSessionMixin, "load", _make_times_aware, propagate=True)
 sa.event.listen(UserSessionMixin, "refresh", _make_times_aware, propagate=True)
 
 
 def define_user_session(database: Database, user_model: type[t.Any]) -> type[t.Any]:
-    """Define the table ``user_sessions`` beside the table of the users.
+    """Define the table ``user_sessions`` in the schema and the bind of the users' table.
 
-    Called again for the same user model, it returns the same class.
+    Called again for the same user model, return the same class.
 
-    :raises ConfigurationError: the app has a table of that name, or the users' key has several
+    :raises ConfigurationError: the app has a table of that name, the users' key has several
         columns, or the table was defined for another user model.
     """
     users = t.cast("sa.Table", sa.inspect(user_model).local_table)
@@ -134,15 +223,15 @@ def define_user_session(database: Database, user_model: type[t.Any]) -> type[t.A
         raise ConfigurationError(
             f"The table 'user_sessions' of this 'db' belongs to the user model"
             f" '{defined[0].__name__}', not to '{user_model.__name__}'. Pass a class of your own as"
-            " 'session_model' for one of them."
+            " 'session_model' for one of the two."
         )
     key_of(user_model)
     key = next(iter(users.primary_key))
     name = "user_sessions" if users.schema is None else f"{users.schema}.user_sessions"
     if name in users.metadata.tables:
         raise ConfigurationError(
-            "There is a table 'user_sessions' already. Pass a class of your own, built on"
-            " 'UserSessionMixin', as 'session_model', with another '__tablename__'."
+            "There is a table 'user_sessions' already. Pass a class of your own as 'session_model',"
+            " built on 'UserSessionMixin' and with another '__tablename__'."
         )
     model = type(
         "UserSession",
@@ -165,10 +254,10 @@ def define_user_session(database: Database, user_model: type[t.Any]) -> type[t.A
 
 
 def _type_of_reference(key: sa.Column[t.Any]) -> sa.types.TypeEngine[t.Any]:
-    """The type of a column that refers to a key.
+    """Return the type of a column that refers to a key.
 
-    Text has the charset and the collation that the key has by its table, else MariaDB makes no
-    foreign key. Not the whole table, whose user agents may hold any character.
+    Text gets the charset and the collation that the key has from its table: MariaDB requires it of
+    a foreign key. The other columns don't: user agents may hold any character.
     """
     kind = key.type
     has_own = getattr(kind, "collation", None) or getattr(kind, "charset", None)
@@ -181,7 +270,7 @@ def _type_of_reference(key: sa.Column[t.Any]) -> sa.types.TypeEngine[t.Any]:
         if charset or collation:
             text = mysql.CHAR if isinstance(kind, sa.CHAR) else mysql.VARCHAR
             variant = text(kind.length, charset=charset, collation=collation)
-            # What the app says of its key for this dialect counts.
+            # A variant that the app has given its key for this dialect takes precedence.
             with contextlib.suppress(sa.exc.ArgumentError):
                 kind = kind.with_variant(variant, dialect)
     return kind

@@ -73,7 +73,8 @@ SECRET_FIELDS = {
     # The "remember me" cookie; the values of a row; ids of user sessions with their keys.
     *("value", "values", "ended", "left_behind", "to_end"),
     # Credentials, and their fingerprints.
-    *("seen", "shown", "stored", "before", "after", "held", "evidence"),
+    *("seen", "attributes", "raw", "stored", "transient"),
+    *("before", "after", "held", "evidence"),
 }
 
 #: Fields with such a name, but without secrets.
