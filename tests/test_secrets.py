@@ -52,7 +52,7 @@ TEXT = f"redis://:{SECRET}@host refused 'session:{SECRET}'"
 
 def _records_of_the_package() -> list[type[t.Any]]:
     """Return all of the package's dataclasses and named tuples."""
-    names = [f"flask_session_registry.{found.name}" for found in _modules()]
+    names = [found.name for found in _modules()]
     classes = {
         cls
         for name in names
@@ -64,7 +64,8 @@ def _records_of_the_package() -> list[type[t.Any]]:
 
 
 def _modules() -> list[pkgutil.ModuleInfo]:
-    return list(pkgutil.iter_modules(flask_session_registry.__path__))
+    prefix = f"{flask_session_registry.__name__}."
+    return list(pkgutil.walk_packages(flask_session_registry.__path__, prefix))
 
 
 #: The fields that hold a session id, a store key, a fingerprint, or the like.
