@@ -1,8 +1,8 @@
-"""What is wrong when user sessions can't be read or written, in a sentence, and what to do, in one.
+"""Diagnoses of failures to read or write user sessions: what is wrong, and what to do.
 
-It is read from the error alone: by its class, its code and what it names. So a failure costs no
-question to a server that has just failed. Of an error that is not ours no text is shown, because it
-might hold a secret: only names that the model has, too.
+A diagnosis uses only the class of an error, its code and the names in it: a server that has just
+failed gets no further query. The text of another library's error is never shown, as it may contain
+a secret; only names that also appear in the model are.
 """
 
 from __future__ import annotations
@@ -18,23 +18,22 @@ import sqlalchemy as sa
 from flask import Flask, current_app, has_app_context
 
 from ._app import Registry, find_registry, unwrap
-from ._log import code_of, log
+from ._log import error_code, log
 from ._records.base import UNAVAILABLE
-from ._records.redis.client import RedisHome
 from .errors import RecordsError, SessionRegistryError
 
-#: By which codes PostgreSQL and MariaDB say it, and SQLite by which words.
+#: Codes of PostgreSQL and MariaDB, and messages of SQLite.
 _NO_TABLE = ({"42P01", "1146"}, "no such table: ")
 _NO_COLUMN = ({"42703", "1054"}, "no such column: ", "has no column named ")
-_HELD = ({"55P03", "1205"}, "database is locked", "database table is locked")
+_LOCKED = ({"55P03", "1205"}, "database is locked", "database table is locked")
 
 
 class Diagnosis(t.NamedTuple):
-    """A sentence on what is wrong, and one on what to do."""
+    """One sentence on what is wrong, and one on what to do."""
 
     problem: str
     remedy: str
-    #: Whether the table of the user sessions is missing, or not as its model says.
+    #: Whether the table of the user sessions is missing, or differs from its model.
     is_about_table: bool = False
 
     def __str__(self) -> str:
@@ -42,193 +41,222 @@ class Diagnosis(t.NamedTuple):
 
 
 def diagnose(error: BaseException) -> Diagnosis:
-    """What is wrong, given one of the errors that say so."""
+    """Return what is wrong, given one of the errors in :data:`UNAVAILABLE`, or one of ours."""
     if isinstance(error, RecordsError) and error.__cause__ is not None:
-        # Of 'explaining_table': it has been said already.
+        # Raised by 'explaining_table': its message is a diagnosis already.
         return Diagnosis(str(error), "", is_about_table=True)
     if isinstance(error, RecordsError) and error.__context__ is not None:
-        return home_unreachable(error.__context__)
+        return redis_unreachable(error.__context__)
     if isinstance(error, SessionRegistryError):
         return Diagnosis(str(error), "")
     try:
-        return _of_sql(error)
+        return _diagnose_sql(error)
     except Exception:
-        # One of its attributes raises.
+        # One of the error's attributes raises.
         return _unknown(type(error).__name__)
 
 
-def _of_sql(error: BaseException) -> Diagnosis:
-    if isinstance(error, sa.exc.TimeoutError):
-        return Diagnosis(
-            "All connections to the database are in use.",
-            "Find out what holds them for so long, or allow more of them in"
-            " 'SQLALCHEMY_ENGINE_OPTIONS'.",
-        )
-    if isinstance(error, sa.exc.DBAPIError):
-        if _says(error, *_NO_TABLE):
-            return _no_table(error)
-        if _says(error, *_NO_COLUMN):
-            return _no_column(error)
-        if _says(error, *_HELD):
-            return Diagnosis(
-                f"Another transaction holds rows, or the table, for too long ({_name_of(error)}).",
-                "Commit earlier where that is done. A backup or a migration may do it, too.",
-            )
-        if error.connection_invalidated or _is_of_connecting(error):
-            return database_unreachable(error)
-    return _unknown(_name_of(error))
+def check_records(registry: Registry) -> Diagnosis | None:
+    """Try to read user sessions; return what is wrong if that fails."""
+    read = _read_sql if registry.settings.records == "sql" else _read_redis
+    try:
+        read(registry)
+    except Exception as error:
+        return diagnose(error)
+    return None
 
 
 def _unknown(name: str) -> Diagnosis:
     return Diagnosis(
-        f"A statement on the user sessions has failed ({name}).",
-        "Run 'flask sessions doctor', which looks for the cause. At the level DEBUG, the logger"
-        " 'flask_session_registry' says where it happened.",
+        f"A statement on the user sessions failed ({name}).",
+        "Run 'flask sessions doctor' to look for the cause. At the level DEBUG, the logger"
+        " 'flask_session_registry' shows where it happened.",
     )
 
 
-def _says(error: sa.exc.DBAPIError, codes: set[str], *words: str) -> bool:
-    return code_of(error.orig or error) in codes or any(one in _first_line(error) for one in words)
+# -- Redis -------------------------------------------------------------------------------------
 
 
-def _is_of_connecting(error: sa.exc.DBAPIError) -> bool:
-    # A commit has no statement either, and may be refused for the sake of another transaction.
-    is_commit = str(code_of(error.orig or error)).startswith("40")
-    kinds = (sa.exc.OperationalError, sa.exc.InterfaceError)
-    return error.statement is None and isinstance(error, kinds) and not is_commit
-
-
-def _first_line(error: sa.exc.DBAPIError) -> str:
-    # What follows may be the statement.
-    return str(error.orig).partition("\n")[0]
-
-
-def _name_of(error: BaseException) -> str:
-    """The class of an error, and its code if it has one."""
-    code = code_of(getattr(error, "orig", None) or error)
-    name = type(error).__name__
-    return name if code is None else f"{name}, {code}"
-
-
-def _no_table(error: sa.exc.DBAPIError) -> Diagnosis:
-    table = _table()
-    if table is not None and table.name in re.findall(r"\w+", _first_line(error)):
-        return table_missing(table.name)
-    return Diagnosis(f"A table of the app is missing ({_name_of(error)}).", _remedy_of_no_table())
-
-
-def _no_column(error: sa.exc.DBAPIError) -> Diagnosis:
-    table, named = _table(), re.findall(r"\w+", _first_line(error))
+def redis_unreachable(error: BaseException) -> Diagnosis:
     registry = find_registry()
-    if table is not None and registry is not None:
-        others = {t.cast(sa.Table, each).name for each in registry.users.tables}
-        lacking = [name for name in named if name in table.columns]
-        if lacking and others.isdisjoint(named):
-            return table_differs(table.name, f"it lacks the column '{lacking[-1]}'")
+    is_redis = registry is not None and registry.settings.records == "redis"
     return Diagnosis(
-        f"A table of the app lacks a column ({_name_of(error)}).", _remedy_of_other_table()
+        f"The user sessions can't be read ({type(error).__name__}).",
+        "Check that Redis is running and that 'SESSION_REGISTRY_REDIS' is correct."
+        if is_redis
+        else "Check that the server that keeps them is running.",
     )
 
 
-def _table() -> sa.Table | None:
-    """The table of the current app's user sessions; ``None``: there is none, or no app."""
-    registry = find_registry()
-    if registry is None or registry.session_model is None:
-        return None
-    return t.cast(sa.Table, registry.session_model.__table__)
+def _read_redis(registry: Registry) -> None:
+    # A random id: no such session exists.
+    registry.records.get(uuid.uuid4())
 
 
-# -- sentences that 'flask sessions doctor' says, too ------------------------------------------
+# -- SQL ---------------------------------------------------------------------------------------
 
 
 def table_missing(name: str) -> Diagnosis:
-    return Diagnosis(f"The table '{name}' is missing.", _remedy_of_no_table(), is_about_table=True)
+    return Diagnosis(
+        f"The table '{name}' is missing.", _remedy_for_missing_table(), is_about_table=True
+    )
 
 
-def table_differs(name: str, how: str) -> Diagnosis:
+def table_differs(name: str, difference: str) -> Diagnosis:
     """
-    :param how: a clause that begins with "it".
+    :param difference: a clause that begins with "it", or with the name of a column.
     """
     return Diagnosis(
-        f"The table '{name}' is not as its model says: {how}.",
-        _remedy_of_other_table(),
+        f"The table '{name}' does not match its model: {difference}.",
+        _remedy_for_different_table(),
         is_about_table=True,
     )
 
 
 def database_unreachable(error: BaseException) -> Diagnosis:
     return Diagnosis(
-        f"The database can't be asked ({type(error).__name__}).",
-        "See that it runs, that 'SQLALCHEMY_DATABASE_URI' (or the bind of the users) is right,"
-        " and that this user may read the tables.",
+        f"The database can't be queried ({type(error).__name__}).",
+        "Check that it is running, that 'SQLALCHEMY_DATABASE_URI' (or the bind of the users) is"
+        " correct, and that its user may read the tables.",
     )
 
 
-def home_unreachable(error: BaseException) -> Diagnosis:
-    registry = find_registry()
-    is_redis = registry is not None and isinstance(registry.home, RedisHome)
+def _read_sql(registry: Registry) -> None:
+    records = registry.table
+    with records.connection() as connection:
+        connection.execute(sa.select(records.table).where(sa.false()))
+
+
+def _diagnose_sql(error: BaseException) -> Diagnosis:
+    if isinstance(error, sa.exc.TimeoutError):
+        return Diagnosis(
+            "All connections to the database are in use.",
+            "Find out what holds them for so long, or allow more in 'SQLALCHEMY_ENGINE_OPTIONS'.",
+        )
+    if isinstance(error, sa.exc.DBAPIError):
+        if _matches(error, *_NO_TABLE):
+            return _missing_table(error)
+        if _matches(error, *_NO_COLUMN):
+            return _missing_column(error)
+        if _matches(error, *_LOCKED):
+            return Diagnosis(
+                "Another transaction has held a lock on rows or the table for too long"
+                f" ({_name_of(error)}).",
+                "Commit earlier in that transaction. It may also be a backup or a migration.",
+            )
+        if error.connection_invalidated or _is_connection_failure(error):
+            return database_unreachable(error)
+    return _unknown(_name_of(error))
+
+
+def _matches(error: sa.exc.DBAPIError, codes: set[str], *messages: str) -> bool:
+    line = _first_line(error)
+    return error_code(error.orig or error) in codes or any(text in line for text in messages)
+
+
+def _is_connection_failure(error: sa.exc.DBAPIError) -> bool:
+    # A commit has no statement either, and may be refused in favor of another transaction.
+    is_commit = str(error_code(error.orig or error)).startswith("40")
+    kinds = (sa.exc.OperationalError, sa.exc.InterfaceError)
+    return error.statement is None and isinstance(error, kinds) and not is_commit
+
+
+def _first_line(error: sa.exc.DBAPIError) -> str:
+    # The lines after it may contain the statement.
+    return str(error.orig).partition("\n")[0]
+
+
+def _name_of(error: BaseException) -> str:
+    """Return the class of an error, and its code if it has one."""
+    code = error_code(getattr(error, "orig", None) or error)
+    name = type(error).__name__
+    return name if code is None else f"{name}, {code}"
+
+
+def _missing_table(error: sa.exc.DBAPIError) -> Diagnosis:
+    table = _table()
+    if table is not None and table.name in re.findall(r"\w+", _first_line(error)):
+        return table_missing(table.name)
     return Diagnosis(
-        f"The user sessions can't be asked ({type(error).__name__}).",
-        "See that Redis runs, and that 'SESSION_REGISTRY_REDIS' is right."
-        if is_redis
-        else "See that the server runs on which they are kept.",
+        f"A table of the app is missing ({_name_of(error)}).", _remedy_for_missing_table()
     )
 
 
-def _remedy_of_no_table() -> str:
+def _missing_column(error: sa.exc.DBAPIError) -> Diagnosis:
+    table, names = _table(), re.findall(r"\w+", _first_line(error))
+    registry = find_registry()
+    if table is not None and registry is not None:
+        others = {t.cast(sa.Table, each).name for each in registry.users.tables}
+        missing = [name for name in names if name in table.columns]
+        if missing and others.isdisjoint(names):
+            return table_differs(table.name, f"it lacks the column '{missing[-1]}'")
+    return Diagnosis(
+        f"A table of the app lacks a column ({_name_of(error)}).", _remedy_for_different_table()
+    )
+
+
+def _table() -> sa.Table | None:
+    """Return the table of the current app's user sessions; ``None`` without one, or an app."""
+    registry = find_registry()
+    if registry is None or registry.session_model is None:
+        return None
+    return t.cast(sa.Table, registry.session_model.__table__)
+
+
+def _remedy_for_missing_table() -> str:
     commands = _migration_commands()
     if commands is None:
         return (
-            "Call 'db.create_all()' in the context of the app, or set up Flask-Migrate and run"
+            "Call 'db.create_all()' in an app context, or set up Flask-Migrate and run"
             " 'flask db upgrade', after 'flask db migrate'."
         )
     upgrade, revise = commands
-    return f"Run {upgrade}, after {revise} if no migration makes it yet."
+    return f"Run {upgrade}, after {revise} if no migration creates it yet."
 
 
-def _remedy_of_other_table() -> str:
+def _remedy_for_different_table() -> str:
     commands = _migration_commands()
     if commands is None:
         return (
-            "Alter it by hand, as 'db.create_all()' makes only tables that are missing, or set up"
+            "Alter it by hand, as 'db.create_all()' creates only missing tables, or set up"
             " Flask-Migrate and run 'flask db upgrade', after 'flask db migrate'."
         )
     upgrade, revise = commands
-    return f"Run {upgrade}, after {revise} if no migration says so yet."
+    return f"Run {upgrade}, after {revise} if no migration changes it yet."
 
 
 def _migration_commands() -> tuple[str, str] | None:
-    """What applies migrations, and what makes one; ``None``: the app has neither extension."""
+    """Return what applies migrations and what creates one; ``None`` without such an extension."""
     app = unwrap(current_app) if has_app_context() else None
     if app is None or "migrate" in app.extensions:
-        group = _group_of("flask_migrate", app)
+        group = _command_group("flask_migrate", app)
         return f"'flask {group} upgrade'", f"'flask {group} migrate'"
     if "alembic" in app.extensions:
-        group = _group_of("flask_alembic", app)
+        group = _command_group("flask_alembic", app)
         return f"'upgrade' of Flask-Alembic's commands, 'flask {group} …'", "its 'revision'"
     return None
 
 
-def _group_of(package: str, app: Flask | None) -> str:
-    """How an app calls the commands of an extension."""
+def _command_group(package: str, app: Flask | None) -> str:
+    """Return the name under which an app has the commands of an extension."""
     for name, command in app.cli.commands.items() if app is not None else ():
         if str(getattr(command.callback, "__module__", "")).partition(".")[0] == package:
             return name
     return "db"
 
 
-# -- who is told -------------------------------------------------------------------------------
+# -- reports -----------------------------------------------------------------------------------
 
 
 def shows_tracebacks() -> bool:
-    """Whether an operator wants more than a sentence: in debug mode, or at the level DEBUG."""
+    """Return whether an operator wants tracebacks: in debug mode, or at the level DEBUG."""
     return log.isEnabledFor(logging.DEBUG) or (has_app_context() and current_app.debug)
 
 
 def report(problem: str, error: BaseException) -> None:
-    """Log that something has failed, and why.
+    """Log that something failed, and why.
 
-    :param problem: what could not be done, in a sentence.
+    :param problem: a sentence on what failed.
     """
     if isinstance(error, UNAVAILABLE):
         trace = error if shows_tracebacks() else None
@@ -239,10 +267,10 @@ def report(problem: str, error: BaseException) -> None:
 
 @contextlib.contextmanager
 def explaining_table() -> Iterator[None]:
-    """Within it, a statement that fails because of the table says so.
+    """Explain errors of statements that fail because of the table.
 
-    :raises RecordsError: the table is missing, or not as its model says. Any other error stays as
-        it is, for whoever handles those of SQLAlchemy.
+    :raises RecordsError: the table is missing, or differs from its model. Any other error stays
+        as it is, for code that handles SQLAlchemy's errors.
     """
     try:
         yield
@@ -251,18 +279,3 @@ def explaining_table() -> Iterator[None]:
         if diagnosis.is_about_table:
             raise RecordsError(str(diagnosis)) from error
         raise
-
-
-def look(registry: Registry) -> Diagnosis | None:
-    """Look whether user sessions can be read at all; what is wrong if not."""
-    try:
-        if registry.home is not None:
-            # Never given to anybody: there is no such session.
-            registry.records.get(uuid.uuid4())
-            return None
-        table = registry.table
-        with table.connection() as connection:
-            connection.execute(sa.select(table.table).where(sa.false()))
-    except Exception as error:
-        return diagnose(error)
-    return None

@@ -1,9 +1,9 @@
-"""The logger ``flask_session_registry``, to which no secret goes.
+"""The logger ``flask_session_registry``, which never logs secrets.
 
-The text of an error that is not ours might hold one: a database names the value that is there
-already, Redis its address with the password in it, a session store the key of an entry. So of such
-an error, and of all that led to it, the log has the class, the code and the place, and no text. No
-error is changed by that: whoever catches it, or logs it too, has all of it.
+The text of another library's error might contain one: a database names the value that already
+exists, Redis its address with the password, a session store the key of an entry. So of such an
+error, and of everything that led to it, the log shows the class, the code and the place, but no
+text. The error itself is not changed: code that catches or logs it, too, gets all of it.
 """
 
 from __future__ import annotations
@@ -15,47 +15,50 @@ from collections.abc import Iterator
 
 from .errors import SessionRegistryError
 
-#: How many errors of a chain, or of a group, are described.
-_MOST = 20
+#: The maximum number of errors described of one chain or group.
+_MAX_ERRORS = 20
 
-#: Where the errors of database drivers, and of the system, have their code.
+#: Attributes in which errors of database drivers, and of the system, have their code.
 _CODES = ("sqlstate", "pgcode", "sqlite_errorname", "errno")
 _CODE = re.compile("[0-9A-Z_]{1,40}")
 
 
 def _hide_texts(record: logging.LogRecord) -> bool:
-    """Describe the error of a record, in the place of what a formatter would make of it."""
+    """Replace the error of a record by its description."""
     if record.exc_info and record.exc_info[1] is not None:
-        record.exc_text = description_of(record.exc_info[1])
-        # A formatter, or a service that collects errors, would go through it by itself.
+        record.exc_text = describe(record.exc_info[1])
+        # Formatters, and services that collect errors, would read its texts.
         record.exc_info = None
     return True
 
 
-def description_of(error: BaseException) -> str:
-    """The traceback of an error, and of all that led to it, without texts that are not ours."""
+def describe(error: BaseException) -> str:
+    """Return the traceback of an error, and of all that led to it, without foreign texts."""
     try:
         return "".join(_describe(error)).rstrip()
     except Exception:
-        # One of its attributes raises. A log line is not worth a failed request.
+        # One of its attributes raises. A log line must not make a request fail.
         return type(error).__name__
 
 
 def _describe(error: BaseException) -> Iterator[str]:
     waiting, seen = [error], set[int]()
-    while waiting and len(seen) < _MOST:
-        one = waiting.pop(0)
-        if id(one) in seen:
+    while waiting and len(seen) < _MAX_ERRORS:
+        current = waiting.pop(0)
+        if id(current) in seen:
             continue
         if seen:
             yield "\nCaused by, or grouped with:\n\n"
-        seen.add(id(one))
+        seen.add(id(current))
         yield "Traceback (most recent call last):\n"
-        yield from traceback.format_tb(one.__traceback__)
-        yield f"{_name_of(one)}\n"
-        members = getattr(one, "exceptions", ())
-        causes = (one.__cause__, one.__context__, *(members if isinstance(members, tuple) else ()))
-        waiting += [cause for cause in causes if isinstance(cause, BaseException)]
+        yield from traceback.format_tb(current.__traceback__)
+        yield f"{_name_of(current)}\n"
+        members = getattr(current, "exceptions", ())
+        related = (
+            *(current.__cause__, current.__context__),
+            *(members if isinstance(members, tuple) else ()),
+        )
+        waiting += [each for each in related if isinstance(each, BaseException)]
 
 
 def _name_of(error: BaseException) -> str:
@@ -65,13 +68,13 @@ def _name_of(error: BaseException) -> str:
         name = f"{cls.__module__}.{name}"
     if isinstance(error, SessionRegistryError):
         return f"{name}: {error}"
-    code = code_of(error)
+    code = error_code(error)
     return name if code is None else f"{name} ({code})"
 
 
-def code_of(error: BaseException) -> str | None:
-    """The number or the name that a driver has for such errors; ``None``: there is none."""
-    # Drivers of MariaDB have it as their first argument, and may have a vaguer one besides.
+def error_code(error: BaseException) -> str | None:
+    """Return the number or name that a driver gives to such errors; ``None`` without one."""
+    # MariaDB's drivers have it as the first argument, and may have a less specific attribute too.
     first = error.args[0] if error.args and isinstance(error.args[0], int) else None
     for code in (first, *(getattr(error, name, None) for name in _CODES)):
         if isinstance(code, (int, str)) and _CODE.fullmatch(str(code)):

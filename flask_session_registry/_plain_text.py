@@ -1,4 +1,4 @@
-"""What may be shown of a text that a stranger has sent?"""
+"""Text from untrusted sources, made safe to display."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-
 
 
 def plain(text: str) -> str:
-    """The text, with a space for each character that could break what shows it."""
+    """Return the text with each character that could break its display replaced by a space."""
     return _CONTROL.sub(" ", text)

@@ -16,7 +16,7 @@ from werkzeug.exceptions import Conflict
 from ._app import Registry, get_registry, install, unwrap
 from ._compat.databases import check_app
 from ._compat.flask import answer_to, answer_wherever_raised, request_context
-from ._diagnosis import explaining_table, look
+from ._diagnosis import check_records, explaining_table
 from ._log import log
 from ._ops import maintenance
 from ._ops.cli import commands
@@ -403,7 +403,7 @@ def _look(registry: Registry) -> None:
     """
     if not registry.users.is_in_transaction:
         registry.was_looked_at = True
-        diagnosis = look(registry)
+        diagnosis = check_records(registry)
         if diagnosis is not None:
             log.error("%s", diagnosis)
 

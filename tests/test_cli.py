@@ -74,7 +74,7 @@ def test_everybody(busy: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     assert busy.active("ann") == 2
     agreed = run(busy, "--all", input="y\n")
     assert agreed.exit_code == 0
-    assert "End 3 sessions, of everybody?" in agreed.stderr
+    assert "Revoke 3 sessions of all users?" in agreed.stderr
     assert "3 sessions ended" in agreed.stdout
     assert (busy.active("ann"), busy.active("bob")) == (0, 0)
     assert "0 sessions ended" in run(busy, "--all", "--yes").stdout
@@ -131,8 +131,8 @@ def test_columns_that_hold_no_password(make_site: SiteFactory) -> None:
 
 def test_users_and_everybody(busy_site: Site) -> None:
     """16: naming users together with '--all' gives a different error than naming none."""
-    assert "or say '--all', not both." in run(busy_site, "--all", "1").stderr
-    assert "or say '--all'." in run(busy_site).stderr
+    assert "or use '--all', not both." in run(busy_site, "--all", "1").stderr
+    assert "or use '--all'." in run(busy_site).stderr
 
 
 def test_no_terminal_to_confirm_on(busy_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +140,7 @@ def test_no_terminal_to_confirm_on(busy_site: Site, monkeypatch: pytest.MonkeyPa
     result = run(busy_site, "--all", "--format", "json")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.splitlines() == [
-        "End 2 sessions, of everybody? [y/N]: ",
+        "Revoke 2 sessions of all users? [y/N]: ",
         "Error: There is no terminal to confirm this on. Nothing was changed. Add '--yes'.",
     ]
     assert "Aborted!" in run(busy_site, "--all", input="n\n").stderr
@@ -433,20 +433,20 @@ def test_invalid_address_is_in_no_network(site: Site) -> None:
 
 
 REFUSED = [
-    (["--older-than", "30"], "'30' is no duration. Write"),
-    (["--older-than", "1.5d"], "'1.5d' is no duration"),
-    (["--older-than", "0d"], "'0d' is no duration"),
-    (["--older-than", "-1d"], "'-1d' is no duration"),
-    (["--idle-for", "5y"], "'5y' is no duration"),
-    (["--idle-for", ""], "'' is no duration"),
-    (["--idle-for", "\u0663d"], "is no duration"),
-    (["--idle-for", "99999999999w"], "is longer ago than anything"),
-    (["--idle-for", "9" * 5000 + "w"], "is longer ago than anything"),
-    (["--idle-for", "999999d"], "is longer ago than anything"),
-    (["--ip", "10.0.0"], "is no IP address or network"),
-    (["--ip", "example.com"], "is no IP address or network"),
-    (["--ip", ""], "is no IP address or network"),
-    (["--ip", "10.1.2.3/8"], "Write '10.0.0.0/8' for the whole network"),
+    (["--older-than", "30"], "'30' is not a duration. Use"),
+    (["--older-than", "1.5d"], "'1.5d' is not a duration"),
+    (["--older-than", "0d"], "'0d' is not a duration"),
+    (["--older-than", "-1d"], "'-1d' is not a duration"),
+    (["--idle-for", "5y"], "'5y' is not a duration"),
+    (["--idle-for", ""], "'' is not a duration"),
+    (["--idle-for", "\u0663d"], "is not a duration"),
+    (["--idle-for", "99999999999w"], "is out of range. Use a shorter duration."),
+    (["--idle-for", "9" * 5000 + "w"], "is out of range. Use a shorter duration."),
+    (["--idle-for", "999999d"], "is out of range. Use a shorter duration."),
+    (["--ip", "10.0.0"], "is not an IP address or network"),
+    (["--ip", "example.com"], "is not an IP address or network"),
+    (["--ip", ""], "is not an IP address or network"),
+    (["--ip", "10.1.2.3/8"], "Use '10.0.0.0/8' for the whole network"),
     (["--user-agent", ""], "It is empty."),
     (["--format", "xml"], "xml"),
 ]
@@ -484,7 +484,7 @@ def test_idle_without_touching(make_site: SiteFactory) -> None:
     site.browser().login()
     result = run(site, "1", "--idle-for", "1d")
     assert result.exit_code == 2
-    assert "'SESSION_REGISTRY_TOUCH_INTERVAL' set to None" in result.stderr
+    assert "'SESSION_REGISTRY_TOUCH_INTERVAL' is None" in result.stderr
     assert "0 sessions ended" in run(site, "1", "--older-than", "1d").stdout
 
 
@@ -492,7 +492,7 @@ def test_filter_for_everybody_asks_first(busy_site: Site) -> None:
     """16: '--all' with a filter asks for confirmation; named users with a filter don't."""
     refused = run(busy_site, "--all", "--user-agent", "fire", input="n\n")
     assert refused.exit_code == 1
-    assert "End 1 session, of everybody who is meant?" in refused.stderr
+    assert "Revoke 1 matching session of all users?" in refused.stderr
     assert busy_site.active("ann") == 2
     assert "1 session ended" in run(busy_site, "1", "--user-agent", "fire").stdout
 
@@ -726,7 +726,7 @@ def test_interrupted(
         result = run(site, "--all", "--yes", "--format", "json", *filter)
     assert result.exit_code == 1
     assert result.stdout == ""
-    assert "Stopped: 2 sessions ended so far. Started again" in result.stderr
+    assert "Stopped: 2 sessions ended so far. Run it again" in result.stderr
     assert len(site.rows(revoked_at=None)) == 2
     assert "2 sessions ended" in run(site, "--all", "--yes", *filter).stdout
     assert site.rows(revoked_at=None) == []

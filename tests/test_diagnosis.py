@@ -25,16 +25,16 @@ pytestmark = [pytest.mark.table, pytest.mark.once]
 LOGGER = "flask_session_registry"
 MISSING = (
     "The table 'user_sessions' is missing. Run 'flask db upgrade', after 'flask db migrate' if no"
-    " migration makes it yet."
+    " migration creates it yet."
 )
 DOWN = (
-    "The database can't be asked (OperationalError). See that it runs, that"
-    " 'SQLALCHEMY_DATABASE_URI' (or the bind of the users) is right, and that this user may read"
+    "The database can't be queried (OperationalError). Check that it is running, that"
+    " 'SQLALCHEMY_DATABASE_URI' (or the bind of the users) is correct, and that its user may read"
     " the tables."
 )
 REDIS_DOWN = (
-    "The user sessions can't be asked (ConnectionError). See that Redis runs, and that"
-    " 'SESSION_REGISTRY_REDIS' is right."
+    "The user sessions can't be read (ConnectionError). Check that Redis is running and that"
+    " 'SESSION_REGISTRY_REDIS' is correct."
 )
 
 
@@ -169,8 +169,8 @@ def test_missing_column(migrated: SiteFactory, database: str, told: t.Any, colum
     sql(site, f"ALTER TABLE user_sessions DROP COLUMN {column}")
     assert (firefox.get("/me") if column == "generation" else firefox.login()).status_code == 503
     assert told()[0].endswith(
-        f"The table 'user_sessions' is not as its model says: it lacks the column '{column}'."
-        " Run 'flask db upgrade', after 'flask db migrate' if no migration says so yet."
+        f"The table 'user_sessions' does not match its model: it lacks the column '{column}'."
+        " Run 'flask db upgrade', after 'flask db migrate' if no migration changes it yet."
     )
 
 
@@ -241,8 +241,8 @@ def test_custom_record_storage_is_down(migrated: SiteFactory, told: t.Any) -> No
         firefox.get("/me")
     (line,) = told()
     assert line.endswith(
-        "The user sessions can't be asked (ConnectionError). See that the server runs on which they"
-        " are kept."
+        "The user sessions can't be read (ConnectionError). Check that the server that keeps them"
+        " is running."
     )
 
 
@@ -285,7 +285,7 @@ def test_row_is_locked(migrated: SiteFactory, database: str) -> None:
         other.execute(sa.text(limit))
         error = error_of(lambda: other.execute(sa.text("UPDATE account SET note = 'y'")))
     assert diagnose(error).problem.startswith(
-        "Another transaction holds rows, or the table, for too long (OperationalError"
+        "Another transaction has held a lock on rows or the table for too long (OperationalError"
     )
 
 
@@ -310,7 +310,7 @@ def test_commit_is_refused() -> None:
     """A refused commit has no statement either, but it doesn't mean that the database is down."""
     error = sa.exc.OperationalError(None, None, _RefusedError("secret"))
     found = diagnose(error)
-    assert found.problem == "A statement on the user sessions has failed (OperationalError, 40001)."
+    assert found.problem == "A statement on the user sessions failed (OperationalError, 40001)."
     assert "flask sessions doctor" in found.remedy
 
 
@@ -318,7 +318,7 @@ def test_error_without_a_code(site: Site) -> None:
     """An error of SQLAlchemy itself is reported by its class, without its text."""
     with site.context():
         found = diagnose(sa.exc.InvalidRequestError("secret"))
-    assert found.problem == "A statement on the user sessions has failed (InvalidRequestError)."
+    assert found.problem == "A statement on the user sessions failed (InvalidRequestError)."
 
 
 class _OddError(Exception):
@@ -329,7 +329,7 @@ class _OddError(Exception):
 def test_error_without_a_readable_text() -> None:
     """An error whose text can't be read is reported by its class and breaks no request."""
     found = diagnose(sa.exc.OperationalError("SELECT 1", {}, _OddError(), False))
-    assert found.problem == "A statement on the user sessions has failed (OperationalError)."
+    assert found.problem == "A statement on the user sessions failed (OperationalError)."
 
 
 def test_error_of_ours() -> None:
@@ -514,7 +514,7 @@ def test_commands_while_a_server_is_down(
         stop(site)
         result = site.app.test_cli_runner().invoke(args=arguments)
         assert (result.exit_code, result.stdout) == (1, "")
-        stopped = " Stopped: 0 sessions ended so far. Started again, it goes on with the rest."
+        stopped = " Stopped: 0 sessions ended so far. Run it again for the rest."
         assert result.stderr.replace(stopped, "") == f"Error: {line}\n"
         assert (stopped in result.stderr) <= (arguments[0] == "revoke-sessions")
 

@@ -307,7 +307,7 @@ def test_database_is_unreachable(make_healthy: SiteFactory) -> None:
         site.db.engine.dispose()
         (site.folder / "site.db").unlink()
         (site.folder / "site.db").mkdir()
-    the_only(site, "error", "The database can't be asked (OperationalError)")
+    the_only(site, "error", "The database can't be queried (OperationalError)")
 
 
 def test_table_is_missing(make_healthy: SiteFactory, database: str) -> None:
@@ -347,19 +347,19 @@ def test_null(make_healthy: SiteFactory) -> None:
     """
     site = make_healthy("files", "postgresql")
     sql(site, "ALTER TABLE user_sessions ALTER COLUMN user_id SET NOT NULL")
-    the_only(site, "error", "'user_id' must be allowed to be NULL")
+    the_only(site, "error", "'user_id' must be nullable")
     sql(
         site,
         "ALTER TABLE user_sessions ALTER COLUMN user_id DROP NOT NULL",
         "ALTER TABLE user_sessions ALTER COLUMN generation DROP NOT NULL",
     )
-    the_only(site, "error", "'generation' must not be allowed to be NULL")
+    the_only(site, "error", "'generation' must not be nullable")
 
 
 def test_type(make_healthy: SiteFactory) -> None:
     site = make_healthy("files", "postgresql")
     sql(site, "ALTER TABLE user_sessions ALTER COLUMN user_agent TYPE varchar(20)")
-    the_only(site, "error", "'user_agent' is VARCHAR(length=20), and should be String(length=512)")
+    the_only(site, "error", "'user_agent' is VARCHAR(length=20) and should be String(length=512)")
 
 
 def test_foreign_key_is_missing(make_healthy: SiteFactory) -> None:
@@ -487,7 +487,7 @@ def test_nothing_prunes(make_healthy: SiteFactory, monkeypatch: pytest.MonkeyPat
     found = examine(site)
     assert [level for level, _ in found.told] == ["warning"] * 2
     assert "'SESSION_REGISTRY_AUTO_PRUNE' is None" in found.told[1][1]
-    assert found.remedies[1] == "Let cron run 'flask sessions prune'."
+    assert found.remedies[1] == "Run 'flask sessions prune' from cron."
 
 
 @pytest.mark.parametrize("auto_prune", [None, 3600])
@@ -518,7 +518,7 @@ def test_adopts_for_too_long(make_healthy: SiteFactory) -> None:
     assert examine(site).told == []
     for each in (site, other):
         age(each, created_at=days_ago(lifetime + 0.1))
-    the_only(site, "warning", "'SESSION_REGISTRY_UNREGISTERED' is 'adopt'", "Take the setting out")
+    the_only(site, "warning", "'SESSION_REGISTRY_UNREGISTERED' is 'adopt'", "Remove the setting")
     assert examine(other).told == []
 
 
@@ -529,7 +529,7 @@ def test_store_is_down(make_healthy: SiteFactory) -> None:
     site = make_healthy("redis")
     address = {"host": "127.0.0.1", "port": 1, "retry": None, "socket_timeout": 1}
     site.app.session_interface.client = redis.Redis(**address)  # type: ignore[attr-defined]
-    the_only(site, "error", "The session store can't be asked (ConnectionError)")
+    the_only(site, "error", "The session store can't be reached (ConnectionError)")
 
 
 def with_cache(make_healthy: SiteFactory, cache: t.Any) -> Site:
@@ -627,7 +627,7 @@ def test_client_without_a_timeout(
     site = make_healthy(store)
     attribute = "cache" if kind == "cachelib" else "client"
     monkeypatch.setattr(site.app.session_interface, attribute, make_client(None))
-    the_only(site, "warning", "would wait for ever", "'socket_timeout'")
+    the_only(site, "warning", "would wait forever", "'socket_timeout'")
     monkeypatch.setattr(site.app.session_interface, attribute, make_client(2))
     assert examine(site).told == []
 
@@ -638,7 +638,7 @@ def test_cluster_without_a_timeout(make_healthy: SiteFactory) -> None:
     assert examine(site).told == []
     for node in t.cast(t.Any, site.app.session_interface).client.get_nodes():
         node.redis_connection = redis.Redis(node.host, node.port, socket_timeout=None)
-    the_only(site, "warning", "would wait for ever")
+    the_only(site, "warning", "would wait forever")
 
 
 def test_sentinel(make_healthy: SiteFactory) -> None:
@@ -648,7 +648,7 @@ def test_sentinel(make_healthy: SiteFactory) -> None:
     kwargs["socket_timeout"] = 2
     assert examine(site).told == []
     kwargs["socket_timeout"] = None
-    the_only(site, "warning", "would wait for ever")
+    the_only(site, "warning", "would wait forever")
 
 
 def test_mongodb_without_an_index(make_healthy: SiteFactory) -> None:
@@ -674,7 +674,7 @@ def test_mongodb_is_down(make_healthy: SiteFactory, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(store, "delete_many", fail)
     monkeypatch.setattr(store, "index_information", fail)
-    the_only(site, "error", "The session store can't be asked (OSError)")
+    the_only(site, "error", "The session store can't be reached (OSError)")
 
 
 def test_no_session_id_and_no_log(
@@ -711,7 +711,7 @@ def test_page_without_the_views_it_needs(make_healthy: SiteFactory) -> None:
     assert examine(site).told == []
     for view in ("login", "nothing"):
         manager.refresh_view = view
-        the_only(site, "error", f"'login_manager.refresh_view' is '{view}', which is no view")
+        the_only(site, "error", f"'login_manager.refresh_view' is '{view}', which is not a view")
     manager.needs_refresh_handler(lambda: "ask")
     manager.login_view, manager.blueprint_login_views = None, {"session_registry": "/form"}
     assert examine(site).told == []

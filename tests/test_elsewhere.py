@@ -590,7 +590,7 @@ def test_commands_while_it_is_down(away: Site) -> None:
         ):
             result = runner.invoke(args=arguments)
             assert result.exit_code == 1
-            assert "Error: The user sessions can't be asked (ConnectionError)." in result.stderr
+            assert "Error: The user sessions can't be read (ConnectionError)." in result.stderr
 
 
 def test_session_without_an_entry_is_scanned_once(make_site: SiteFactory) -> None:
@@ -941,7 +941,7 @@ def test_doctor_on_redis(on_own: Site, persistent_redis: OwnServer) -> None:
     assert "Warning: Redis writes no append-only file" in forgetful
     persistent_redis.kill()
     (down,) = examined(on_own)
-    assert "Error: The user sessions can't be asked (ConnectionError)." in down
+    assert "Error: The user sessions can't be read (ConnectionError)." in down
 
 
 def test_doctor_on_a_redis_that_hides_its_settings(
@@ -965,7 +965,7 @@ def test_doctor_on_a_client_without_a_timeout(
     for_ever = redis.Redis(host=host, port=port, socket_timeout=None)
     monkeypatch.setattr(home, "client", for_ever)
     (told,) = examined(on_own)
-    assert "Warning: The client of the user sessions would wait for ever" in told
+    assert "Warning: The client of the user sessions would wait forever" in told
     for_ever.close()
 
 
@@ -984,5 +984,5 @@ def test_doctor_without_due_sessions(away: Site, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(records_of(away).home, "due", broken)
     result = away.app.test_cli_runner().invoke(args=["sessions", "doctor"])
-    assert "Error: What is due can't be asked (RecordsError)." in result.output
+    assert "Error: Could not check for overdue maintenance (RecordsError)." in result.output
     assert "The session store" not in result.output

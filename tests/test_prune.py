@@ -324,7 +324,7 @@ def test_command_while_stale_entries_remain(site: Site, monkeypatch: pytest.Monk
     broken = down(monkeypatch)
     result = command(site)
     broken.__exit__(None, None, None)
-    assert (result.exit_code, result.stderr) == (1, f"{FAILED}What sessions left behind{AGAIN}")
+    assert (result.exit_code, result.stderr) == (1, f"{FAILED}Stale entries{AGAIN}")
 
 
 def test_rows_that_cannot_be_marked(

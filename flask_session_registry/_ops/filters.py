@@ -1,4 +1,4 @@
-"""Which sessions does an operator mean?"""
+"""Filters by which an operator selects user sessions."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ _IPV4_WITHIN_IPV6 = ipaddress.IPv6Network("::ffff:0:0/96")
 
 
 class Filter(t.NamedTuple):
-    """What a session has in common with all that are meant. What is ``None`` does not matter."""
+    """Conditions that a session must match, all of them; those that are ``None`` don't matter."""
 
-    #: Begun at this moment or before.
-    begun_by: dt.datetime | None = None
+    #: Created at this moment or before.
+    created_until: dt.datetime | None = None
     #: Last seen at this moment or before.
-    unseen_since: dt.datetime | None = None
+    last_seen_until: dt.datetime | None = None
     #: Last seen from an address in this network.
     network: Network | None = None
-    #: This is in the user agent, in small or capital letters.
+    #: The user agent contains this text, whatever the case.
     user_agent: str | None = None
 
     def is_met_by_all(self) -> bool:
+        """Return whether every session matches."""
         return all(value is None for value in self)
 
     def condition(self, columns: t.Mapping[str, t.Any]) -> sa.ColumnElement[bool]:
-        """Whether a row is meant, as far as a database can tell: not by its network."""
+        """Return the condition for a row, except for the network: databases can't compare it."""
         conditions: list[sa.ColumnElement[bool]] = [sa.true()]
-        if self.begun_by is not None:
-            conditions.append(columns["created_at"] <= self.begun_by)
-        if self.unseen_since is not None:
-            conditions.append(columns["last_seen_at"] <= self.unseen_since)
+        if self.created_until is not None:
+            conditions.append(columns["created_at"] <= self.created_until)
+        if self.last_seen_until is not None:
+            conditions.append(columns["last_seen_at"] <= self.last_seen_until)
         if self.network is not None:
             conditions.append(columns["ip_address"].is_not(None))
         if self.user_agent is not None:
@@ -47,10 +48,10 @@ class Filter(t.NamedTuple):
         return sa.and_(*conditions)
 
     def meets(self, session: t.Any) -> bool:
-        """The same of a session that is not in a database; by its network, too."""
+        """Return whether a session matches, its network included."""
         return (
-            (self.begun_by is None or session.created_at <= self.begun_by)
-            and (self.unseen_since is None or session.last_seen_at <= self.unseen_since)
+            (self.created_until is None or session.created_at <= self.created_until)
+            and (self.last_seen_until is None or session.last_seen_at <= self.last_seen_until)
             and self.meets_address(session.ip_address)
             and (
                 self.user_agent is None
@@ -59,7 +60,7 @@ class Filter(t.NamedTuple):
         )
 
     def meets_address(self, address: str | None) -> bool:
-        """Whether an address is in the network; one that is none is in no network."""
+        """Return whether an address is in the network; an invalid address is in none."""
         if self.network is None:
             return True
         try:
@@ -69,54 +70,54 @@ class Filter(t.NamedTuple):
 
 
 def ago(text: str) -> dt.datetime:
-    """The moment so long ago: ``45s``, ``90m``, ``12h``, ``30d``, ``2w``.
+    """Return the moment this long ago: ``45s``, ``90m``, ``12h``, ``30d``, ``2w``.
 
-    :raises ValueError: it is no such duration, with a sentence that says what to write instead.
+    :raises ValueError: the duration is invalid. The message says what to write instead.
     """
     written = re.fullmatch("0*([1-9][0-9]*)([smhdw])", text)
     if written is None:
         raise ValueError(
-            f"'{text}' is no duration. Write a whole number above zero and its unit: '45s', '90m',"
+            f"'{text}' is not a duration. Use a whole number above zero and a unit: '45s', '90m',"
             " '12h', '30d' or '2w'."
         )
     try:
         return clock.now() - dt.timedelta(**{_UNITS[written[2]]: int(written[1])})
     except (OverflowError, ValueError):
-        raise ValueError(f"'{text}' is longer ago than anything. Write less.") from None
+        raise ValueError(f"'{text}' is out of range. Use a shorter duration.") from None
 
 
 def network(text: str) -> Network:
-    """The network of this notation; an address is a network of one.
+    """Parse a network; an address is a network of one.
 
-    :raises ValueError: it is none, with a sentence that says what to write instead.
+    :raises ValueError: the network is invalid. The message says what to write instead.
     """
     try:
         found = ipaddress.ip_network(text)
     except ValueError:
-        raise ValueError(_what_to_write(text)) from None
+        raise ValueError(_explain_invalid_network(text)) from None
     if isinstance(found, ipaddress.IPv6Network) and found.subnet_of(_IPV4_WITHIN_IPV6):
-        # As such it would meet nobody: the registry writes down the IPv4 address.
+        # It would match no session: the registry records the IPv4 address.
         address = int(found.network_address) & 0xFFFFFFFF
         return ipaddress.IPv4Network((address, found.prefixlen - _IPV4_WITHIN_IPV6.prefixlen))
     return found
 
 
-def _what_to_write(text: str) -> str:
+def _explain_invalid_network(text: str) -> str:
     try:
         around = ipaddress.ip_network(text, strict=False)
     except ValueError:
         return (
-            f"'{text}' is no IP address or network. Write '203.0.113.9', '10.0.0.0/8' or"
-            " '2001:db8::/32'."
+            f"'{text}' is not an IP address or network. Use '203.0.113.9', '10.0.0.0/8' or"
+            " '2001:db8::/32', for example."
         )
-    return f"'{text}' is an address within a network. Write '{around}' for the whole network."
+    return f"'{text}' is an address within a network. Use '{around}' for the whole network."
 
 
 def part_of_user_agent(text: str) -> str:
-    """The text as it would have been written down.
+    """Return the text as it would be recorded.
 
-    :raises ValueError: it is empty, and would be in all of them.
+    :raises ValueError: it is empty, so every user agent would contain it.
     """
     if not text:
-        raise ValueError("It is empty. Write what is in the user agent, 'Firefox' say.")
+        raise ValueError("It is empty. Use a part of the user agent, such as 'Firefox'.")
     return plain(text)

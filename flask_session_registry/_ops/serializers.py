@@ -1,4 +1,4 @@
-"""How does a user session look to an operator? Never with a session id, or the key of an entry."""
+"""User sessions as operators see them: never with a session id or the key of a store entry."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from .._records.base import SessionSummary
 
 
 def as_json(value: object) -> t.Any:
-    """A value of a row, for JSON. A key that is no number is text, and times are in ISO 8601."""
+    """Return an attribute for JSON: times in ISO 8601, keys as numbers or text."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     return clock.as_utc(value).isoformat() if isinstance(value, dt.datetime) else str(value)
 
 
 def as_text(value: object) -> str:
-    """A value of a row, for a terminal, whoever wrote it."""
+    """Return an attribute for a terminal, without control characters."""
     if isinstance(value, dt.datetime):
         return f"{clock.as_utc(value):%Y-%m-%d %H:%M:%S} UTC"
     return "-" if value is None else plain(str(value))
 
 
-def json_of(summary: SessionSummary) -> dict[str, t.Any]:
+def summary_as_json(summary: SessionSummary) -> dict[str, t.Any]:
     return {name: as_json(value) for name, value in summary._asdict().items()}
 
 
-def lines_of(summaries: Sequence[SessionSummary]) -> list[str]:
-    """A line for each, with its columns below each other."""
+def summaries_as_lines(summaries: Sequence[SessionSummary]) -> list[str]:
+    """Return a line for each session, in aligned columns."""
     cells = [
         [
             as_text(value)
@@ -45,8 +45,8 @@ def lines_of(summaries: Sequence[SessionSummary]) -> list[str]:
     ]
 
 
-def details_of(row: t.Any, *, is_active: bool) -> dict[str, t.Any]:
-    """All that an operator may know of a row, for JSON."""
+def session_as_json(row: t.Any, *, is_active: bool) -> dict[str, t.Any]:
+    """Return all that an operator may know of a session."""
     names = (*SessionSummary._fields, "remember_until")
     details = {name: as_json(getattr(row, name)) for name in names}
     details["is_active"] = is_active
@@ -55,9 +55,9 @@ def details_of(row: t.Any, *, is_active: bool) -> dict[str, t.Any]:
     return details
 
 
-def block_of(row: t.Any, *, is_active: bool) -> str:
-    """The same in lines."""
-    facts = {
+def session_as_text(row: t.Any, *, is_active: bool) -> str:
+    """Return the same as lines of text."""
+    details = {
         "began": row.created_at,
         "last seen": row.last_seen_at,
         "address": row.ip_address,
@@ -65,8 +65,8 @@ def block_of(row: t.Any, *, is_active: bool) -> str:
         "remembered": row.remember_until and f"until {as_text(row.remember_until)}",
     }
     if row.revoked_at is not None:
-        facts["ended"] = f"{as_text(row.revoked_at)}, {row.revoked_reason}"
+        details["ended"] = f"{as_text(row.revoked_at)}, {row.revoked_reason}"
     elif not is_active:
-        facts["ended"] = "expired, or opened with an earlier password; not taken down yet"
-    lines = [f"    {name:<12}{as_text(value)}" for name, value in facts.items()]
+        details["ended"] = "expired, or opened with an earlier password; not recorded yet"
+    lines = [f"    {name:<12}{as_text(value)}" for name, value in details.items()]
     return "\n".join([f"{row.id}, user {as_text(row.user_id)}", *lines])

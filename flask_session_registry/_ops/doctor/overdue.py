@@ -1,0 +1,33 @@
+"""Maintenance that is overdue."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+
+from flask import Flask
+
+from ..._app import Registry
+from .findings import Finding, warning
+
+#: Maintenance that is due for longer than this probably isn't being done.
+_OVERDUE = dt.timedelta(days=1)
+
+
+def examine(app: Flask, registry: Registry) -> Iterator[Finding]:
+    expiry = registry.expiry(app).earlier(_OVERDUE)
+    unpurged = registry.records.count_unpurged(ended_by=expiry.now)
+    if unpurged:
+        yield warning(
+            f"The entries of {unpurged} session{'' if unpurged == 1 else 's'} that ended more than"
+            " a day ago are still in the session store.",
+            "Run 'flask sessions prune', and see in the log why they could not be deleted before.",
+        )
+    if registry.settings.auto_prune is not None:
+        return
+    if unpurged or registry.records.count_expired(expiry):
+        yield warning(
+            "'SESSION_REGISTRY_AUTO_PRUNE' is None and nothing else seems to prune: maintenance is"
+            " more than a day overdue.",
+            "Run 'flask sessions prune' from cron.",
+        )
