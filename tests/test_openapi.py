@@ -39,8 +39,8 @@ def test_every_address_is_described(described: Site) -> None:
     }
     assert rules == set(DESCRIPTION["paths"])
     page = DESCRIPTION["components"]["schemas"]["Page"]["properties"]
-    assert page["sessions"]["maxItems"] == views.PAGE + 1
-    assert page["recently_ended"]["maxItems"] == views.RECENT
+    assert page["sessions"]["maxItems"] == views.PAGE_SIZE + 1
+    assert page["recently_ended"]["maxItems"] == views.RECENTLY_ENDED
 
 
 @hypothesis.given(data=st.data())

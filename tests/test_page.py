@@ -118,7 +118,7 @@ def test_page_shows_all_devices(firefox: Browser, phone: Browser) -> None:
 def test_page_of_the_only_device(firefox: Browser) -> None:
     """The page offers only to sign out everywhere."""
     text = firefox.get(f"{PREFIX}/").text
-    assert re.findall("<button>(.*?)</button>", text) == ["Sign out everywhere, here too"]
+    assert re.findall("<button>(.*?)</button>", text) == ["Sign out everywhere, including here"]
     assert "Recently signed out" not in text
 
 
@@ -326,22 +326,22 @@ def test_page_by_page(database_site: Site) -> None:
     page = with_page(database_site)
     firefox = page.browser(FIREFOX)
     firefox.login()
-    many(page, 2 * views.PAGE + 5)
+    many(page, 2 * views.PAGE_SIZE + 5)
     seen, query, pages = [], "", 0
     while query is not None:
         found = see(firefox, query)
         seen += [one["user_agent"] for one in found["sessions"]]
-        assert len(found["sessions"]) <= views.PAGE + 1
+        assert len(found["sessions"]) <= views.PAGE_SIZE + 1
         query = found["next"] and found["next"].removeprefix(f"{PREFIX}/")
         pages += 1
     assert pages == 3
     assert seen[0] == FIREFOX
     numbers = [int(one.removeprefix("Device ")) // 2 for one in seen[1:]]
     assert numbers == sorted(numbers)
-    assert len(set(seen)) == len(seen) == 2 * views.PAGE + 6
+    assert len(set(seen)) == len(seen) == 2 * views.PAGE_SIZE + 6
     first, second = firefox.get(f"{PREFIX}/").text, firefox.get(see(firefox)["next"]).text
-    assert ("More devices" in first, "Back to the first devices" in first) == (True, False)
-    assert ("More devices" in second, "Back to the first devices" in second) == (True, True)
+    assert ("More devices" in first, "Back to the first page" in first) == (True, False)
+    assert ("More devices" in second, "Back to the first page" in second) == (True, True)
     assert "This device" not in second
     assert "Sign out all other devices" in second
     assert 'rel="next">More devices' in second
@@ -360,10 +360,10 @@ def test_page_of_10_000_sessions(firefox: Browser, page: Site) -> None:
     with page.count_statements() as statements:
         text = firefox.get(f"{PREFIX}/").text
     assert len(statements) == few
-    assert len(re.findall(r"<li\b", text)) == views.PAGE + 1 + views.RECENT
+    assert len(re.findall(r"<li\b", text)) == views.PAGE_SIZE + 1 + views.RECENTLY_ENDED
     # Five batches of a thousand: the latest of each ended at about the same time.
     ended = {one["user_agent"] for one in see(firefox)["recently_ended"]}
-    assert ended <= {f"Device {n}" for n in range(views.RECENT)}
+    assert ended <= {f"Device {n}" for n in range(views.RECENTLY_ENDED)}
 
 
 @pytest.mark.parametrize("after", ["", "1", "1-1", "-1-" + "a" * 32, "9" * 18 + "-" + "a" * 32])
@@ -371,7 +371,7 @@ def test_invalid_page(firefox: Browser, after: str) -> None:
     """An invalid 'after' is refused."""
     answer = firefox.get(f"{PREFIX}/?after={after}", headers=JSON)
     assert answer.status_code == 400
-    assert answer.json["detail"] == "'after' is not what 'next' has said."
+    assert answer.json["detail"] == "'after' is invalid. Use the address in 'next'."
     assert firefox.get(f"{PREFIX}/?after={after}").status_code == 400
 
 
@@ -453,7 +453,7 @@ def test_unknown_session(firefox: Browser, phone: Browser, page: Site, kind: str
         "type": "about:blank",
         "title": "Not Found",
         "status": 404,
-        "detail": "There is no such session of yours that is signed in.",
+        "detail": "You have no active session with this id.",
     }
     assert submit(firefox, f"{id}/revoke") == ["That device is not signed in."]
     assert firefox.get(f"{PREFIX}/{id}/revoke").status_code == 303
@@ -508,7 +508,7 @@ def test_confirmation(firefox: Browser, phone: Browser) -> None:
     for path, question in {
         f"{id_of(phone)}/revoke": "Sign out Safari on iPhone?",
         "revoke-others": "Sign out all other devices?",
-        "revoke-all": "Sign out everywhere, on this device too?",
+        "revoke-all": "Sign out everywhere, including this device?",
     }.items():
         answer = firefox.get(f"{PREFIX}/{path}")
         assert answer.status_code == 200
@@ -580,7 +580,7 @@ def test_forged_request(
     answer = firefox.post(f"{PREFIX}/{path}", **form)
     assert answer.status_code == 303
     said = firefox.get("/sign-in").json["said"]
-    assert said == ["That page had been open for too long. Please try again."]
+    assert said == ["That page was open for too long. Please try again."]
     assert (firefox.is_signed_in, phone.is_signed_in) == (True, True)
     assert end(firefox, "revoke-others").status_code == 200
 
@@ -807,5 +807,5 @@ def test_sessions_cannot_be_read(
             assert (answer.status_code, answer.content_type) == (503, "application/problem+json")
             assert answer.headers["Retry-After"] == "3"
             assert firefox.get(f"{PREFIX}/").status_code == 503
-    assert "The page of a user's sessions could not be answered." in caplog.text
+    assert "Could not answer a request for the page of a user's sessions." in caplog.text
     assert firefox.is_signed_in

@@ -137,7 +137,7 @@ def test_end_everything(open_device: OpenDevice) -> None:
     desktop.sign_in()
     phone.sign_in()
     desktop.page.goto(PAGE)
-    desktop.press("Sign out everywhere, here too")
+    desktop.press("Sign out everywhere, including here")
     assert "/signin" in desktop.page.url
     assert "You are signed out everywhere." in desktop.said
     phone.page.reload()
@@ -225,7 +225,7 @@ def test_keyboard(open_device: OpenDevice) -> None:
     assert reached[-3:] == [
         "Sign out Safari on iPhone",
         "Sign out all other devices",
-        "Sign out everywhere, here too",
+        "Sign out everywhere, including here",
     ]
     button = desktop.page.get_by_role("button", name="Sign out Safari on iPhone")
     button.focus()

@@ -21,8 +21,7 @@ from site_under_test import Browser, Site
 from test_page import FIREFOX, IPHONE, PREFIX, end, id_of, see, submit, with_page
 from test_readme import blocks
 
-import flask_session_registry
-from flask_session_registry import ConfigurationError
+from flask_session_registry import ConfigurationError, _web
 from flask_session_registry import _clock as clock
 from flask_session_registry._web import i18n as texts
 from flask_session_registry._web.user_agents import device_of
@@ -74,11 +73,11 @@ def test_layout_of_the_app(make_site: SiteFactory) -> None:
     text = page_of(firefox)
     assert "<title>Where you&#39;re signed in - App</title><nav>homehome</nav><main>" in text
     assert "Ask us if one of these is not yours." in text
-    assert "Sign out those" not in text
+    assert "Sign out any" not in text
     assert "<h2><bdi>Firefox on Linux</bdi>" in text
     text = firefox.get(f"{PREFIX}/revoke-all").text
     assert "- App</title><nav>homehome</nav><main>" in text
-    assert "Sign out everywhere, on this device too?" in text
+    assert "Sign out everywhere, including this device?" in text
 
 
 def test_layout_without_a_base_template(make_site: SiteFactory) -> None:
@@ -207,6 +206,41 @@ def test_unknown_language(make_site: SiteFactory) -> None:
     assert "signed in</h1>" in page_of(signed_in(site))
 
 
+@pytest.mark.parametrize(
+    ("age", "shown"),
+    [
+        ({"minutes": 1, "seconds": 59}, "il y a 1 minute"),
+        ({"minutes": 59, "seconds": 59}, "il y a 59 minutes"),
+        ({"hours": 23, "minutes": 59}, "il y a 23 heures"),
+        ({"days": 20}, "il y a 20 jours"),
+    ],
+)
+def test_relative_times_of_flask_babel(
+    make_site: SiteFactory, age: dict[str, int], shown: str
+) -> None:
+    """Relative times are in the reader's language even where no catalog of ours is."""
+    site = make_site()
+    flask_babel.Babel(site.app, locale_selector=lambda: "fr")
+    with_page(site)
+    firefox = signed_in(site)
+    signed_in(site, IPHONE)
+    seen = dt.datetime.now(dt.timezone.utc) - dt.timedelta(**age)
+    site.change({"user_agent": IPHONE}, last_seen_at=seen)
+    assert f">{shown}</time>" in page_of(firefox).replace("\xa0", " ")
+
+
+def test_relative_times_of_the_app(make_site: SiteFactory) -> None:
+    """A text of the app goes before Flask-Babel's."""
+    site = make_site(SESSION_REGISTRY_TEXTS={"hours_ago": ("1 h", "%(num)d h")})
+    flask_babel.Babel(site.app, locale_selector=lambda: "fr")
+    with_page(site)
+    firefox = signed_in(site)
+    seen = dt.datetime.now(dt.timezone.utc) - dt.timedelta(hours=3)
+    signed_in(site, IPHONE)
+    site.change({"user_agent": IPHONE}, last_seen_at=seen)
+    assert ">3 h</time>" in page_of(firefox)
+
+
 def texts_in(catalog: t.Any) -> dict[t.Any, t.Any]:
     def plain(text: t.Any) -> t.Any:
         return text if isinstance(text, str) else tuple(text)
@@ -222,7 +256,8 @@ def test_every_text_is_translated() -> None:
     with (folder / f"{texts._DOMAIN}.mo").open("rb") as file:
         compiled = texts_in(read_mo(file))
     assert written == compiled
-    assert set(written) == set(texts.TEXTS.values())
+    by_babel = {texts.TEXTS[name] for *_, name in texts._UNITS}
+    assert set(written) == set(texts.TEXTS.values()) - by_babel
     for ids, strings in written.items():
         pairs = zip(ids, strings, strict=True) if isinstance(ids, tuple) else [(ids, strings)]
         for one, other in pairs:
@@ -429,7 +464,7 @@ def test_page_without_what_it_needs(
     site = make_site()
     for name in ("views", "presenter", "user_agents"):
         monkeypatch.delitem(sys.modules, f"flask_session_registry._web.{name}")
-        monkeypatch.delattr(flask_session_registry._web, name)
+        monkeypatch.delattr(_web, name)
     for name in [one for one in sys.modules if one.partition(".")[0] == missing]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigurationError, match=rf"{missing}.*'Flask-Session-Registry\[web\]'"):

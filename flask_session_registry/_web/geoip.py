@@ -1,4 +1,4 @@
-"""Where is an IP address, roughly?"""
+"""Approximate places of IP addresses."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ import geoip2.database
 from geoip2.errors import GeoIP2Error
 from maxminddb import InvalidDatabaseError
 
-#: What the type of a database has in its name, and the method that reads such a one.
-_KINDS = {"Enterprise": "enterprise", "City": "city", "Country": "country"}
+#: Parts of the names of database types, with the method that reads such a database.
+_METHODS = {"Enterprise": "enterprise", "City": "city", "Country": "country"}
 
 
 class GeoIPDatabase:
-    """A database of GeoIP2, or GeoLite2: of cities or of countries.
+    """A GeoIP2 or GeoLite2 database of cities or countries.
 
     :param path: of the ``.mmdb`` file.
-    :raises OSError: it can't be read.
-    :raises ValueError: it is of something else.
-    :raises maxminddb.InvalidDatabaseError: it is none.
+    :raises OSError: the file can't be read.
+    :raises ValueError: the database is of another type.
+    :raises maxminddb.InvalidDatabaseError: the file is not a database.
     """
 
     def __init__(self, path: str) -> None:
         reader = geoip2.database.Reader(path)
         kind = reader.metadata().database_type
-        found = [method for name, method in _KINDS.items() if name in kind]
-        if not found:
+        methods = [method for name, method in _METHODS.items() if name in kind]
+        if not methods:
             reader.close()
-            raise ValueError(f"It is a '{kind}', neither of cities nor of countries.")
-        self._find: t.Callable[[str], t.Any] = getattr(reader, found[0])
+            raise ValueError(f"It is a '{kind}'. Use a database of cities or countries.")
+        self._find: t.Callable[[str], t.Any] = getattr(reader, methods[0])
 
     def name(self, ip_address: str | None, language: str) -> str | None:
-        """City and country of an address, as far as they are known; ``None``: they are not.
+        """Return the city and country of an address, as known; ``None`` if neither is.
 
-        :param language: of the names, where the database has them in it; else they are in English.
+        :param language: of the names. Names that the database lacks in it are in English.
         """
         if ip_address is None:
             return None
@@ -41,10 +41,10 @@ class GeoIPDatabase:
             found = self._find(ip_address)
         except (GeoIP2Error, InvalidDatabaseError, ValueError):
             return None
-        records = (getattr(found, "city", None), found.country)
+        places = (getattr(found, "city", None), found.country)
         names = [
-            record.names.get(language) or record.names.get(language[:2]) or record.names.get("en")
-            for record in records
-            if record is not None
+            place.names.get(language) or place.names.get(language[:2]) or place.names.get("en")
+            for place in places
+            if place is not None
         ]
         return ", ".join(name for name in names if name) or None

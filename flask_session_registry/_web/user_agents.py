@@ -1,4 +1,4 @@
-"""Which device is this, in words that a person understands?"""
+"""Device names for people, derived from the user agent."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from ua_parser import parse
 
 from .._plain_text import plain
 
-#: What ua-parser says of a browser that its user does not: there it is one browser.
+#: Parts of ua-parser's browser names that distinguish variants of what users know as one browser.
 _VARIANT = re.compile(r"\b(Mobile|iOS|WebView|UI/WKWebView)\b")
 _NAMES = {"IE": "Internet Explorer", "Mac OS X": "macOS", "Chrome OS": "ChromeOS"}
+_APPLE = {"iPad": "tablet", "iPhone": "phone", "iPod": "phone"}
 _DESKTOPS = {"Windows", "macOS", "ChromeOS", "Linux", "Ubuntu", "Fedora", "Debian", "FreeBSD"}
-_LENGTH = 40
+_MAX_LENGTH = 40
 
-#: The name of a program that ua-parser does not know (RFC 9110, 10.1.5); every browser is Mozilla.
+#: The name of a program that ua-parser doesn't know (RFC 9110, 10.1.5). Every browser is Mozilla.
 _PRODUCT = re.compile(r"(?!Mozilla\b)([\w!#$%&'*+.^`|~-]{1,40})(?=[/\s]|$)", re.ASCII)
 
 
 class Device(t.NamedTuple):
-    """What a user agent says of a device. A stranger wrote it: escape it."""
+    """A device as its user agent describes it. The text is untrusted: escape it."""
 
-    #: ``None``: unknown.
+    #: ``None`` if unknown.
     browser: str | None
-    #: The operating system; of Apple's, the device.
+    #: The operating system; for Apple's, the device.
     system: str | None
-    #: ``"desktop"``, ``"phone"``, ``"tablet"``, ``"program"`` (no browser), or ``"unknown"``.
+    #: ``"desktop"``, ``"phone"``, ``"tablet"``, ``"program"`` (not a browser), or ``"unknown"``.
     kind: str
 
     @property
     def name(self) -> str | None:
-        """In English, ``"Firefox on Linux"``; ``None``: nothing is known."""
+        """The name in English, such as ``"Firefox on Linux"``; ``None`` if nothing is known."""
         if self.browser and self.system:
             return f"{self.browser} on {self.system}"
         return self.browser or self.system
@@ -40,25 +41,35 @@ class Device(t.NamedTuple):
 
 @functools.lru_cache(1024)
 def device_of(user_agent: str | None) -> Device:
-    """The device that sends this ``User-Agent``; any text will do."""
+    """Return the device that sends this ``User-Agent``, which may be any text."""
     user_agent = user_agent or ""
     found = parse(user_agent)
-    browser = _name(found.user_agent.family if found.user_agent else "")
-    system = _name(found.os.family if found.os else "")
+    browser = _name(found.user_agent.family) if found.user_agent else None
+    system = _name(found.os.family) if found.os else None
     if browser == system:
         browser = None
-    family = found.device.family if found.device else ""
-    if family in ("iPad", "iPhone", "iPod"):
-        return Device(browser, family, "tablet" if family == "iPad" else "phone")
+    if found.device and found.device.family in _APPLE:
+        return Device(browser, found.device.family, _APPLE[found.device.family])
+    if browser is None and system is None:
+        return _program(user_agent)
+    return Device(browser, system, _kind(system, user_agent))
+
+
+def _program(user_agent: str) -> Device:
+    product = _PRODUCT.match(user_agent)
+    if product is None:
+        return Device(None, None, "unknown")
+    return Device(product[1], None, "program")
+
+
+def _kind(system: str | None, user_agent: str) -> str:
+    if system is None:
+        return "program"
     if system == "Android":
-        return Device(browser, system, "phone" if "Mobile" in user_agent else "tablet")
-    if system in _DESKTOPS:
-        return Device(browser, system, "desktop")
-    if browser is None and system is None and (product := _PRODUCT.match(user_agent)):
-        browser = product[1]
-    return Device(browser, system, "program" if browser and system is None else "unknown")
+        return "phone" if "Mobile" in user_agent else "tablet"
+    return "desktop" if system in _DESKTOPS else "unknown"
 
 
 def _name(family: str) -> str | None:
-    name = " ".join(plain(_VARIANT.sub("", family)).split())[:_LENGTH]
+    name = " ".join(plain(_VARIANT.sub("", family)).split())[:_MAX_LENGTH]
     return _NAMES.get(name, name) or None

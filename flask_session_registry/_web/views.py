@@ -1,4 +1,4 @@
-"""The page of a user's own sessions, as HTML or as JSON."""
+"""The views of the page of a user's own sessions, in HTML and JSON."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ from .._diagnosis import report
 from .._records.base import UNAVAILABLE, PageEnd, as_id
 from .._request import check as session_check
 from .._revocation.revoke import Revocation, revoke_one, revoke_users
-from .i18n import day, exactly, language
-from .presenter import session_view
+from .i18n import date, exact_time, language
+from .presenter import present
 
-#: How many sessions are shown at a time, and how many that have ended.
-PAGE = 25
-RECENT = 10
+#: The number of active sessions on a page, and of those that ended recently.
+PAGE_SIZE = 25
+RECENTLY_ENDED = 10
 
-#: What a request that wants JSON is told where the password has to be given once more.
+#: The reason in a JSON answer if the password must be given again.
 REAUTHENTICATE = "reauthentication_required"
 
-#: Why a session has ended that was ended here.
+#: The reason of revocations on this page.
 _REASON = "revoked"
 
 _CURSOR = re.compile(r"(\d{1,17})-([0-9a-f]{32})")
@@ -60,55 +60,55 @@ blueprint = Blueprint(
     __name__,
     template_folder="templates",
     static_folder="static",
-    # Not "/static", which is the app's own where the blueprint has no prefix.
+    # Not "/static": without a prefix, that would be the app's own.
     static_url_path="/assets",
 )
 
 
-class _NotAllowed(Unauthorized):
-    """The answer to a script that has to let somebody sign in, and why."""
+class _UnauthorizedError(Unauthorized):
+    """The answer to a script whose user must sign in, with the reason."""
 
     def __init__(self, reason: str | None) -> None:
         super().__init__()
         self.reason = reason
 
 
-# -- what every view has in common -------------------------------------------------------------
+# -- what all views have in common -------------------------------------------------------------
 
 
-def _of_the_signed_in(view: _View) -> _View:
-    """Call it with the installation and the user session of this request, if there is one."""
+def _session_required(view: _View) -> _View:
+    """Call the view with the registry and the user session of this request, if there is one."""
 
     @functools.wraps(view)
     def answer(**arguments: t.Any) -> t.Any:
         registry = get_registry()
         try:
             try:
-                found = session_check.current(registry)
+                checked = session_check.current(registry)
                 if registry.state.adoption is not None:
-                    # Its row is written when this request ends.
+                    # Its row is written at the end of this request.
                     return redirect(url_for(".index"), 303)
-                current: t.Any = found and registry.records.get(found.id)
+                current: t.Any = checked and registry.records.get(checked.id)
                 if current is None or current.revoked_at is not None:
-                    return _signs_in(registry)
+                    return _ask_to_sign_in(registry)
                 return view(registry, current, **arguments)
             except UNAVAILABLE as error:
-                report("The page of a user's sessions could not be answered.", error)
+                report("Could not answer a request for the page of a user's sessions.", error)
                 registry.users.release()
                 raise session_check.unavailable("Your sessions could not be read.", error) from None
         except HTTPException as error:
             if not _wants_json():
                 raise
-            return _problem(error)
+            return _problem_details(error)
 
     return answer
 
 
-def _of_the_recently_authenticated(view: _View) -> _View:
-    """The same, if the request is no forgery and the password was given not long ago.
+def _fresh_session_required(view: _View) -> _View:
+    """Also require that a POST has a CSRF token and that the password was given recently.
 
-    OWASP ASVS 5.0, 7.5.2: somebody who has got hold of an old session can't throw its owner out.
-    Nothing but a POST ends anything; to all others the view shows a form.
+    OWASP ASVS 5.0, 7.5.2: someone with access to an old session must not be able to sign its owner
+    out. Only a POST revokes anything; for other methods the view shows a form.
     """
 
     @functools.wraps(view)
@@ -117,28 +117,28 @@ def _of_the_recently_authenticated(view: _View) -> _View:
             if _wants_json():
                 raise MethodNotAllowed(["POST"])
             return view(registry, current, **arguments)
-        _check_token()
+        _check_csrf_token()
         age = registry.settings.reauth_age
         if not login_fresh() or (age is not None and current.authenticated_at <= clock.ago(age)):
-            # Or the view that asks for the password would find the session fresh, and send it back.
+            # Otherwise the refresh view could find the session fresh, and redirect back at once.
             session["_fresh"] = False
             if _wants_json():
-                raise _NotAllowed(REAUTHENTICATE)
+                raise _UnauthorizedError(REAUTHENTICATE)
             return current_app.login_manager.needs_refresh()  # type: ignore[attr-defined]
         registry.users.set_lock_timeout()
         return view(registry, current, **arguments)
 
-    return _of_the_signed_in(answer)
+    return _session_required(answer)
 
 
-def _signs_in(registry: Registry) -> t.Any:
+def _ask_to_sign_in(registry: Registry) -> t.Any:
     if _wants_json():
-        raise _NotAllowed(session_check.reason_of_refusal(registry))
+        raise _UnauthorizedError(session_check.reason_of_refusal(registry))
     return current_app.login_manager.unauthorized()  # type: ignore[attr-defined]
 
 
-def _check_token() -> None:
-    """Whatever the app does against forged requests, it is done here.
+def _check_csrf_token() -> None:
+    """Check the CSRF token here, whether or not the app protects all of its views.
 
     :raises CSRFError: the request has no valid token, in the form or in a header.
     """
@@ -155,15 +155,16 @@ def _check_token() -> None:
 
 
 @blueprint.errorhandler(CSRFError)
-def _refused(error: CSRFError) -> ResponseReturnValue:
-    """A form that has been open for too long, for the most part."""
+def _answer_csrf_error(error: CSRFError) -> ResponseReturnValue:
+    """Answer what is usually a form that was open for too long."""
     if _wants_json():
-        return _problem(error)
-    return _go_back(_text("form_expired"))
+        return _problem_details(error)
+    return _redirect_to_index(_text("form_expired"))
 
 
 @blueprint.after_request
-def _keep_out_of_caches(response: Response) -> Response:
+def _add_headers(response: Response) -> Response:
+    """Keep pages out of caches and frames."""
     if request.endpoint != f"{request.blueprint}.static":
         response.headers["Cache-Control"] = "no-store"
         response.vary.add("Accept")
@@ -172,17 +173,17 @@ def _keep_out_of_caches(response: Response) -> Response:
 
 
 def _wants_json() -> bool:
-    """Whether the request would rather have JSON than HTML; who does not care gets HTML."""
+    """Return whether the request prefers JSON to HTML. Without a preference, the answer is HTML."""
     qualities = {
         kind.partition(";")[0].strip(): quality for kind, quality in request.accept_mimetypes
     }
     return qualities.get("application/json", 0) > qualities.get("text/html", 0)
 
 
-def _problem(error: HTTPException) -> Response:
-    """An error as RFC 9457 has it."""
+def _problem_details(error: HTTPException) -> Response:
+    """Return an error in the format of RFC 9457."""
     problem = {"type": "about:blank", "title": error.name, "status": error.code}
-    if isinstance(error, _NotAllowed):
+    if isinstance(error, _UnauthorizedError):
         problem["reason"] = error.reason
     else:
         problem["detail"] = error.description
@@ -194,7 +195,7 @@ def _problem(error: HTTPException) -> Response:
     return response
 
 
-def _go_back(message: str) -> ResponseReturnValue:
+def _redirect_to_index(message: str) -> ResponseReturnValue:
     flash(message)
     return redirect(url_for(".index"), 303)
 
@@ -203,8 +204,8 @@ def _text(name: str, **values: t.Any) -> str:
     return get_registry().texts(name, **values)
 
 
-def _page(name: str, **values: t.Any) -> str:
-    """Render a template; all that it is given is in ``sessions_page``.
+def _render(name: str, **values: t.Any) -> str:
+    """Render a template with all values in ``sessions_page``.
 
     Other names would hide those that the app's base template uses.
     """
@@ -214,44 +215,45 @@ def _page(name: str, **values: t.Any) -> str:
         "csrf_field": current_app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token"),
         "csrf_token": generate_csrf,
         "text": registry.texts,
-        "day": day,
-        "exactly": exactly,
+        "date": date,
+        "exact_time": exact_time,
         "language": language(),
         **values,
     }
     return render_template(f"session_registry/{name}.html", sessions_page=page)
 
 
-# -- seeing them -------------------------------------------------------------------------------
+# -- listing -----------------------------------------------------------------------------------
 
 
 @blueprint.get("/")
-@_of_the_signed_in
+@_session_required
 def index(registry: Registry, current: t.Any) -> ResponseReturnValue:
-    """This device, the others by when they were last seen, and what has ended of late."""
+    """Show this session, the others by when they were last seen, and those that ended recently."""
     after = _read_cursor(request.args.get("after"))
     records, expiry = registry.records, registry.expiry(unwrap(current_app))
-    found = records.list_others(current, expiry=expiry, after=after, limit=PAGE + 1)
-    rows, older = found[:PAGE], None
-    if len(found) > PAGE:
-        older = url_for(".index", after=_cursor_of(rows[-1]))
+    found = records.list_others(current, expiry=expiry, after=after, limit=PAGE_SIZE + 1)
+    rows, next_page = found[:PAGE_SIZE], None
+    if len(found) > PAGE_SIZE:
+        next_page = url_for(".index", after=_cursor_after(rows[-1]))
     if after is None:
         rows = [current, *rows]
-    over = records.recently_ended(current.user_id, limit=RECENT)
-    active, ended = (
-        [session_view(registry, row, current=current) for row in each] for each in (rows, over)
-    )
+    ended_rows = records.recently_ended(current.user_id, limit=RECENTLY_ENDED)
+    active = [present(registry, row, current=current) for row in rows]
+    ended = [present(registry, row, current=current) for row in ended_rows]
     if _wants_json():
         return {
-            "sessions": [one.json for one in active],
-            "recently_ended": [one.json for one in ended],
-            "next": older,
+            "sessions": [each.as_json() for each in active],
+            "recently_ended": [each.as_json() for each in ended],
+            "next": next_page,
             "csrf_token": generate_csrf(),
         }
-    return _page("sessions", active=active, ended=ended, older=older, is_first=after is None)
+    return _render(
+        "sessions", active=active, ended=ended, next_page=next_page, is_first_page=after is None
+    )
 
 
-def _cursor_of(row: t.Any) -> str:
+def _cursor_after(row: t.Any) -> str:
     microseconds = (row.last_seen_at - clock.EPOCH) // dt.timedelta(microseconds=1)
     return f"{microseconds}-{row.id.hex}"
 
@@ -261,60 +263,70 @@ def _read_cursor(text: str | None) -> PageEnd | None:
         return None
     match = _CURSOR.fullmatch(text)
     if match is None:
-        raise BadRequest("'after' is not what 'next' has said.")
+        raise BadRequest("'after' is invalid. Use the address in 'next'.")
     microseconds = dt.timedelta(microseconds=int(match[1]))
     return PageEnd(clock.EPOCH + microseconds, uuid.UUID(hex=match[2]))
 
 
-# -- ending them -------------------------------------------------------------------------------
+# -- revoking ----------------------------------------------------------------------------------
 
 
 @blueprint.route("/<id>/revoke", methods=["GET", "POST"])
-@_of_the_recently_authenticated
+@_fresh_session_required
 def revoke(registry: Registry, current: t.Any, id: str) -> ResponseReturnValue:
-    """End one; somebody else's is as unknown as one that never was."""
-    row = _one_of(registry, current, id)
-    facts = None if row is None else session_view(registry, row, current=current)
-    if request.method != "POST" and facts is not None:
-        return _page("confirm", question=_text("confirm_end", device=facts.name), device=facts)
-    if row is not None and facts is not None:
+    """Revoke one session of the user. Another user's id is treated as an unknown one."""
+    row = _find_own(registry, current, id)
+    device = None if row is None else present(registry, row, current=current)
+    if request.method != "POST" and device is not None:
+        question = _text("confirm_end", device=device.name)
+        return _render("confirm", question=question, device=device)
+    if device is not None:
         revocation = revoke_one(
             registry,
             unwrap(current_app),
-            row.id,
+            device.id,
             user_id=current.user_id,
             reason=_REASON,
             session=registry.db_session,
         )
-        if _ended_by(registry, revocation):
-            return _tell(1, _text("ended", device=facts.name))
+        if _commit(registry, revocation):
+            return _answer(1, _text("ended", device=device.name))
     if _wants_json():
-        raise NotFound("There is no such session of yours that is signed in.")
-    return _go_back(_text("not_there"))
+        raise NotFound("You have no active session with this id.")
+    return _redirect_to_index(_text("not_there"))
 
 
 @blueprint.route("/revoke-others", methods=["GET", "POST"])
-@_of_the_recently_authenticated
+@_fresh_session_required
 def revoke_others(registry: Registry, current: t.Any) -> ResponseReturnValue:
-    """End all but this one."""
+    """Revoke all sessions of the user except this one."""
     if request.method != "POST":
-        return _page("confirm", question=_text("confirm_others"))
-    count = _end_all(registry, current, except_id=current.id)
-    return _tell(count, _text("ended_others", num=count))
+        return _render("confirm", question=_text("confirm_others"))
+    count = _revoke_all(registry, current, except_id=current.id)
+    return _answer(count, _text("ended_others", num=count))
 
 
 @blueprint.route("/revoke-all", methods=["GET", "POST"])
-@_of_the_recently_authenticated
+@_fresh_session_required
 def revoke_all(registry: Registry, current: t.Any) -> ResponseReturnValue:
-    """End all, this one too."""
+    """Revoke all sessions of the user, including this one."""
     if request.method != "POST":
-        return _page("confirm", question=_text("confirm_all"))
-    count = _end_all(registry, current)
-    return _tell(count, _text("ended_all"))
+        return _render("confirm", question=_text("confirm_all"))
+    count = _revoke_all(registry, current)
+    return _answer(count, _text("ended_all"))
 
 
-def _end_all(registry: Registry, current: t.Any, *, except_id: uuid.UUID | None = None) -> int:
-    """End the sessions of the user of this one; how many."""
+def _find_own(registry: Registry, current: t.Any, id: str) -> t.Any:
+    """Return this user's session with this id; ``None`` if it has ended or there is none."""
+    known = as_id(id)
+    row = None if known is None else registry.records.get(known)
+    if row is None or row.user_id != current.user_id or row.revoked_at is not None:
+        return None
+    return row
+
+
+def _revoke_all(registry: Registry, current: t.Any, *, except_id: uuid.UUID | None = None) -> int:
+    """Revoke the sessions of this user; return how many ended."""
     revocation = revoke_users(
         registry,
         unwrap(current_app),
@@ -323,13 +335,13 @@ def _end_all(registry: Registry, current: t.Any, *, except_id: uuid.UUID | None 
         session=registry.db_session,
         except_id=except_id,
     )
-    return _ended_by(registry, revocation)
+    return _commit(registry, revocation)
 
 
-def _ended_by(registry: Registry, revocation: Revocation | None) -> int:
-    """Commit; how many sessions that has ended.
+def _commit(registry: Registry, revocation: Revocation | None) -> int:
+    """Commit; return how many sessions ended.
 
-    Counted after the commit: if the records are in no table, another request may have been first.
+    They are counted after the commit: with records in Redis, another request may have been first.
     """
     if revocation is None:
         return 0
@@ -337,14 +349,5 @@ def _ended_by(registry: Registry, revocation: Revocation | None) -> int:
     return revocation.ended
 
 
-def _one_of(registry: Registry, current: t.Any, id: str) -> t.Any:
-    """The session of this user with this id; ``None``: there is none that has not ended."""
-    known = as_id(id)
-    row = None if known is None else registry.records.get(known)
-    if row is None or row.user_id != current.user_id or row.revoked_at is not None:
-        return None
-    return row
-
-
-def _tell(count: int, message: str) -> ResponseReturnValue:
-    return {"ended": count} if _wants_json() else _go_back(message)
+def _answer(count: int, message: str) -> ResponseReturnValue:
+    return {"ended": count} if _wants_json() else _redirect_to_index(message)

@@ -1,11 +1,11 @@
-// The exact times in the reader's own time zone. Without this they are in the one of the server.
+// Show exact times in the reader's time zone. Without this script, the server chooses the zone.
 for (const element of document.querySelectorAll(".user-sessions time")) {
   const moment = new Date(element.dateTime);
   const options = { dateStyle: "full", timeStyle: "long" };
   try {
     element.title = moment.toLocaleString(document.documentElement.lang || undefined, options);
   } catch {
-    // What the page says of its language is none.
+    // The page's language tag is invalid.
     element.title = moment.toLocaleString(undefined, options);
   }
 }
