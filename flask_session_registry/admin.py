@@ -1,4 +1,4 @@
-"""Where is everybody signed in? A page for Flask-Admin that shows it, and signs people out."""
+"""A Flask-Admin view that lists the user sessions of all users and revokes them."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ except ImportError as error:
     ) from error
 
 
-class _InUtc:
-    # PostgreSQL would take a naive time for one in the time zone of the connection.
+class _UTCMixin:
+    # PostgreSQL would interpret a naive time in the time zone of the connection.
     def clean(self, value: str) -> dt.datetime:
         return clock.as_utc(super().clean(value))  # type: ignore[misc]
 
 
-class _After(_InUtc, filters.DateTimeGreaterFilter):  # type: ignore[misc]
+class _After(_UTCMixin, filters.DateTimeGreaterFilter):  # type: ignore[misc]
     pass
 
 
-class _Before(_InUtc, filters.DateTimeSmallerFilter):  # type: ignore[misc]
+class _Before(_UTCMixin, filters.DateTimeSmallerFilter):  # type: ignore[misc]
     pass
 
 
 class _IsUser(filters.FilterEqual):  # type: ignore[misc]
-    # Flask-Admin's own compares a UUID as text, which SQLAlchemy refuses.
+    # Flask-Admin's own filter compares a UUID as text, which SQLAlchemy refuses.
     def clean(self, value: str) -> t.Any:
         return self.column.type.python_type(value)
 
@@ -51,36 +51,36 @@ class _Filters(filters.FilterConverter):  # type: ignore[misc]
     datetime_filters = (_After, _Before, filters.FilterEmpty)
 
 
-def _shown(_view: object, moment: dt.datetime, _name: str) -> str:
+def _format_time(_view: object, moment: dt.datetime, _name: str) -> str:
     return f"{clock.as_utc(moment):%Y-%m-%d %H:%M:%S}"
 
 
 class UserSessionView(ModelView):  # type: ignore[misc]
-    """User sessions of everybody, to read and to end, but not to edit::
+    """The user sessions of all users, to view and to revoke, but not to edit::
 
         with app.app_context():
             admin.add_view(UserSessionView(sessions, db, is_accessible=is_administrator))
 
-    No key of a store entry and no fingerprint is shown, searched or sorted by. What has expired is
-    shown as ended when a prune has ended it. The action needs the token of Flask-Admin's
-    ``SecureForm``. Where Flask-WTF's ``CSRFProtect`` is set up, which wants one of its own, say so
-    in a subclass: ``form_base_class = FlaskForm``.
+    Keys of store entries and fingerprints are never shown, searched or sorted by. An expired
+    session is shown as ended once a prune has ended it. The action needs the token of Flask-Admin's
+    ``SecureForm``. If Flask-WTF's ``CSRFProtect`` is set up, which requires its own token, set
+    ``form_base_class = FlaskForm`` in a subclass.
 
     :param sessions: the registry of the app.
     :param db: the Flask-SQLAlchemy of the app.
-    :param is_accessible: whether the person of this request may see, and end, the sessions of
-        everybody. It is asked on each request, for the action too. Who may not gets 403, and who
-        is not signed in what Flask-Login's ``unauthorized()`` says.
+    :param is_accessible: returns whether the current user may view and revoke the sessions of all
+        users. It is called on each request, for the action too. Other users get 403; an anonymous
+        visitor gets the answer of Flask-Login's ``unauthorized()``.
     :param options: for ``ModelView``: ``name``, ``category``, ``endpoint``, ``url``, …
-    :raises ConfigurationError: there is no app context, there are no users yet, or the user
-        sessions are not in a table.
+    :raises ConfigurationError: there is no app context or no user model yet, or the user sessions
+        are not in a table.
     :raises NotInstalledError: ``init_app`` was not called.
     """
 
     can_create = can_edit = can_delete = False
     can_view_details = True
     page_size = 50
-    #: The action is sent with a token. No form has a field for a column, should one be let in.
+    #: It protects the action with a token, and has no field for a column, even with editing on.
     form = form_base_class = SecureForm
     filter_converter = _Filters()
 
@@ -90,7 +90,7 @@ class UserSessionView(ModelView):  # type: ignore[misc]
     )
     column_details_list = ("id", *column_list)
     column_sortable_list = ("user_id", "ip_address", "created_at", "last_seen_at", "revoked_at")
-    #: The second one, because pages would overlap where many were seen at the same moment.
+    #: By the id too: otherwise pages could overlap if many sessions were last seen at one moment.
     column_default_sort = [("last_seen_at", True), ("id", False)]
     column_searchable_list = ("ip_address", "user_agent")
     column_filters = ("user_id", "created_at", "last_seen_at", "revoked_at")
@@ -102,9 +102,9 @@ class UserSessionView(ModelView):  # type: ignore[misc]
         "last_seen_at": "Last seen (UTC)",
         "remember_until": "Remembered until (UTC)",
         "revoked_at": "Ended (UTC)",
-        "revoked_reason": "Why",
+        "revoked_reason": "Reason",
     }
-    column_type_formatters = ModelView.column_type_formatters | {dt.datetime: _shown}
+    column_type_formatters = ModelView.column_type_formatters | {dt.datetime: _format_time}
     column_type_formatters_detail = column_type_formatters
 
     def __init__(
@@ -134,7 +134,7 @@ class UserSessionView(ModelView):  # type: ignore[misc]
         return super().get_count_query().filter(is_session(self.model))
 
     def get_one(self, id: t.Any) -> t.Any:
-        """The user session; ``None`` if there is none, or the id is no UUID."""
+        """Return the user session; ``None`` if there is none, or the id is not a UUID."""
         return self.get_query().filter(self.model.id == as_id(id)).one_or_none()
 
     def scaffold_filters(self, name: t.Any) -> t.Any:
@@ -143,15 +143,17 @@ class UserSessionView(ModelView):  # type: ignore[misc]
         return super().scaffold_filters(name)
 
     @action(  # type: ignore[untyped-decorator]
-        "revoke", "Sign out", "End these sessions? They are signed out at their next request."
+        "revoke",
+        "Sign out",
+        "End these sessions? Their browsers are signed out at the next request.",
     )
     def action_revoke(self, ids: list[str]) -> None:
-        """End sessions in one transaction, and say how many.
+        """Revoke sessions in one transaction, and flash how many ended.
 
-        Those that are unknown, or have ended, don't count.
+        Unknown and ended sessions don't count.
         """
         chosen = self.model.id.in_([as_id(id) for id in ids])
-        # Each locks its user's row. In any order, two of these could deadlock.
+        # Each revocation locks its user's row: without an order, two actions could deadlock.
         query = self.get_query().filter(chosen).order_by(self.model.user_id)
         count = sum(self._sessions.revoke(row) for row in query.all())
         query.session.commit()
@@ -161,13 +163,13 @@ class UserSessionView(ModelView):  # type: ignore[misc]
 def _find_model() -> type[t.Any]:
     if not has_app_context():
         raise ConfigurationError(
-            "'UserSessionView' was made where there is no app context, and can't know which table"
-            " it shows. Make it within 'with app.app_context():'."
+            "'UserSessionView' was created without an app context, so its table is unknown. Create"
+            " it within 'with app.app_context():'."
         )
     model = get_registry().session_model
     if model is None:
         raise ConfigurationError(
-            "'UserSessionView' shows user sessions in a table, and 'SESSION_REGISTRY_RECORDS' says"
-            " that they are kept elsewhere. Take out one of the two."
+            "'UserSessionView' needs user sessions in SQL, but 'SESSION_REGISTRY_RECORDS' keeps"
+            " them elsewhere. Remove one of the two."
         )
     return model

@@ -141,7 +141,7 @@ def test_sessions_of_everybody(admin_site: Site) -> None:
     shown = details(chrome, id)
     assert list(shown) == [
         *("Id", "User", "Address", "User agent", "Began (UTC)", "Last seen (UTC)"),
-        *("Remembered until (UTC)", "Ended (UTC)", "Why"),
+        *("Remembered until (UTC)", "Ended (UTC)", "Reason"),
     ]
     assert (shown["Id"], shown["Began (UTC)"]) == (id, "2026-01-02 03:04:05")
 
