@@ -80,9 +80,9 @@ class Registry:
 
     def manage_store_keys(self) -> None:
         """Take over how the session interface names its entries, once setup has found no fault."""
-        store_keys.choose_store_ids(self.interface, hashed=self.settings.hash_session_ids)
+        store_keys.configure_store_keys(self.interface, hashed=self.settings.hash_session_ids)
         #: Whether a session will be written at the end of the request, or could be.
-        self.is_written = store_keys.hold_back_refreshes(self.interface, may_wait=_touches_often)
+        self.is_written = store_keys.defer_refreshes(self.interface, may_defer=_touches_often)
 
     @property
     def is_complete(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 import typing as t
 import uuid
@@ -12,9 +11,9 @@ from collections.abc import Callable
 import sqlalchemy as sa
 from flask import Flask, appcontext_pushed, g
 from flask.globals import app_ctx
-from flask_session.base import ServerSideSessionInterface
 
 from ._app import Registry, unwrap
+from ._compat import clients, flask_session
 from ._compat.databases import NO_DATABASE, database_of
 from ._compat.flask import begins_request, is_of_command
 from ._log import log
@@ -90,8 +89,8 @@ class Setup:
         if settings.records != "redis":
             return t.cast(RedisHome, settings.records)
         client = settings.redis
-        if client is None and type(app.session_interface).__name__ == "RedisSessionInterface":
-            client = t.cast(t.Any, app.session_interface).client
+        if client is None and flask_session.is_kind(app.session_interface, "RedisSessionInterface"):
+            client = flask_session.client_of(app.session_interface)
         _check_redis(client)
         return RedisHome(client, settings.redis_prefix)
 
@@ -270,9 +269,7 @@ class Setup:
 
 
 def _check_session_type(app: Flask) -> None:
-    if app.config.get("SESSION_TYPE") and not isinstance(
-        app.session_interface, ServerSideSessionInterface
-    ):
+    if app.config.get("SESSION_TYPE") and not flask_session.is_server_side(app.session_interface):
         raise ConfigurationError(
             "'SESSION_TYPE' is set, but Flask-Session is not set up on this app yet. Move"
             " 'Session(app)' before the 'init_app' of 'SessionRegistry'."
@@ -299,34 +296,16 @@ def _check_redis(client: t.Any) -> None:
             "'SESSION_REGISTRY_RECORDS' is 'redis', and there is no client. Give one in"
             " 'SESSION_REGISTRY_REDIS'."
         )
-    if not _is_redis_client(client):
+    if not clients.is_blocking_redis(client):
         raise ConfigurationError(
             f"'SESSION_REGISTRY_REDIS' is a '{type(client).__name__}', not a synchronous client of"
             " redis-py. Give a 'Redis' or a 'RedisCluster': 'redis.Redis.from_url(…)'."
         )
-    if _reads_from_replicas(client):
+    if clients.reads_from_replicas(client):
         raise ConfigurationError(
             "The client in 'SESSION_REGISTRY_REDIS' reads from replicas, which might not know yet"
             " that a session has ended. Give one that reads from the primaries."
         )
-
-
-def _is_redis_client(client: t.Any) -> bool:
-    is_asynchronous = "asyncio" in type(client).__module__
-    is_pipeline = hasattr(client, "command_stack")
-    return (
-        hasattr(client, "zscan")
-        and not inspect.iscoroutinefunction(client.get)
-        and not (is_pipeline or is_asynchronous)
-    )
-
-
-def _reads_from_replicas(client: t.Any) -> bool:
-    return bool(
-        getattr(client, "read_from_replicas", False)
-        or getattr(client, "load_balancing_strategy", None)
-        or not getattr(getattr(client, "connection_pool", None), "is_master", True)
-    )
 
 
 def _check_key(credentials: Credentials) -> None:
@@ -373,9 +352,9 @@ def entries_of(app: Flask) -> Entries:
             " nor Flask-Session's. Say how its entries are deleted: 'register_session_store'."
         )
     setting = f"SESSION_{str(app.config.get('SESSION_TYPE')).upper()}"
-    client = app.config.get(setting)
+    client, used = app.config.get(setting), flask_session.client_of(interface)
     # Flask-Session ignores a client that it doesn't know, such as a Redis Cluster.
-    if client is not None and getattr(interface, "client", client) is not client:
+    if client is not None and used is not None and used is not client:
         raise ConfigurationError(
             f"Flask-Session does not use the client in '{setting}', but one for this machine that"
             " it has made itself. Set 'app.session_interface.client' to yours, between"

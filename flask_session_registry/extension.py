@@ -15,7 +15,13 @@ from werkzeug.exceptions import Conflict
 
 from ._app import Registry, get_registry, install, unwrap
 from ._compat.databases import check_app
-from ._compat.flask import answer_to, answer_wherever_raised, request_context
+from ._compat.flask import (
+    handle_wherever_raised,
+    request_context,
+    response_to,
+    set_error_handler,
+    surround_requests,
+)
 from ._diagnosis import check_records, explaining_table
 from ._log import log
 from ._ops import maintenance
@@ -97,15 +103,15 @@ class SessionRegistry:
         registry.manage_store_keys()
         install(app, self, registry)
         if registry.settings.adopts and registry.settings.hash_session_ids:
-            store_keys.read_unhashed_too(
+            store_keys.migrate_unhashed_entries(
                 app.session_interface,
-                moved=functools.partial(persistence.schedule_purge, registry=registry),
+                on_moved=functools.partial(persistence.schedule_purge, registry=registry),
             )
         user_accessed.connect(session_check.check, app)
         persistence.connect(app)
         _follow_requests(app, registry)
         _answer_stale_changes(app, registry)
-        answer_wherever_raised(app, session_check.Unavailable)
+        handle_wherever_raised(app, session_check.Unavailable)
         for command in commands:
             app.cli.add_command(command)
         registry.setup.complete_when_possible(app)
@@ -387,12 +393,7 @@ def _follow_requests(app: Flask, registry: Registry) -> None:
         if error is None:
             registry.setup.app_was_used(app)
 
-    # Before all functions "before the request".
-    app.url_value_preprocessors.setdefault(None, []).insert(0, begin)
-    # The last of all, whatever is registered later: Flask goes through them in reverse.
-    app.after_request_funcs.setdefault(None, []).insert(0, finish)
-    app.teardown_request_funcs.setdefault(None, []).insert(0, end)
-    app.teardown_appcontext_funcs.insert(0, run_deferred)
+    surround_requests(app, begin=begin, finish=finish, end=end, end_of_context=run_deferred)
 
 
 def _look(registry: Registry) -> None:
@@ -418,10 +419,9 @@ def _answer_stale_changes(app: Flask, registry: Registry) -> None:
         if current is not None:
             # If it was changed in this very browser, the answer must not bring its old cookie back.
             sync_current(registry, [current.user_id])
-        return answer_to(app, Conflict(error.description))
+        return response_to(app, Conflict(error.description))
 
-    # Not by 'register_error_handler', which is refused once the app has answered a request.
-    app.error_handler_spec[None][StaleRequestError.code][StaleRequestError] = refuse
+    set_error_handler(app, StaleRequestError, refuse)
 
 
 def _plain(

@@ -1,4 +1,4 @@
-"""For the tests of an app that uses the registry."""
+"""A test client for apps that use the registry."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from flask.sessions import SessionMixin
 from flask.testing import FlaskClient
 from flask_login import login_user
 
-from ._adoption import adoption
 from ._app import get_registry, unwrap
-from ._compat.flask import process_response
+from ._compat import flask_login
+from ._compat.flask import process_response, receive_cookies, send_cookies
 from ._request import persistence
 from ._request.context import MARKER
 
@@ -28,14 +28,15 @@ class SessionRegistryClient(FlaskClient):
         with app.test_client(user=user) as client:
             ...
 
-    Flask-Login's own ``FlaskLoginClient`` writes a session that the registry does not know.
+    Use it instead of Flask-Login's ``FlaskLoginClient``, whose sessions are unknown to the
+    registry.
 
-    It works within an app context that a test holds, too. A user whom ``session_transaction()``
-    puts into the session by hand, as ``"_user_id"``, is signed in when the block ends: as by a
-    login, but without its signals.
+    It also works within an app context that a test holds. If a test writes ``"_user_id"`` into the
+    session in ``session_transaction()``, the user is signed in when the block ends: as by a login,
+    but without its signals.
 
-    :param user: who is signed in; ``None``: nobody.
-    :param fresh_login: whether ``fresh_login_required`` lets the session in.
+    :param user: the user to sign in, if any.
+    :param fresh_login: whether ``fresh_login_required`` accepts the session.
     """
 
     def __init__(
@@ -48,9 +49,9 @@ class SessionRegistryClient(FlaskClient):
     @contextlib.contextmanager
     def session_transaction(self, *args: t.Any, **kwargs: t.Any) -> Iterator[SessionMixin]:
         with super().session_transaction(*args, **kwargs) as opened:
-            before = opened.get("_user_id")
+            before = opened.get(flask_login.USER_ID)
             yield opened
-            claimed = opened.get("_user_id")
+            claimed = opened.get(flask_login.USER_ID)
             is_by_hand = claimed is not None and (claimed != before or MARKER not in opened)
             if is_by_hand:
                 opened.pop(MARKER, None)
@@ -58,33 +59,32 @@ class SessionRegistryClient(FlaskClient):
             self._register(claimed, *args, **kwargs)
 
     def _sign_in(self, user: t.Any, *, fresh: bool) -> None:
-        with self._answering():
+        with self._own_request():
             login_user(user, force=True, fresh=fresh)
 
     def _register(self, claimed: t.Any, *args: t.Any, **kwargs: t.Any) -> None:
         app = self.application
-        with self._answering(*args, **kwargs):
-            user = adoption.load(app, claimed)
+        with self._own_request(*args, **kwargs):
+            user = flask_login.load_user(app, claimed)
             if user is not None:
                 persistence.begin_login(app, get_registry(), unwrap(user))
 
     @contextlib.contextmanager
-    def _answering(self, *args: t.Any, **kwargs: t.Any) -> Iterator[None]:
-        """A request of this client, whose answer it takes the cookies from."""
+    def _own_request(self, *args: t.Any, **kwargs: t.Any) -> Iterator[None]:
+        """Run the block in a request of this client, and store the cookies of its response."""
         app = self.application
         kwargs.setdefault("environ_base", dict(self.environ_base))
         context = app.test_request_context(*args, **kwargs)
-        self._add_cookies_to_wsgi(context.request.environ)
+        send_cookies(self, context.request.environ)
         with context:
-            # An app context that a test holds keeps the user of others, and would keep this one.
+            # An app context that a test holds may keep another user, and would keep this one.
             persistence.set_user_aside(unwrap(request))
             try:
                 yield
                 response = process_response(app, app.response_class())
             finally:
                 persistence.restore_user(unwrap(request))
-            is_signed_in = response.status_code == 200 and "_user_id" in session
+            is_signed_in = response.status_code == 200 and flask_login.USER_ID in session
         if not is_signed_in:
-            raise RuntimeError("The user could not be signed in: is it committed?")
-        host, path = context.request.host.partition(":")[0], context.request.path
-        self._update_cookies_from_response(host, path, response.headers.getlist("Set-Cookie"))
+            raise RuntimeError("The user could not be signed in. Commit it to the database first.")
+        receive_cookies(self, context.request, response)

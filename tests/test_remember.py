@@ -307,7 +307,7 @@ def test_rotation_does_not_prolong(site: Site, firefox: Browser) -> None:
 
     def until() -> int:
         cookie = firefox.cookies["remember_token_session"]
-        return int(signing.read(site.app, cookie, purpose="remember")[1])
+        return int(signing.unsign(site.app, cookie, purpose="remember")[1])
 
     before = until()
     firefox.post("/password", password="new")

@@ -486,7 +486,7 @@ def test_device_cookie_names_no_user(make_site: SiteFactory) -> None:
     cookie = firefox.client.get_cookie("session_device")
     assert cookie is not None
     assert len(cookie.value) < 1000
-    kept = signing.read(site.app, cookie.value, purpose="devices")
+    kept = signing.unsign(site.app, cookie.value, purpose="devices")
     assert len(kept) == 10
     with site.context():
         ids = {str(site.user(name).id) for name in names}
@@ -503,4 +503,4 @@ def test_digest_is_worth_nothing_elsewhere() -> None:
     assert not set(found) & set(signing.digests(app, "8", purpose="devices"))
     app.config.update(SECRET_KEY="two", SECRET_KEY_FALLBACKS=None)
     assert signing.digests(app, "7", purpose="devices") == found[1:2]
-    assert signing.read(app, f"Nw.{found[1]}", purpose="devices") is None
+    assert signing.unsign(app, f"Nw.{found[1]}", purpose="devices") is None

@@ -16,7 +16,7 @@ from site_under_test import HAS_FALLBACKS, Browser, Site, days_ago, is_signed_co
 
 from flask_session_registry import _clock as clock
 from flask_session_registry import session_registered, session_rejected
-from flask_session_registry._request import store_keys as session_ids
+from flask_session_registry._request import store_keys
 from flask_session_registry._request.context import MARKER
 
 
@@ -681,7 +681,7 @@ def test_hash_from_an_old_dump(make_site: SiteFactory) -> None:
     firefox = site.browser()
     firefox.login()
     (key,) = site.entries()
-    session_ids.choose_store_ids(site.app.session_interface, hashed=False)
+    store_keys.configure_store_keys(site.app.session_interface, hashed=False)
     assert not site.browser("Thief", session=key.removeprefix(site.prefix)).is_signed_in
 
 

@@ -69,7 +69,7 @@ def test_client_with_a_user_who_is_not_committed(site: Site) -> None:
     with site.context():
         user = site.User(name="eve", password_hash="x")
         site.db.session.add(user)
-        with pytest.raises(RuntimeError, match="is it committed"):
+        with pytest.raises(RuntimeError, match="Commit it"):
             site.app.test_client(user=user)
 
 

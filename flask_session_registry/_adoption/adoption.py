@@ -14,6 +14,7 @@ from flask import Flask, request, session
 
 from .. import _clock as clock
 from .._app import Registry, unwrap
+from .._compat import flask_login
 from .._records.base import Execute
 from .._request import remember_cookies, store_keys
 from .._request.client_info import client_info
@@ -30,7 +31,7 @@ def id_of_cookie(app: Flask) -> uuid.UUID:
     """
     cookie = request.cookies.get(app.config["SESSION_COOKIE_NAME"], "")
     # Not the signature: that can be written in several ways.
-    cookie = store_keys.sent_id(app, request) or cookie.rpartition(".")[0] or cookie
+    cookie = store_keys.sent_session_id(app, request) or cookie.rpartition(".")[0] or cookie
     if not cookie:
         # A session that this request has only just been given, by the app's own hand.
         return uuid.uuid4()
@@ -62,7 +63,7 @@ def begin(
 
     :param claimed: who Flask-Login is about to load.
     """
-    user = load(app, claimed)
+    user = flask_login.load_user(app, claimed)
     if not isinstance(user, registry.credentials.user_model) or not user.is_active:
         return False
     if registry.users.is_transient(user):
@@ -73,7 +74,7 @@ def begin(
     if registry.table.is_adoption_blocked(user_id):
         return False
     moment, session_id = clock.now(), store_keys.session_id(unwrap(session))
-    key = store_keys.store_id(app.session_interface, session_id)
+    key = store_keys.store_key(app.session_interface, session_id)
     fingerprint = registry.users.fingerprint_of(user_id)
     state.current = Current(
         id=id,
@@ -84,7 +85,7 @@ def begin(
         is_touch_due=False,
         held=[(0, fingerprint)],
     )
-    is_remembered = remember_cookies.claimed_user(app) == remember_cookies.id_of(app, user)
+    is_remembered = remember_cookies.claimed_user(app) == flask_login.get_id(app, user)
     values = {
         "id": id,
         "generation": 0,
@@ -119,9 +120,3 @@ def finish(registry: Registry, adoption: Adoption) -> int | None:
     """
     registry.users.release()
     return registry.table.adopt_late(adoption.values)
-
-
-def load(app: Flask, claimed: str) -> t.Any:
-    """The user whom Flask-Login is about to load; ``None``: there is none."""
-    find = app.login_manager._user_callback  # type: ignore[attr-defined]
-    return None if find is None else find(claimed)

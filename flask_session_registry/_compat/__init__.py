@@ -1,1 +1,5 @@
-"""What differs between the releases and kinds of the libraries below, one module for each."""
+"""Adapters: one module for each library whose private parts or releases need special care.
+
+Private and undocumented parts of a library are used in its adapter only. For each of them, a test
+in ``tests/test_traps.py`` fails when the library changes it.
+"""

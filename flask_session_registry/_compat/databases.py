@@ -1,4 +1,4 @@
-"""Flask-SQLAlchemy and Flask-SQLAlchemy-Lite: the database session of an app, and its classes."""
+"""Flask-SQLAlchemy and Flask-SQLAlchemy-Lite: an app's database session and mapped classes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from flask_sqlalchemy.model import Model
 from ..errors import ConfigurationError
 
 _SUPPORTED = (
-    "Supported are Flask-SQLAlchemy (3.1 or newer) and Flask-SQLAlchemy-Lite: pass the 'SQLAlchemy'"
-    " of one of them, or call its 'init_app(app)'."
+    "Use Flask-SQLAlchemy (3.1 or newer) or Flask-SQLAlchemy-Lite: pass its 'SQLAlchemy', or call"
+    " its 'init_app(app)'."
 )
 
 
@@ -25,27 +25,27 @@ class Database(t.Protocol):
 
     #: The extension itself.
     extension: t.Any
-    #: What is told of each class that is mapped from now on: a class, of those that inherit from
-    #: it; or all mappers.
+    #: The target of events on classes that are mapped from now on: a base class, for those that
+    #: inherit from it; or all mappers.
     observed: t.Any
 
     @property
     def session(self) -> sa_orm.Session:
-        """The app's database session, here and now."""
+        """The app's current database session."""
 
     @property
     def is_session_open(self) -> bool:
-        """Whether there is one already."""
+        """Whether the session has been created already."""
 
     @property
     def factory(self) -> Callable[..., sa_orm.Session]:
-        """Makes sessions as the app's own are made."""
+        """Makes sessions configured like the app's own."""
 
     def mapped_classes(self) -> Iterator[type[t.Any]]:
-        """The mapped classes of which one may be the user model."""
+        """Yield the mapped classes that may include the user model."""
 
     def base_for(self, user_model: type[t.Any]) -> type[t.Any]:
-        """What a table beside that of the users inherits from."""
+        """Return the base class for a table beside that of the users."""
 
 
 class _FlaskSQLAlchemy:
@@ -73,7 +73,7 @@ class _FlaskSQLAlchemy:
 
 
 class _FlaskSQLAlchemyLite:
-    """It has one session for each app context, and leaves it to the app how classes are mapped."""
+    """One session for each app context; the app decides how classes are mapped."""
 
     observed: t.Any = sa_orm.Mapper
 
@@ -97,7 +97,7 @@ class _FlaskSQLAlchemyLite:
         while waiting:
             for cls in waiting.pop().__subclasses__():
                 waiting.append(cls)
-                # Those of an app on Flask-SQLAlchemy in the same process are not this app's.
+                # Classes on Flask-SQLAlchemy belong to another app in this process.
                 if not issubclass(cls, Model) and sa.inspect(cls, raiseerr=False) is not None:
                     yield cls
 
@@ -106,41 +106,41 @@ class _FlaskSQLAlchemyLite:
 
 
 def database_of(app: Flask, given: t.Any) -> Database | None:
-    """The database extension of an app; ``None``: it is not set up yet.
+    """Return the database extension of an app; ``None`` if it isn't set up yet.
 
-    :param given: the one that the registry was told.
-    :raises ConfigurationError: it is of a kind that is not supported.
+    :param given: the one passed to the registry, if any.
+    :raises ConfigurationError: this kind isn't supported.
     """
     extension = app.extensions.get("sqlalchemy") if given is None else given
     if extension is None:
         return None
     if isinstance(extension, SQLAlchemy):
         return _FlaskSQLAlchemy(extension)
-    # By name, so that it is not imported where it is not used.
+    # By name, so that it isn't imported where it isn't used.
     if any(cls.__module__.startswith("flask_sqlalchemy_lite") for cls in type(extension).__mro__):
         return _FlaskSQLAlchemyLite(extension)
     origin = "'db' is" if given is not None else "'app.extensions[\"sqlalchemy\"]' is"
     raise ConfigurationError(
-        f"{origin} a '{type(extension).__name__}', which the registry can't work with. {_SUPPORTED}"
+        f"{origin} a '{type(extension).__name__}', which is not supported. {_SUPPORTED}"
     )
 
 
 def check_app(app: object) -> None:
-    """Refuse what is no app of Flask's.
+    """Make sure that this is a Flask app.
 
-    :raises ConfigurationError: it is one of Quart's, say.
+    :raises ConfigurationError: it isn't; it is one of Quart, for example.
     """
     if not isinstance(app, Flask):
         kind = type(app)
         raise ConfigurationError(
-            f"'app' is a '{kind.__module__.partition('.')[0]}.{kind.__name__}', and no Flask app."
-            " Supported are Flask apps, with views that are coroutines too (install"
-            " 'Flask[async]'); Quart is not."
+            f"'app' is a '{kind.__module__.partition('.')[0]}.{kind.__name__}', not a Flask app."
+            " Only Flask is supported, not Quart. Flask's views may be coroutines: install"
+            " 'Flask[async]'."
         )
 
 
-#: What to do where there is none.
+#: The error where neither is set up.
 NO_DATABASE = (
     "Flask-SQLAlchemy is not set up on this app. Call 'db.init_app(app)'. Flask-SQLAlchemy-Lite"
-    " will do as well; a session that the app has made itself will not."
+    " works too; a database session created by the app itself doesn't."
 )

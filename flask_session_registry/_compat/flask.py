@@ -1,8 +1,8 @@
-"""Flask 3.0 to 3.2, whose contexts are not the same.
+"""Flask 3.0 to 3.2: contexts, the order of request functions, errors, and the test client.
 
 Up to 3.1 a request has a context of its own, beside that of the app. From 3.2 on there is one kind
-of context, which may have a request; an app context that is pushed within a request hides it, and
-what dispatches a request takes the context as its first argument.
+of context, which may have a request. There, an app context pushed within a request hides it, and
+the methods that dispatch a request take the context as their first argument.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import typing as t
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar, Token
 from types import FrameType
 
@@ -20,12 +20,19 @@ from flask import Flask, Response
 from flask.cli import ScriptInfo
 from flask.ctx import AppContext
 from flask.sessions import SessionMixin
+from flask.testing import FlaskClient
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Request
 
+if t.TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+#: The key in ``flask.session`` that says whether the session is permanent.
+PERMANENT = "_permanent"
+
 
 class RequestContext(t.Protocol):
-    """What every release knows of a request."""
+    """What every release knows about a request."""
 
     app: Flask
     request: Request
@@ -35,20 +42,20 @@ class RequestContext(t.Protocol):
 
 
 _app_contexts: ContextVar[t.Any] = flask.globals._cv_app
-#: ``None``: app contexts have the request.
+#: ``None`` where app contexts have the request.
 _request_contexts: ContextVar[t.Any] | None = getattr(flask.globals, "_cv_request", None)
 
 
 def request_context() -> RequestContext | None:
-    """The context of the request that is under way here, or around here; ``None``: there is none.
+    """Return the context of the current request; ``None`` outside of requests.
 
-    An app context that was pushed within a request is part of it.
+    An app context pushed within a request is part of that request.
     """
     if _request_contexts is not None:
         return t.cast("RequestContext | None", _request_contexts.get(None))
     context = _app_contexts.get(None)
     while context is not None and not context.has_request:
-        # It has none if it was popped, and a thread or a task goes on in a copy of that time.
+        # A popped context has no token; a thread or a task may run on in a copy made before that.
         before = getattr(context._cv_token, "old_value", Token.MISSING)
         context = None if before is Token.MISSING else before
     return t.cast("RequestContext | None", context)
@@ -56,7 +63,7 @@ def request_context() -> RequestContext | None:
 
 @contextlib.contextmanager
 def within_request() -> Iterator[None]:
-    """Within it, Flask's proxies are those of the request, if an app context hides it."""
+    """Point Flask's proxies to the request, within the block, if an app context hides it."""
     context = request_context()
     if _request_contexts is not None or context is None or context is _app_contexts.get(None):
         yield
@@ -68,16 +75,26 @@ def within_request() -> Iterator[None]:
         _app_contexts.reset(token)
 
 
-def answer_to(app: Flask, error: HTTPException) -> Response:
-    """The answer of an app to an HTTP error in the current request, by its own error handler."""
+def response_to(app: Flask, error: HTTPException) -> Response:
+    """Return the app's response to an HTTP error in the current request, by its error handlers."""
     return app.make_response(t.cast(t.Any, app).handle_http_exception(*_first(), error))
 
 
-def answer_wherever_raised(app: Flask, kind: type[HTTPException]) -> None:
-    """Let an app answer errors of this kind by its own error handler wherever they are raised.
+def set_error_handler(
+    app: Flask, kind: type[HTTPException], handler: Callable[[t.Any], Response]
+) -> None:
+    """Register an error handler, also after the app has handled its first request.
 
-    Flask treats what an error handler or an ``after_request`` function raises as an unhandled
-    exception, and answers 500.
+    ``register_error_handler`` refuses that.
+    """
+    app.error_handler_spec[None][kind.code][kind] = handler
+
+
+def handle_wherever_raised(app: Flask, kind: type[HTTPException]) -> None:
+    """Make an app handle errors of this kind by its error handlers wherever they are raised.
+
+    Flask treats an error that an error handler or an ``after_request`` function raises as an
+    unhandled exception, and answers 500.
     """
     untyped: t.Any = app
     handle = untyped.handle_exception
@@ -98,8 +115,30 @@ def answer_wherever_raised(app: Flask, kind: type[HTTPException]) -> None:
     untyped.handle_exception = handle_exception
 
 
+def surround_requests(
+    app: Flask,
+    *,
+    begin: Callable[[str | None, dict[str, t.Any] | None], None],
+    finish: Callable[[Response], Response],
+    end: Callable[[BaseException | None], None],
+    end_of_context: Callable[[BaseException | None], None],
+) -> None:
+    """Register functions that run before, or after, all others, whatever is registered later.
+
+    :param begin: runs before all ``before_request`` functions.
+    :param finish: runs after all ``after_request`` functions.
+    :param end: runs after all ``teardown_request`` functions.
+    :param end_of_context: runs after all ``teardown_appcontext`` functions.
+    """
+    app.url_value_preprocessors.setdefault(None, []).insert(0, begin)
+    # Flask calls the others in reverse order.
+    app.after_request_funcs.setdefault(None, []).insert(0, finish)
+    app.teardown_request_funcs.setdefault(None, []).insert(0, end)
+    app.teardown_appcontext_funcs.insert(0, end_of_context)
+
+
 def process_response(app: Flask, response: Response) -> Response:
-    """Do to a response what is done to each at the end of a request, and save the session."""
+    """Run the ``after_request`` functions on a response, and save the session."""
     return t.cast(Response, t.cast(t.Any, app).process_response(*_first(), response))
 
 
@@ -108,24 +147,24 @@ def _first() -> tuple[t.Any, ...]:
 
 
 def begins_request(context: AppContext) -> bool:
-    """Whether an app context is just being pushed for a request."""
+    """Return whether this app context is just being pushed for a request."""
     if _request_contexts is None:
         return bool(t.cast(t.Any, context).has_request)
-    # Flask pushes it before there is anything else to tell by.
+    # Flask pushes it before anything else shows that.
     return _is_running(flask.ctx.RequestContext.push)
 
 
 def is_of_command() -> bool:
-    """Whether the app context that is just being pushed, or popped, is that of a ``flask`` command.
+    """Return whether the app context being pushed or popped is that of a ``flask`` command.
 
-    And not one that the app pushes while it is made for the command.
+    Not one that the app factory pushes while it makes the app for the command.
     """
     context = click.get_current_context(silent=True)
     return context is not None and not _is_running(ScriptInfo.load_app)
 
 
 def is_before_request() -> bool:
-    """Whether a function runs that the app calls before each request, and no view yet."""
+    """Return whether a ``before_request`` function is running."""
     return _is_running(Flask.preprocess_request)
 
 
@@ -134,3 +173,18 @@ def _is_running(function: t.Any) -> bool:
     while frame is not None and frame.f_code is not code:
         frame = frame.f_back
     return frame is not None
+
+
+# -- the test client -----------------------------------------------------------------------------
+
+
+def send_cookies(client: FlaskClient, environ: WSGIEnvironment) -> None:
+    """Add the cookies of a test client to a request."""
+    client._add_cookies_to_wsgi(environ)
+
+
+def receive_cookies(client: FlaskClient, request: Request, response: Response) -> None:
+    """Store the cookies of a response in a test client."""
+    host = request.host.partition(":")[0]
+    headers = response.headers.getlist("Set-Cookie")
+    client._update_cookies_from_response(host, request.path, headers)

@@ -1,7 +1,7 @@
-"""Sessions of SQLAlchemy that join a transaction which somebody else has begun on a connection.
+"""SQLAlchemy: sessions that join a transaction already begun on a connection.
 
-Test suites bind an app's sessions to a connection, and roll back all that a test has done. How far
-a rollback of such a session reaches, says its ``join_transaction_mode``.
+Test suites bind an app's sessions to a connection, and roll back everything a test has done. The
+``join_transaction_mode`` of such a session says how much its rollback undoes.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import sqlalchemy.orm as sa_orm
 
 
 def join_by_savepoint(session: sa_orm.Session, connection: sa.Connection) -> None:
-    """Let a new session on this connection undo nothing but what it does itself."""
+    """Make a rollback of a new session on this connection undo only what the session does."""
     session.join_transaction_mode = "create_savepoint"
     if connection.dialect.name != "sqlite" or not connection.in_transaction():
         return
     driver: t.Any = connection.connection.driver_connection
     if not driver.in_transaction:
-        # Python's driver begins nothing before something is written; and what SQLite begins with a
-        # savepoint, it commits with its release.
+        # Python's driver begins a transaction at the first write only, and a transaction that
+        # SQLite begins by a savepoint is committed when that is released.
         connection.exec_driver_sql("BEGIN")
 
 
 def reaches_beyond(session: sa_orm.Session, model: type[t.Any]) -> bool:
-    """Whether a rollback of a session would undo what somebody else has done."""
+    """Return whether a rollback of a session would undo what others have done."""
     transaction = session.get_transaction()
     if transaction is None:
         return False
@@ -37,3 +37,15 @@ def reaches_beyond(session: sa_orm.Session, model: type[t.Any]) -> bool:
         return False
     _, _, should_commit, _ = joined
     return not should_commit or session.join_transaction_mode == "control_fully"
+
+
+def is_autocommit(connection: sa.Connection) -> bool:
+    """Return whether each statement of a connection commits by itself.
+
+    As SQLAlchemy was told to, for the engine or for this connection. A level that the app has set
+    without SQLAlchemy would be lost when ours is reset.
+    """
+    return "AUTOCOMMIT" in (
+        connection.dialect._on_connect_isolation_level,
+        connection.get_execution_options().get("isolation_level"),
+    )

@@ -18,6 +18,7 @@ from .. import _clock as clock
 from .. import signals
 from .._adoption import adoption
 from .._app import Registry, checked_registry_on, unwrap
+from .._compat import flask_login
 from .._compat.flask import request_context, within_request
 from .._diagnosis import diagnose, report
 from .._log import log
@@ -59,15 +60,15 @@ def check(app: Flask) -> None:
         # Within the context of another app than the request's: the session is not this app's.
         return
     browser = context.session
-    claimed = browser.get("_user_id")
+    claimed = browser.get(flask_login.USER_ID)
     state = registry.state_of(context.request)
     if claimed is None:
         state.missing_store_key = store_keys.missing_store_key(app, browser)
-        if not remember_cookies.is_offered(app):
+        if not remember_cookies.is_sent(app):
             return
         if not remember_cookies.is_ours(app):
             # Of another app on this host, say: nothing of ours is refused.
-            remember_cookies.block(app)
+            remember_cookies.hide(app)
             return
     carried = browser.get(MARKER)
     if claimed is not None and state.is_known(carried):
@@ -87,9 +88,9 @@ def check(app: Flask) -> None:
         raise unavailable("Your session could not be checked.", error) from None
     if reason is not None:
         _refuse(app, registry, state, reason, id)
-    elif claimed is not None and remember_cookies.is_of_another(app, str(claimed)):
+    elif claimed is not None and remember_cookies.names_another_user(app, str(claimed)):
         # Flask-Login would turn to it if the app's user loader finds nobody for the session.
-        remember_cookies.block(app)
+        remember_cookies.hide(app)
 
 
 def unavailable(problem: str, error: BaseException) -> Unavailable:
@@ -167,12 +168,12 @@ def current_before(registry: Registry, app: Flask) -> Current | None:
     carried, claimed = unwrap(session).get(MARKER), None
     if carried is None and app.config["SESSION_COOKIE_NAME"] in request.cookies:
         opened = session_at_the_beginning(registry, app) or {}
-        carried, claimed = opened.get(MARKER), opened.get("_user_id")
+        carried, claimed = opened.get(MARKER), opened.get(flask_login.USER_ID)
     if carried is not None:
         _check_session(app, registry, state, carried, None)
     elif claimed is not None:
         _check_unregistered(app, registry, state, claimed)
-    elif remember_cookies.is_offered(app):
+    elif remember_cookies.is_sent(app):
         _check_remembered(app, registry, state)
     return state.current
 
@@ -191,8 +192,8 @@ def make_anonymous(app: Flask, state: RequestState | None) -> None:
 
     In memory: what the browser holds stays until an answer says otherwise.
     """
-    store_keys.forget(app.session_interface, session)
-    remember_cookies.block(app)
+    store_keys.discard(app.session_interface, session)
+    remember_cookies.hide(app)
     if state is not None:
         state.discards_session = True
 
@@ -233,7 +234,7 @@ def _check_unregistered(
 
 def _is_left_alone(app: Flask, registry: Registry, claimed: str) -> bool:
     """Whether this is a user of a kind that the registry is not set up for."""
-    user = adoption.load(app, claimed)
+    user = flask_login.load_user(app, claimed)
     return user is not None and registry.leaves_alone(unwrap(user))
 
 
@@ -263,7 +264,7 @@ def _check_remembered(app: Flask, registry: Registry, state: RequestState) -> _V
     )
     if binding_cookie is None and claimed is not None and _is_left_alone(app, registry, claimed):
         return None, None
-    if claimed is not None and registry.settings.adopts and remember_cookies.is_alone(app):
+    if claimed is not None and registry.settings.adopts and remember_cookies.is_unbound(app):
         # The same each time, or one account could fill the table.
         id = adoption.id_of_remember_cookie(app)
         state.lacks_binding_cookie = True
@@ -286,7 +287,7 @@ def _check_row(
 ) -> str | None:
     """Compare what the browser carries with the row; why not, or ``None`` if it stands."""
     id, generation = marker
-    is_usual = app.login_manager.id_attribute == "get_id"  # type: ignore[attr-defined]
+    is_usual = flask_login.has_usual_ids(app)
     row = registry.records.load(id, claimed if is_usual else None)
     if row is None:
         end = registry.records.find_end(id)
@@ -305,7 +306,7 @@ def _check_row(
         state.is_superseded = True
         return "rotated"
     keys = () if store_id is None else (store_id,)
-    if claimed is not None and remember_cookies.id_of(app, user) != str(claimed):
+    if claimed is not None and flask_login.get_id(app, user) != str(claimed):
         if is_remembered:
             return "unknown"
         if is_usual and type(user).get_id is UserMixin.get_id:
@@ -394,7 +395,7 @@ def _refuse(
         # The token of a form, say: without it nobody could sign in over a dead session.
         opened = session_at_the_beginning(registry, app) or {}
         # If the entry is gone, nothing says what was there before: a web socket keeps its session.
-        if "_user_id" in opened or "_user_id" not in browser:
+        if flask_login.USER_ID in opened or flask_login.USER_ID not in browser:
             written = store_keys.written_since(opened, browser)
     make_anonymous(app, state)
     if written:

@@ -1,7 +1,7 @@
-"""Has this user signed in with this browser before?
+"""The signed cookie that records which users have signed in with a browser before.
 
-A signed cookie says so, and outlives every session. It signs in nobody, and names nobody: it keeps
-keyed digests of the users' keys, so that who reads it on a shared computer learns no user.
+It outlives every session. It doesn't sign in or name any user: it holds keyed digests of the users'
+keys, so that reading it on a shared computer reveals none of them.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from . import signing
 
 _PURPOSE = "devices"
 
-#: The longest that a browser keeps a cookie (RFC 6265bis).
+#: The maximum lifetime of a cookie in a browser (RFC 6265bis).
 _LIFETIME = dt.timedelta(days=400)
 
-#: How many users one browser remembers; a cookie holds no more than 4096 bytes.
+#: The number of users one browser remembers; a cookie holds no more than 4096 bytes.
 _USERS = 10
 
 
@@ -26,17 +26,17 @@ def cookie_name(app: Flask) -> str:
     return f"{app.config['SESSION_COOKIE_NAME']}_device"
 
 
-def is_known_to(app: Flask, user_id: t.Any) -> bool:
-    """Whether the browser says, and we have signed, that this user has signed in with it."""
+def has_user(app: Flask, user_id: t.Any) -> bool:
+    """Return whether a valid cookie says that this user has signed in with this browser."""
     return not set(_digests(app, user_id)).isdisjoint(_kept(app))
 
 
-def make_known_to(app: Flask, response: Response, user_id: t.Any) -> None:
-    """Let the browser say so from now on, for as long as it keeps a cookie."""
+def add_user(app: Flask, response: Response, user_id: t.Any) -> None:
+    """Record in the cookie that this user has signed in with this browser."""
     digests = _digests(app, user_id)
     others = [digest for digest in _kept(app) if digest not in digests]
     interface = app.session_interface
-    # Older releases of Flask and Werkzeug don't know it.
+    # Older releases of Flask and Werkzeug don't support it.
     partitioned = {"partitioned": True} if app.config.get("SESSION_COOKIE_PARTITIONED") else {}
     response.set_cookie(
         cookie_name(app),
@@ -57,4 +57,4 @@ def _digests(app: Flask, user_id: t.Any) -> list[str]:
 
 def _kept(app: Flask) -> list[str]:
     value = request.cookies.get(cookie_name(app), "")
-    return t.cast("list[str]", signing.read(app, value, purpose=_PURPOSE) or [])
+    return t.cast("list[str]", signing.unsign(app, value, purpose=_PURPOSE) or [])

@@ -22,7 +22,8 @@ from .. import _clock as clock
 from .. import signals
 from .._adoption import adoption
 from .._app import Registry, get_registry, registry_on, unwrap
-from .._compat.flask import answer_to, is_before_request, within_request
+from .._compat import flask_login
+from .._compat.flask import PERMANENT, is_before_request, response_to, within_request
 from .._diagnosis import report
 from .._log import log
 from .._ops.maintenance import prune
@@ -109,7 +110,7 @@ def set_user_aside(request: Request) -> None:
     Requests share an app context that was pushed before them: at import, by a test, or by a request
     that makes another one. Flask-Login keeps the user there.
     """
-    vars(request)[_OUTER_USER] = g.pop("_login_user", None)
+    vars(request)[_OUTER_USER] = flask_login.take_cached_user()
 
 
 def restore_user(request: Request) -> None:
@@ -117,9 +118,9 @@ def restore_user(request: Request) -> None:
     kept = vars(request)
     if _OUTER_USER in kept:
         user = kept.pop(_OUTER_USER)
-        g.pop("_login_user", None)
+        flask_login.take_cached_user()
         if user is not None:
-            g._login_user = user
+            flask_login.cache_user(user)
 
 
 def _logged_in(app: Flask, user: t.Any) -> None:
@@ -143,7 +144,8 @@ def begin_login(app: Flask, registry: Registry, user: t.Any) -> None:
     before = session_check.current_before(registry, app)
     if isinstance(user, LocalProxy) and before is not None:
         # Of 'login_user(current_user)' Flask-Login makes a proxy that stands for itself.
-        user = g._login_user = before.user
+        user = before.user
+        flask_login.cache_user(user)
     state = registry.state
     had_marker = MARKER in session
     earlier = state.login
@@ -171,7 +173,7 @@ def begin_login(app: Flask, registry: Registry, user: t.Any) -> None:
         evidence=evidence,
         is_of_each_request=not request.cookies and is_before_request(),
     )
-    store_keys.change(app.session_interface, session)
+    store_keys.regenerate_id(app.session_interface, session)
     session[MARKER] = state.login.marker
 
 
@@ -216,10 +218,13 @@ def _leave_alone(app: Flask, registry: Registry, user: t.Any) -> None:
     if MARKER in session:
         opened = session_check.session_at_the_beginning(registry, app) or {}
         written = store_keys.written_since(opened, session) if MARKER in opened else {}
-        is_again = opened.get(MARKER) == OTHER and opened["_user_id"] == session["_user_id"]
+        is_again = (
+            opened.get(MARKER) == OTHER
+            and opened[flask_login.USER_ID] == session[flask_login.USER_ID]
+        )
         if not is_again:
             store_keys.keep_login_only(session, written)
-    store_keys.change(app.session_interface, session)
+    store_keys.regenerate_id(app.session_interface, session)
     session[MARKER] = OTHER
 
 
@@ -254,7 +259,7 @@ def _is_same_user(one: t.Any, other: t.Any) -> bool:
 def _returned(app: Flask, **_: t.Any) -> None:
     """A "remember me" cookie has brought a session back: it goes on under a new id."""
     current = get_registry().state.current
-    store_keys.change(app.session_interface, session)
+    store_keys.regenerate_id(app.session_interface, session)
     if current is None:
         # One of another kind: from all others the check would have hidden the cookie.
         session[MARKER] = OTHER
@@ -266,9 +271,9 @@ def _returned(app: Flask, **_: t.Any) -> None:
 def _confirmed(app: Flask, **_: t.Any) -> None:
     """The password was given once more: that is a login, as to the session id."""
     current = rotate(app, get_registry())
-    if "_user_id" in session:
+    if flask_login.USER_ID in session:
         # A "remember me" cookie, which nobody had asked for yet, has made it stale again.
-        session["_fresh"] = True
+        session[flask_login.FRESH] = True
     if current is not None:
         current.is_confirmed = True
 
@@ -279,7 +284,7 @@ def rotate(app: Flask, registry: Registry) -> Current | None:
     if current is not None and not current.is_rotating:
         current.is_rotating = True
         with within_request():
-            store_keys.change(app.session_interface, unwrap(session))
+            store_keys.regenerate_id(app.session_interface, unwrap(session))
     return current
 
 
@@ -308,10 +313,10 @@ def finish(response: Response, app: Flask, registry: Registry) -> Response:
         response = _refused(app, state, _too_many())
     except SupersededError:
         state.login = None
-        remember_cookies.withdraw(app, response)
+        remember_cookies.drop_change(app, response)
         _drop(app, state)
     if state.is_unavailable or _must_not_be_written(registry, state):
-        store_keys.forget(app.session_interface, session)
+        store_keys.discard(app.session_interface, session)
     return response
 
 
@@ -331,7 +336,7 @@ def _must_not_be_written(registry: Registry, state: RequestState) -> bool:
         return False
     if browser.get(MARKER) == OTHER:
         return False
-    if (state.discards_session or state.missing_store_key) and not set(browser) - {"_permanent"}:
+    if (state.discards_session or state.missing_store_key) and not set(browser) - {PERMANENT}:
         # Nothing was written but by Flask-Login, or by an app that makes all sessions permanent.
         return True
     try:
@@ -362,15 +367,15 @@ def _roll_back_uncommitted(registry: Registry, state: RequestState) -> None:
 
 
 def _persist(app: Flask, registry: Registry, state: RequestState, response: Response) -> None:
-    offer = remember_cookies.offer(app, response)
+    change = remember_cookies.find_change(app, response)
     adopted, state.adoption = state.adoption, None
     if adopted is not None:
         _adopt(app, registry, state, adopted)
     browser = unwrap(session)
-    carried = browser.get(MARKER) if "_user_id" in browser else None
+    carried = browser.get(MARKER) if flask_login.USER_ID in browser else None
     is_renewed = False
     if state.login is not None and state.login.marker == carried:
-        _register(app, registry, state, state.login, offer, response)
+        _register(app, registry, state, state.login, change, response)
         state.clears_remember_cookie |= remember_cookies.is_ours(app)
     elif state.current is not None and state.current.marker != carried:
         _end(app, registry, state, state.current)
@@ -379,26 +384,26 @@ def _persist(app: Flask, registry: Registry, state: RequestState, response: Resp
     elif carried is None and MARKER in browser:
         browser.pop(MARKER)
     current = state.current
-    if carried == OTHER and offer is not None:
+    if carried == OTHER and change is not None:
         # The cookie of somebody whom the registry leaves alone; none of ours belongs to it.
-        remember_cookies.leave_alone(app, response, offer)
-        state.clears_remember_cookie, offer = False, None
-    elif offer is not None and offer.value and current is None:
+        remember_cookies.leave_unbound(app, response, change)
+        state.clears_remember_cookie, change = False, None
+    elif change is not None and change.value and current is None:
         # What the browser has is as good as this, or better.
-        remember_cookies.withdraw(app, response)
-        offer = None
-    if offer is not None:
-        remember_cookies.accompany(app, response, offer, current)
+        remember_cookies.drop_change(app, response)
+        change = None
+    if change is not None:
+        remember_cookies.bind(app, response, change, current)
     elif state.clears_remember_cookie:
-        remember_cookies.forget(app, response)
+        remember_cookies.clear(app, response)
     elif current is not None and adopted is not None and adopted.remember_until is not None:
-        remember_cookies.renew(app, response, current, until=adopted.remember_until)
+        remember_cookies.reissue(app, response, current, until=adopted.remember_until)
     elif current is not None and state.lacks_binding_cookie:
         until = clock.now() + remember_cookies.duration(app)
-        remember_cookies.renew(app, response, current, until=until)
+        remember_cookies.reissue(app, response, current, until=until)
     elif current is not None and is_renewed:
-        remember_cookies.renew(app, response, current)
-    _schedule(registry, state, offer)
+        remember_cookies.reissue(app, response, current)
+    _schedule(registry, state, change)
 
 
 def _register(
@@ -406,11 +411,11 @@ def _register(
     registry: Registry,
     state: RequestState,
     login: Login,
-    offer: remember_cookies.RememberCookieChange | None,
+    change: remember_cookies.RememberCookieChange | None,
     response: Response,
 ) -> None:
     interface, moment = app.session_interface, clock.now()
-    key = store_keys.store_id(interface, store_keys.session_id(session))
+    key = store_keys.store_key(interface, store_keys.session_id(session))
     # Before the release: a user who is not committed has no identity afterwards.
     user_id = (sa.inspect(login.user).identity or (None,))[0]
     values = {
@@ -421,7 +426,7 @@ def _register(
         "created_at": moment,
         "rotated_at": moment,
         "authenticated_at": moment,
-        "remember_until": offer.until if offer and offer.value else None,
+        "remember_until": change.until if change and change.value else None,
         **client_info(moment),
     }
     # Once more: the view may have stored another hash of the same password since.
@@ -466,7 +471,7 @@ def _register(
         )
     state.ended += [*ended, *((row.id, row.keys) for row in evicted)]
     state.forgotten += [(row.id, row.keys) for row in find_never_resumed]
-    state.leave_behind(store_keys.store_id(interface, login.session_id), but=key)
+    state.leave_behind(store_keys.store_key(interface, login.session_id), but=key)
     state.login = None
     state.registered = login.id
     state.current = Current(
@@ -479,7 +484,7 @@ def _register(
         held=[],
     )
     if is_told:
-        device_cookie.make_known_to(app, response, user_id)
+        device_cookie.add_user(app, response, user_id)
     signals.send(
         signals.session_registered,
         app,
@@ -537,7 +542,7 @@ def _adopt(app: Flask, registry: Registry, state: RequestState, adopted: Adoptio
 
 def _is_new_device(app: Flask, registry: Registry, login: dict[str, t.Any]) -> bool:
     """Whether nothing says that this user has signed in with such a device before."""
-    return not device_cookie.is_known_to(app, login["user_id"]) and not registry.records.was_seen(
+    return not device_cookie.has_user(app, login["user_id"]) and not registry.records.was_seen(
         login["user_id"], ip_address=login["ip_address"], user_agent=login["user_agent"]
     )
 
@@ -553,7 +558,7 @@ def _end(app: Flask, registry: Registry, state: RequestState, current: Current) 
     session.pop(MARKER, None)
     if session:
         # What stays is an anonymous session: the old entry goes with the ended row.
-        store_keys.change(app.session_interface, session)
+        store_keys.regenerate_id(app.session_interface, session)
 
 
 def _continue_session(
@@ -567,7 +572,7 @@ def _continue_session(
         if state.current is None:
             return False
     session_id = store_keys.session_id(browser)
-    key = store_keys.store_id(interface, session_id)
+    key = store_keys.store_key(interface, session_id)
     rotates = current.is_rotating or (
         session_id != current.session_id
         and not current.is_restored
@@ -592,7 +597,7 @@ def _continue_session(
             return _drop(app, state)
         for one in displaced:
             state.leave_behind(one, but=key)
-        state.leave_behind(store_keys.store_id(interface, current.session_id), but=key)
+        state.leave_behind(store_keys.store_key(interface, current.session_id), but=key)
         state.leave_behind(current.store_id, but=key)
         current.generation, current.session_id, current.store_id = becomes, session_id, key
         current.held.append((becomes, current.held[-1][1]))
@@ -628,20 +633,20 @@ def _follow_user(app: Flask, registry: Registry, current: Current) -> None:
     registry.users.release()
     row = registry.records.load(current.id, refresh=True)
     if row is not None:
-        session["_user_id"] = getattr(row[0], app.login_manager.id_attribute)()  # type: ignore[attr-defined]
+        session[flask_login.USER_ID] = flask_login.get_id(app, row[0])
 
 
 def _drop(app: Flask, state: RequestState) -> bool:
     """The session has ended, or gone on under another id, while this request was under way."""
     state.current = None
     state.discards_session = True
-    store_keys.forget(app.session_interface, session)
+    store_keys.discard(app.session_interface, session)
     return False
 
 
 def _sign_out(app: Flask) -> None:
     """Take a login back, in memory."""
-    g.pop("_login_user", None)
+    flask_login.take_cached_user()
     registry = registry_on(app)
     session_check.make_anonymous(app, registry.known_state if registry else None)
 
@@ -658,22 +663,22 @@ def _refused(app: Flask, state: RequestState, error: HTTPException) -> Response:
     """The answer of a request whose session was not written down: all stays as it was."""
     state.is_unavailable = True
     _sign_out(app)
-    return answer_to(app, error)
+    return response_to(app, error)
 
 
 # -- after the response ------------------------------------------------------------------------
 
 
 def _schedule(
-    registry: Registry, state: RequestState, offer: remember_cookies.RememberCookieChange | None
+    registry: Registry, state: RequestState, change: remember_cookies.RememberCookieChange | None
 ) -> None:
     current = state.current
     touched = None
     if current is not None and current.is_touch_due:
         current.is_touch_due = False
         values = client_info(clock.now())
-        if offer is not None and offer.value:
-            values["remember_until"] = offer.until
+        if change is not None and change.value:
+            values["remember_until"] = change.until
         touched = (current.id, values)
     prunes = registry.prune_schedule.is_due()
     if touched or state.ended or state.left_behind or state.to_end or state.forgotten or prunes:

@@ -1,8 +1,8 @@
 """The "remember me" cookie, bound to its user session.
 
-Flask-Login's cookie says who the user is, the same on every device, and can't be revoked. So a
-second cookie goes beside it, signed, with the marker of the user session. Without it, the first is
-worth nothing.
+Flask-Login's cookie names the user. It is the same on every device, and can't be revoked. So it is
+accompanied by a second, signed cookie with the marker of the user session: the binding cookie.
+Without that, the first is worthless.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from werkzeug.datastructures import ImmutableMultiDict
 from werkzeug.http import dump_cookie, parse_date
 
 from .. import _clock as clock
+from .._compat.flask_login import USER_ID
 from . import signing
 from .context import Current, read_marker
 
@@ -26,7 +27,7 @@ _PURPOSE = "remember"
 
 
 class BindingCookie(t.NamedTuple):
-    """What the second cookie says."""
+    """The content of a binding cookie."""
 
     id: uuid.UUID
     generation: int
@@ -35,68 +36,63 @@ class BindingCookie(t.NamedTuple):
 
 
 class RememberCookieChange(t.NamedTuple):
-    """A "remember me" cookie that an answer is about to give, or to take away."""
+    """What a response does to the "remember me" cookie: set it or delete it."""
 
-    #: The header behind the cookie's value: expiry, domain, path, flags.
+    #: The rest of the header after the value: expiry, domain, path, flags.
     attributes: str
-    #: Empty: the cookie is taken away.
+    #: Empty if the cookie is deleted.
     value: str
     until: dt.datetime
 
     def __repr__(self) -> str:
-        return f"Offer(until={self.until!r})"
+        return f"RememberCookieChange(until={self.until!r})"
 
 
 def cookie_name(app: Flask) -> str:
     return t.cast(str, app.config.get("REMEMBER_COOKIE_NAME", COOKIE_NAME))
 
 
-def companion_name(app: Flask) -> str:
+def binding_cookie_name(app: Flask) -> str:
     return f"{cookie_name(app)}_session"
 
 
-def id_of(app: Flask, user: t.Any) -> str:
-    """What Flask-Login calls this user, in its cookie and in the session."""
-    return str(getattr(user, app.login_manager.id_attribute)())  # type: ignore[attr-defined]
-
-
-def is_offered(app: Flask) -> bool:
-    """Whether the browser has sent a "remember me" cookie (and nobody has refused it yet)."""
+def is_sent(app: Flask) -> bool:
+    """Return whether the browser has sent a "remember me" cookie, and it hasn't been hidden."""
     return cookie_name(app) in request.cookies
 
 
 def is_ours(app: Flask) -> bool:
-    """Whether the browser has sent a "remember me" cookie that this app has signed.
+    """Return whether the browser has sent a "remember me" cookie that this app has signed.
 
-    Another app on the same host may have given it one of the same name, which is not ours to clear.
-    With an earlier key it is ours, though Flask-Login refuses it.
+    Another app on the same host may have set one of the same name, which we must not clear. One
+    signed with an earlier key is ours, although Flask-Login refuses it.
     """
     value = request.cookies.get(cookie_name(app), "")
     keys = (None, *(app.config.get("SECRET_KEY_FALLBACKS") or ()))
     return any(_decoded(value, key) is not None for key in keys)
 
 
-def is_alone(app: Flask) -> bool:
-    """Whether the browser has sent a "remember me" cookie and nothing beside it."""
-    return is_offered(app) and companion_name(app) not in request.cookies
+def is_unbound(app: Flask) -> bool:
+    """Return whether the browser has sent a "remember me" cookie without a binding cookie."""
+    return is_sent(app) and binding_cookie_name(app) not in request.cookies
 
 
-def is_of_another(app: Flask, user: str) -> bool:
-    """Whether the browser has sent a "remember me" cookie that names somebody else."""
+def names_another_user(app: Flask, user: str) -> bool:
+    """Return whether the browser has sent a "remember me" cookie that names another user."""
     cookies, name = request.cookies, cookie_name(app)
     return name in cookies and cookies[name].rpartition("|")[0] != user
 
 
 def claimed_user(app: Flask) -> str | None:
-    """The user that Flask-Login's cookie names; ``None`` if it is forged, or there is none."""
+    """Return the user that Flask-Login's cookie names; ``None`` if it is forged or missing."""
     return _decoded(request.cookies.get(cookie_name(app), ""))
 
 
 def binding_cookie(app: Flask) -> BindingCookie | None:
-    """What the browser's second cookie says; ``None`` if it is missing, forged or expired."""
-    value = request.cookies.get(companion_name(app), "")
+    """Return the browser's binding cookie; ``None`` if it is missing, forged or expired."""
+    value = request.cookies.get(binding_cookie_name(app), "")
     try:
-        carried, until = signing.read(app, value, purpose=_PURPOSE)
+        carried, until = signing.unsign(app, value, purpose=_PURPOSE)
     except (TypeError, ValueError):
         return None
     known = read_marker(carried)
@@ -105,15 +101,15 @@ def binding_cookie(app: Flask) -> BindingCookie | None:
     return BindingCookie(*known, until)
 
 
-def block(app: Flask) -> None:
-    """Let nothing that comes later in this request see the two cookies."""
-    refused = (cookie_name(app), companion_name(app))
-    kept = [item for item in request.cookies.items(multi=True) if item[0] not in refused]
+def hide(app: Flask) -> None:
+    """Hide both cookies from everything that follows in this request."""
+    hidden = (cookie_name(app), binding_cookie_name(app))
+    kept = [item for item in request.cookies.items(multi=True) if item[0] not in hidden]
     request.cookies = ImmutableMultiDict(kept)
 
 
-def offer(app: Flask, response: Response) -> RememberCookieChange | None:
-    """What this answer does to the "remember me" cookie; ``None``: it leaves it alone."""
+def find_change(app: Flask, response: Response) -> RememberCookieChange | None:
+    """Return what this response does to the "remember me" cookie; ``None`` if nothing."""
     start = f"{cookie_name(app)}="
     for header in reversed(response.headers.getlist("Set-Cookie")):
         if header.startswith(start):
@@ -128,63 +124,66 @@ def offer(app: Flask, response: Response) -> RememberCookieChange | None:
     return None
 
 
-def withdraw(app: Flask, response: Response) -> None:
-    """Let this answer leave the "remember me" cookie alone."""
+def drop_change(app: Flask, response: Response) -> None:
+    """Make this response leave the "remember me" cookie unchanged."""
     start = f"{cookie_name(app)}="
     kept = [one for one in response.headers.getlist("Set-Cookie") if not one.startswith(start)]
     response.headers.setlist("Set-Cookie", kept)
 
 
-def accompany(
-    app: Flask, response: Response, offer: RememberCookieChange, current: Current | None
+def bind(
+    app: Flask, response: Response, change: RememberCookieChange, current: Current | None
 ) -> None:
-    """Treat the second cookie as this answer treats the first, with the same attributes."""
+    """Set or delete the binding cookie as this response does the first, with its attributes.
+
+    :param current: the user session to bind to; ``None`` deletes the binding cookie.
+    """
     value = ""
-    if offer.value and current is not None:
-        value = _companion(app, current, int(offer.until.timestamp()))
-    response.headers.add("Set-Cookie", f"{companion_name(app)}={value};{offer.attributes}")
+    if change.value and current is not None:
+        value = _signed(app, current, int(change.until.timestamp()))
+    response.headers.add("Set-Cookie", f"{binding_cookie_name(app)}={value};{change.attributes}")
 
 
-def leave_alone(app: Flask, response: Response, offer: RememberCookieChange) -> None:
-    """Let this answer give the first cookie only, and take the second one away, if there is one."""
-    if companion_name(app) in request.cookies:
-        accompany(app, response, offer, None)
+def leave_unbound(app: Flask, response: Response, change: RememberCookieChange) -> None:
+    """Set the first cookie only; delete the binding cookie if the browser has one."""
+    if binding_cookie_name(app) in request.cookies:
+        bind(app, response, change, None)
 
 
-def renew(
+def reissue(
     app: Flask, response: Response, current: Current, *, until: dt.datetime | None = None
 ) -> None:
-    """Give a browser new ones of both cookies.
+    """Set both cookies again.
 
-    :param until: by default as long as those that it has; if it hasn't both of ours, it is given
-        none.
+    :param until: when they expire. By default when the browser's present ones do; if it doesn't
+        have valid ones of both, nothing is set.
     """
     if until is None:
         held = binding_cookie(app)
         if held is None or not is_ours(app):
             return
         until = dt.datetime.fromtimestamp(held.until, dt.timezone.utc)
-    carried = _companion(app, current, int(until.timestamp()))
-    _set(app, response, cookie_name(app), encode_cookie(str(session["_user_id"])), until)
-    _set(app, response, companion_name(app), carried, until)
+    signed = _signed(app, current, int(until.timestamp()))
+    _set(app, response, cookie_name(app), encode_cookie(str(session[USER_ID])), until)
+    _set(app, response, binding_cookie_name(app), signed, until)
 
 
 def duration(app: Flask) -> dt.timedelta:
-    """For how long a browser is remembered."""
+    """Return for how long a browser is remembered."""
     found = app.config.get("REMEMBER_COOKIE_DURATION", COOKIE_DURATION)
     return found if isinstance(found, dt.timedelta) else dt.timedelta(seconds=found)
 
 
-def forget(app: Flask, response: Response) -> None:
-    """Take both cookies away from the browser."""
-    for name in (cookie_name(app), companion_name(app)):
+def clear(app: Flask, response: Response) -> None:
+    """Delete both cookies in the browser."""
+    for name in (cookie_name(app), binding_cookie_name(app)):
         _set(app, response, name, "", clock.EPOCH)
 
 
 def _decoded(value: str, key: str | bytes | None = None) -> str | None:
-    """What a cookie of Flask-Login's says; ``None``: it was not signed with this key.
+    """Return the content of a cookie of Flask-Login; ``None`` if not signed with this key.
 
-    :param key: by default the app's own.
+    :param key: by default the app's secret key.
     """
     try:
         return t.cast("str | None", decode_cookie(value, key))
@@ -192,7 +191,7 @@ def _decoded(value: str, key: str | bytes | None = None) -> str | None:
         return None
 
 
-def _companion(app: Flask, current: Current, until: int) -> str:
+def _signed(app: Flask, current: Current, until: int) -> str:
     return signing.sign(app, [current.marker, until], purpose=_PURPOSE)
 
 

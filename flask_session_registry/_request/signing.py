@@ -1,4 +1,4 @@
-"""Signing what a browser keeps for us."""
+"""Signatures and keyed digests of values that browsers keep for us."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from itsdangerous import BadSignature, Signer, URLSafeSerializer
 
 
 def sign(app: Flask, value: t.Any, *, purpose: str) -> str:
-    """Sign a value of JSON with the app's key.
+    """Sign a JSON value with the app's key.
 
-    :param purpose: what is signed for one is worth nothing for another.
+    :param purpose: a value signed for one purpose is invalid for any other.
     """
     return _serializer(app, purpose).dumps(value)
 
 
-def read(app: Flask, signed: str, *, purpose: str) -> t.Any:
-    """The value, if it was signed with the app's key, or an earlier one; ``None``: it was not."""
+def unsign(app: Flask, signed: str, *, purpose: str) -> t.Any:
+    """Return the value if signed with the app's key or an earlier one; otherwise ``None``."""
     try:
         return _serializer(app, purpose).loads(signed)
     except BadSignature:
@@ -26,11 +26,11 @@ def read(app: Flask, signed: str, *, purpose: str) -> t.Any:
 
 
 def digests(app: Flask, value: str, *, purpose: str) -> list[str]:
-    """What stands for a value where a browser keeps it, by the app's key and by each earlier one.
+    """Return digests of a value for a browser to keep: by the app's key, then by earlier ones.
 
-    The current one comes first. Without the key nobody can tell which value it is, nor make it.
+    Without the key, the value can't be recognized in a digest, nor a digest be made.
 
-    :param purpose: for another one the same value has other digests.
+    :param purpose: the same value has different digests for different purposes.
     """
     return [_digest(key, value, purpose) for key in (app.secret_key, *_earlier_keys(app))]
 
@@ -38,7 +38,7 @@ def digests(app: Flask, value: str, *, purpose: str) -> list[str]:
 def _digest(key: t.Any, value: str, purpose: str) -> str:
     signer = Signer(key, salt=_salt(f"{purpose}.digest"), digest_method=hashlib.sha256)
     signature = signer.get_signature(value.encode("utf-8", "surrogatepass"))
-    # 132 bits: what of these a browser can keep is little.
+    # 132 bits: there is little room in a cookie.
     return signature[:22].decode()
 
 

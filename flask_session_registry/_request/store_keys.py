@@ -1,7 +1,7 @@
-"""Under which id does a browser's session live, and when is it written?
+"""The session id of a request, and the key and the writing of its store entry.
 
-Flask-Session gives the browser a session id and keeps the entry under a store id. A signed cookie
-has neither: its session is in the browser alone.
+Flask-Session gives the browser a session id and keeps the entry under a store key. A signed cookie
+has neither: it holds the whole session.
 """
 
 from __future__ import annotations
@@ -13,86 +13,67 @@ import typing as t
 from collections.abc import Callable
 
 from flask import Flask, Request, Response, request
-from flask.sessions import SecureCookieSessionInterface, SessionInterface, SessionMixin
-from flask_session.base import ServerSideSessionInterface
-from itsdangerous import BadSignature
+from flask.sessions import SessionInterface, SessionMixin
 
+from .._compat import flask_session
+from .._compat.flask import PERMANENT
+from .._compat.flask_login import LOGIN_KEYS
 from .._store.backends import store_of
 from .context import MARKER, OTHER
 
-# What Flask-Session itself hands out. Anything else that a cookie may say is no session id, and
-# must not reach a store as a key; nor must a hash, which may be from a dump of hashed keys.
+# The ids that Flask-Session issues. Anything else in a cookie is not a session id, and must not
+# reach a store as a key. Nor must a hash, which may come from a dump of hashed keys.
 _ISSUED = re.compile(r"(?![0-9a-fA-F]{64}$)[A-Za-z0-9_-]{1,180}")
 
-#: What Flask-Login and Flask itself keep in a session that a login has just been written to.
-_OF_THE_LOGIN = ("_user_id", "_fresh", "_id", "_remember", "_remember_seconds", "_permanent")
+#: What Flask-Login and Flask keep in a session right after a login.
+_OF_THE_LOGIN = (*LOGIN_KEYS, PERMANENT)
 
-#: Types of values that can't be changed in place. With any other, a session that looks as if it had
-#: only been read may have been written to.
+#: Types of values that can't be changed in place. With a value of any other type, a session that
+#: seems to have been read only may have been changed.
 _IMMUTABLE = frozenset((str, bytes, int, float, bool, type(None)))
 
-#: Says of a session that it is prolonged.
+#: The attribute of a session to be prolonged.
 _REFRESHED = "_session_registry_refreshed"
 
-#: Says of a function that it holds back refreshes.
-_HOLDS_BACK = "_session_registry_holds_back"
-
-#: The ways to save a session that ask first whether it should be.
-_ASKING_FIRST = (SecureCookieSessionInterface.save_session, ServerSideSessionInterface.save_session)
+#: The attribute of a function that defers refreshes.
+_DEFERS = "_session_registry_defers"
 
 
-def choose_store_ids(interface: SessionInterface, *, hashed: bool) -> None:
-    """Decide how this interface makes a store id of a session id.
+def configure_store_keys(interface: SessionInterface, *, hashed: bool) -> None:
+    """Set how this interface derives a store key from a session id.
 
-    Hashed, neither a dump of the store nor one of the registry contains a usable cookie.
+    If hashed, neither a dump of the store nor one of the registry contains a usable cookie.
     """
-    if not isinstance(interface, ServerSideSessionInterface):
+    if not flask_session.is_server_side(interface):
         return
-    prefix: str = interface.key_prefix
+    prefix = flask_session.key_prefix(interface)
 
-    def store_id_of(session_id: str) -> str:
+    def store_key_of(session_id: str) -> str:
         if hashed or not _ISSUED.fullmatch(session_id):
             raw = session_id.encode("utf-8", "surrogatepass")
             return prefix + hashlib.sha256(raw).hexdigest()
         return prefix + session_id
 
-    interface._get_store_id = store_id_of
-    if any(cls.__name__ == "PostgreSqlSessionInterface" for cls in type(interface).__mro__):
-        _accept_keys(interface)
+    flask_session.set_store_key_function(interface, store_key_of)
 
 
-def _accept_keys(interface: t.Any) -> None:
-    """Save under the keys that are chosen here, where Flask-Session insists on the session id."""
-    upsert = interface._upsert_session
+def defer_refreshes(
+    interface: SessionInterface, *, may_defer: Callable[[Flask], bool]
+) -> flask_session.WriteDecision:
+    """Stop writing a signed-in session on each request that only reads it, to prolong it.
 
-    def upsert_session(lifetime: t.Any, session: t.Any, store_id: str) -> None:
-        sid, session.sid = session.sid, None
-        try:
-            upsert(lifetime, session, store_id)
-        finally:
-            session.sid = sid
+    A request that overlaps a change of the session id, and answers last, would give the browser
+    its old id back. Interfaces with their own ``save_session`` go on as before.
 
-    interface._upsert_session = upsert_session
-
-
-def hold_back_refreshes(
-    interface: SessionInterface, *, may_wait: Callable[[Flask], bool]
-) -> Callable[[Flask, SessionMixin], bool]:
-    """Write a signed-in session that was only read no more on each request, to prolong it.
-
-    A request that overlaps a change of the session id, and answers last, would give the browser its
-    old id back. Interfaces that save in another way do so as before.
-
-    :param may_wait: whether sessions of an app last as long as they should if only :func:`refresh`
-        prolongs them. An interface may serve several apps: Flask's own serves all of a process.
-    :returns: says whether a session will be written at the end of the request, or could be.
+    :param may_defer: whether sessions of an app last long enough if only :func:`refresh` prolongs
+        them. An interface may serve several apps: Flask's own serves all apps of a process.
+    :returns: a function that returns whether a session will, or might, be written at the end of
+        the request.
     """
-    if type(interface).save_session not in _ASKING_FIRST:
+    if not flask_session.asks_before_writing(interface):
         return lambda _, __: True
-    is_on_server = isinstance(interface, ServerSideSessionInterface)
-    name = "should_set_storage" if is_on_server else "should_set_cookie"
-    decide: Callable[[Flask, SessionMixin], bool] = getattr(interface, name)
-    if hasattr(decide, _HOLDS_BACK):
+    name, decide = flask_session.write_decision_of(interface)
+    if hasattr(decide, _DEFERS):
         return decide
 
     def is_written(app: Flask, session: SessionMixin) -> bool:
@@ -102,65 +83,69 @@ def hold_back_refreshes(
             session.modified
             or session.get(MARKER, OTHER) == OTHER
             or hasattr(session, _REFRESHED)
-            or not may_wait(app)
+            or not may_defer(app)
             or not _IMMUTABLE.issuperset(map(type, session.values()))
         )
 
-    setattr(is_written, _HOLDS_BACK, True)
+    setattr(is_written, _DEFERS, True)
     setattr(interface, name, is_written)
     return is_written
 
 
 def refresh(session: SessionMixin) -> None:
-    """Let the session be prolonged at the end of this request."""
+    """Prolong the session at the end of this request."""
     setattr(session, _REFRESHED, True)
 
 
-def read_unhashed_too(interface: SessionInterface, *, moved: Callable[[str], None]) -> None:
-    """Find entries from before session ids were hashed, too, and move them to their hashed key.
+def migrate_unhashed_entries(
+    interface: SessionInterface, *, on_moved: Callable[[str], None]
+) -> None:
+    """Also find entries from before session ids were hashed, and move them to their hashed key.
 
-    :param moved: called with the key that an entry had, when it has been saved under its new one.
+    :param on_moved: called with the previous key of an entry that has been saved under its new one.
     """
-    if not isinstance(interface, ServerSideSessionInterface):
+    if not flask_session.is_server_side(interface):
         return
-    opened, saved, prefix = interface.open_session, interface.save_session, interface.key_prefix
+    untyped: t.Any = interface
+    opened, saved = untyped.open_session, untyped.save_session
+    prefix = flask_session.key_prefix(interface)
 
     def open_session(app: Flask, request: Request) -> t.Any:
         found: t.Any = opened(app, request)
-        sent = sent_id(app, request)
-        # Never by what looks like a hash: it may be from a dump of the store.
+        sent = sent_session_id(app, request)
+        # Never by a value that looks like a hash: it may come from a dump of the store.
         if sent is None or sent == found.sid or not _ISSUED.fullmatch(sent):
             return found
-        data = interface._retrieve_session_data(prefix + sent)
-        if data is None:
+        unhashed = flask_session.load_session(interface, prefix + sent, sent)
+        if unhashed is None:
             return found
-        found = interface.session_class(data, sid=sent)
-        found.modified = True
-        found.moved_from = prefix + sent
-        return found
+        unhashed.modified = True
+        unhashed.moved_from = prefix + sent
+        return unhashed
 
     def save_session(app: Flask, session: t.Any, response: Response) -> None:
         saved(app, session, response)
         before = getattr(session, "moved_from", None)
         if before is not None and session.modified:
-            moved(before)
+            on_moved(before)
 
-    interface.open_session = open_session
-    interface.save_session = save_session
+    untyped.open_session = open_session
+    untyped.save_session = save_session
 
 
 def session_id(session: SessionMixin) -> str | None:
+    """Return the id of a session; ``None`` for a signed cookie."""
     return getattr(session, "sid", None)
 
 
-def are_on_server(interface: SessionInterface) -> bool:
-    """Whether sessions are entries in a store on a server, and not all in the browser."""
+def is_server_side(interface: SessionInterface) -> bool:
+    """Return whether sessions are entries in a store, rather than kept in the browser."""
     store = store_of(interface)
     return store is not None and store.delete is not None
 
 
-def store_id(interface: SessionInterface, session_id: str | None) -> str | None:
-    """The key of the entry of a session id; ``None`` where there is no entry."""
+def store_key(interface: SessionInterface, session_id: str | None) -> str | None:
+    """Return the key of the store entry for a session id; ``None`` if there are no entries."""
     store = None if session_id is None else store_of(interface)
     if session_id is None or store is None or store.delete is None:
         return None
@@ -168,66 +153,60 @@ def store_id(interface: SessionInterface, session_id: str | None) -> str | None:
 
 
 def missing_store_key(app: Flask, session: SessionMixin) -> str | None:
-    """The key of the entry that the browser's cookie names, if it is not the session's.
+    """Return the store key for the browser's cookie if it isn't the key of this session.
 
     Flask-Session opens a new session, under a new id, when it finds no entry.
     """
-    sent = sent_id(app, request)
+    sent = sent_session_id(app, request)
     if sent is None or sent == session_id(session):
         return None
-    return store_id(app.session_interface, sent)
+    return store_key(app.session_interface, sent)
 
 
-def sent_id(app: Flask, request: Request) -> str | None:
-    """The session id that the browser has sent, if sessions are kept on a server."""
-    interface: t.Any = app.session_interface
+def sent_session_id(app: Flask, request: Request) -> str | None:
+    """Return the session id that the browser has sent, if sessions are kept on a server."""
     sent = request.cookies.get(app.config["SESSION_COOKIE_NAME"])
-    if not sent or not are_on_server(interface):
+    if not sent or not is_server_side(app.session_interface):
         return None
-    if getattr(interface, "use_signer", False):
-        try:
-            return t.cast(str, interface._unsign(app, sent))
-        except BadSignature:
-            return None
-    return sent
+    return flask_session.verified_session_id(app.session_interface, app, sent)
 
 
-def change(interface: SessionInterface, session: SessionMixin) -> None:
-    """Give the session another id, in memory. Whoever wants it saved writes something to it.
+def regenerate_id(interface: SessionInterface, session: SessionMixin) -> None:
+    """Give the session a new id, in memory. To save it, the caller writes something to it.
 
     Flask-Session's own ``regenerate`` deletes the old entry at once, before anything is committed,
     and with its SQLAlchemy store commits the app's transaction.
     """
-    if isinstance(interface, ServerSideSessionInterface):
-        t.cast(t.Any, session).sid = interface._generate_sid(interface.sid_length)
-    elif are_on_server(interface):
+    if flask_session.is_server_side(interface):
+        t.cast(t.Any, session).sid = flask_session.new_session_id(interface)
+    elif is_server_side(interface):
         t.cast(t.Any, session).sid = secrets.token_urlsafe(32)
 
 
-def forget(interface: SessionInterface, session: SessionMixin) -> None:
-    """Empty the session under a new id, so that nothing is written unless somebody writes.
+def discard(interface: SessionInterface, session: SessionMixin) -> None:
+    """Empty the session under a new id, so that it is written only if the view writes to it.
 
-    What the browser holds stays as it is: a late answer can't take away a cookie that another
-    answer has just given.
+    What the browser holds stays: a late response can't remove a cookie that another response has
+    just set.
     """
     session.clear()
-    change(interface, session)
+    regenerate_id(interface, session)
     session.modified = False
 
 
 def written_since(opened: dict[str, t.Any] | None, session: SessionMixin) -> dict[str, t.Any]:
-    """What a request has put into its session that was not there at the beginning.
+    """Return what a request has added to its session, except what belongs to a login.
 
-    Without what belongs to a login.
+    :param opened: the session at the beginning of the request.
     """
     known = {*(opened or ()), *_OF_THE_LOGIN, MARKER}
     return {key: session[key] for key in session if key not in known}
 
 
 def keep_login_only(session: SessionMixin, written: dict[str, t.Any]) -> None:
-    """Drop everything that somebody else left in the session before this login.
+    """Drop everything that was in the session before this login.
 
-    :param written: what this request has put there, for the new user.
+    :param written: what this request has added, for the new user.
     """
     kept = written | {key: session[key] for key in _OF_THE_LOGIN if key in session}
     session.clear()

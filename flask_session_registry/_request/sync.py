@@ -87,7 +87,7 @@ def _follow_new_credentials(
     current.credentials_updated = True
     if is_carried:
         app, browser = unwrap(current_app), unwrap(flask_session)
-        store_keys.change(app.session_interface, browser)
+        store_keys.regenerate_id(app.session_interface, browser)
         browser[MARKER] = current.marker
 
 

@@ -15,11 +15,11 @@ from flask import Flask, current_app
 
 from .._adoption import adoption
 from .._app import Registry, find_registry, get_registry, unwrap
+from .._compat import flask_login
 from .._diagnosis import explaining_table
 from .._log import log
 from .._records.base import PasswordChange, RevocationOrder, SurvivingSession
 from .._request import check as session_check
-from .._request import remember_cookies
 from .._request.context import Current
 from ..errors import RecordsError, StaleRequestError
 from .after_commit import on_commit
@@ -228,7 +228,7 @@ def _has_another_id(user: t.Any) -> bool:
 def _id_of(app: Flask, user: t.Any, values: dict[str, t.Any]) -> str:
     instance = sa.inspect(user).manager.new_instance()
     sa.inspect(instance).dict.update(values)
-    return remember_cookies.id_of(app, instance)
+    return flask_login.get_id(app, instance)
 
 
 def _block_adoption_without_app(

@@ -1,4 +1,4 @@
-"""Deletes the store entries of ended sessions."""
+"""The purge: deleting the store entries of ended sessions."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from .backends import TIMEOUT
 if t.TYPE_CHECKING:
     from .._app import Registry
 
-#: For how many seconds a command waits for the store: longer than an answer may be held up.
+#: How many seconds a command waits for the store: longer than a response may be delayed.
 LONG_TIMEOUT = 60.0
 
 
 class Purge:
-    """Deleting the entries of ended sessions, batch after batch, until the store fails once.
+    """Deletes the entries of ended sessions, batch by batch, until the store fails once.
 
-    :param patience: for how many seconds a batch may take. By default all of them together may
-        take as long as an answer may be held up.
-    :param is_logged: whether the log is told what fails, or the caller says it.
+    :param timeout: for each batch, in seconds. By default all batches together may take as long as
+        a response may be delayed.
+    :param is_logged: whether failures are logged as warnings, or reported by the caller.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class Purge:
         self._timeout = timeout
         self._level = logging.WARNING if is_logged else logging.DEBUG
         self._spent = 0.0
-        #: What went wrong; ``None``: nothing yet.
+        #: The failure; ``None`` while there is none.
         self.error: PurgeError | None = None
 
     def delete(self, keys: Iterable[str]) -> bool:
-        """Delete entries; whether that is done. If not, it is logged."""
+        """Delete entries; log a failure and return ``False``."""
         if self.error is None:
             began = time.monotonic()
             try:
@@ -71,7 +71,7 @@ class Purge:
         return max(0.0, TIMEOUT - self._spent)
 
     def delete_of(self, ended: Sequence[tuple[uuid.UUID, Sequence[str]]]) -> bool:
-        """Delete the entries of ended sessions; whether that is done. If not, it is told.
+        """Delete the entries of ended sessions; signal a failure and return ``False``.
 
         :param ended: the ids of user sessions, with the keys of their entries.
         """
@@ -82,7 +82,7 @@ class Purge:
         return False
 
     def purge(self, ended: Sequence[tuple[uuid.UUID, Sequence[str]]]) -> None:
-        """Delete the entries that sessions had when they ended, and take that down.
+        """Delete the entries that sessions had when they ended, and record that.
 
         :param ended: the ids of user sessions, with the keys of their entries.
         """
@@ -90,8 +90,8 @@ class Purge:
         if not ids or not self.delete_of(ended):
             return
         try:
-            # Of a key from before a rotation the request knows nothing.
+            # The request doesn't know a key from before a rotation.
             self._registry.records.mark_purged(ids, but_previous=True)
         except Exception as error:
-            # They will be deleted once more.
+            # They will be deleted again.
             report("Could not mark store entries as purged.", error)

@@ -35,6 +35,7 @@ from wtforms import ValidationError
 
 from .. import _clock as clock
 from .._app import Registry, get_registry, unwrap
+from .._compat.flask_login import FRESH
 from .._diagnosis import report
 from .._records.base import UNAVAILABLE, PageEnd, as_id
 from .._request import check as session_check
@@ -121,7 +122,7 @@ def _fresh_session_required(view: _View) -> _View:
         age = registry.settings.reauth_age
         if not login_fresh() or (age is not None and current.authenticated_at <= clock.ago(age)):
             # Otherwise the refresh view could find the session fresh, and redirect back at once.
-            session["_fresh"] = False
+            session[FRESH] = False
             if _wants_json():
                 raise _UnauthorizedError(REAUTHENTICATE)
             return current_app.login_manager.needs_refresh()  # type: ignore[attr-defined]

@@ -10,10 +10,10 @@ from flask import Flask
 
 from ... import _diagnosis as diagnosis
 from ..._app import Registry
+from ..._compat import clients
 from ..._records.redis.client import RedisHome
 from . import overdue
 from .findings import Finding, error, error_of, warning
-from .timeouts import lacks_timeout
 
 
 def examine(app: Flask, registry: Registry) -> Iterator[Finding]:
@@ -38,11 +38,7 @@ def _examine_server(registry: Registry) -> Iterator[Finding]:
     if not isinstance(registry.home, RedisHome):
         return
     client: t.Any = registry.home.client
-    nodes = (
-        [node.redis_connection for node in client.get_primaries()]
-        if hasattr(client, "get_primaries")
-        else [client]
-    )
+    nodes = clients.primaries_of(client)
     if any(_setting(node, "maxmemory-policy") not in (None, "noeviction") for node in nodes):
         yield warning(
             "Redis may drop user sessions when its memory is full, which signs users out.",
@@ -54,7 +50,7 @@ def _examine_server(registry: Registry) -> Iterator[Finding]:
             " were revoked since the last snapshot, except those revoked by a password change.",
             "Set 'appendonly' to 'yes'.",
         )
-    if lacks_timeout(client):
+    if clients.waits_forever(client):
         yield warning(
             "The client of the user sessions would wait forever for a Redis that hangs, and every"
             " request with it.",

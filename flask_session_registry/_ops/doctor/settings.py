@@ -13,7 +13,7 @@ from .findings import Finding, warning
 
 def examine(app: Flask, registry: Registry) -> Iterator[Finding]:
     settings = registry.settings
-    if not settings.hash_session_ids and store_keys.are_on_server(app.session_interface):
+    if not settings.hash_session_ids and store_keys.is_server_side(app.session_interface):
         yield warning(
             "'SESSION_REGISTRY_HASH_SESSION_IDS' is off: anyone with a dump of the session store"
             " can hijack its sessions.",

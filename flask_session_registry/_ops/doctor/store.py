@@ -10,17 +10,17 @@ from pathlib import Path
 from flask import Flask
 
 from ..._app import Registry
+from ..._compat import clients, flask_session
 from ..._request import store_keys
 from .findings import Finding, error, warning
-from .timeouts import lacks_timeout
 
 
 def examine(app: Flask, registry: Registry) -> Iterator[Finding]:
     interface: t.Any = app.session_interface
-    if not store_keys.are_on_server(interface):
+    if not store_keys.is_server_side(interface):
         return
     # A random key: no such entry exists.
-    key = t.cast(str, store_keys.store_id(interface, secrets.token_urlsafe(32)))
+    key = t.cast(str, store_keys.store_key(interface, secrets.token_urlsafe(32)))
     try:
         registry.entries.delete([key])
     except Exception as failure:
@@ -30,16 +30,19 @@ def examine(app: Flask, registry: Registry) -> Iterator[Finding]:
         )
     else:
         yield from _examine_mongodb(interface)
-    cache: t.Any = getattr(interface, "cache", None)
-    if _is_a(cache, "SimpleCache"):
+    cache = flask_session.cache_of(interface)
+    if flask_session.is_kind(cache, "SimpleCache"):
         yield warning(
             "Sessions are in the memory of one process: other processes and commands can't find"
             " them.",
             "Use files or a server, except in tests.",
         )
-    if _is_a(cache, "FileSystemCache"):
+    if flask_session.is_kind(cache, "FileSystemCache"):
         yield from _examine_files(app, interface, cache)
-    if lacks_timeout(getattr(interface, "client", getattr(cache, "_write_client", None))):
+    client = flask_session.client_of(interface)
+    if client is None:
+        client = clients.client_of_cache(cache)
+    if clients.waits_forever(client):
         yield warning(
             "The client of the session store would wait forever for a server that hangs, and every"
             " request with it.",
@@ -48,15 +51,10 @@ def examine(app: Flask, registry: Registry) -> Iterator[Finding]:
         )
 
 
-def _is_a(instance: object, name: str) -> bool:
-    """Like ``isinstance``, by name: don't import a client library that the app doesn't use."""
-    return any(cls.__name__ == name for cls in type(instance).__mro__)
-
-
 def _examine_mongodb(interface: t.Any) -> Iterator[Finding]:
-    if not _is_a(interface, "MongoDBSessionInterface"):
+    if not flask_session.is_kind(interface, "MongoDBSessionInterface"):
         return
-    indexes = interface.store.index_information().values()
+    indexes = flask_session.collection_of(interface).index_information().values()
     if not any(index["key"][0][0] == "id" for index in indexes):
         yield warning(
             "The MongoDB collection of the sessions has no index on 'id', so each request scans all"
@@ -66,8 +64,8 @@ def _examine_mongodb(interface: t.Any) -> Iterator[Finding]:
 
 
 def _examine_files(app: Flask, interface: t.Any, cache: t.Any) -> Iterator[Finding]:
-    is_deprecated = _is_a(interface, "FileSystemSessionInterface")
-    if not Path(cache._path).is_absolute() or (
+    is_deprecated = flask_session.is_kind(interface, "FileSystemSessionInterface")
+    if not Path(clients.folder_of_cache(cache)).is_absolute() or (
         # Its default is relative to the working directory.
         is_deprecated and not app.config.get("SESSION_FILE_DIR")
     ):
@@ -77,9 +75,10 @@ def _examine_files(app: Flask, interface: t.Any, cache: t.Any) -> Iterator[Findi
             "Set an absolute path: "
             + ("'SESSION_FILE_DIR'." if is_deprecated else "'FileSystemCache(\"/…\")'."),
         )
-    if cache._threshold != 0:
+    limit = clients.size_limit_of_cache(cache)
+    if limit != 0:
         yield error(
-            f"The number of session files is limited to {cache._threshold}: beyond that, users are"
+            f"The number of session files is limited to {limit}: beyond that, users are"
             " signed out at random.",
             "Set " + ("'SESSION_FILE_THRESHOLD'" if is_deprecated else "'threshold'") + " to 0.",
         )

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
-from ..._compat.sqlalchemy import join_by_savepoint
+from ..._compat.sqlalchemy import is_autocommit, join_by_savepoint
 
 #: How many seconds a writing transaction of ours waits for each lock. SQLite uses its busy timeout
 #: instead: five seconds unless the app has set another.
@@ -145,15 +145,10 @@ def find_isolation_habit(factory: _Factory, model: type[t.Any]) -> IsolationHabi
     bind: t.Any = {"mapper": sa.inspect(model)}
     with factory() as session:
         connection = session.connection(bind)
-        # Autocommit that the app has set behind SQLAlchemy's back doesn't count: it would be lost
-        # when SQLAlchemy resets our level.
-        is_autocommit = "AUTOCOMMIT" in (
-            connection.dialect._on_connect_isolation_level,
-            connection.get_execution_options().get("isolation_level"),
-        )
+        commits = is_autocommit(connection)
         level = t.cast(str, connection.get_isolation_level())
-        if is_autocommit or level == _LEVEL:
-            return IsolationHabit(level, is_autocommit=is_autocommit)
+        if commits or level == _LEVEL:
+            return IsolationHabit(level, is_autocommit=commits)
         session.rollback()
         return IsolationHabit(level, is_fixed=not _can_set_level(session.connection(bind)))
 
