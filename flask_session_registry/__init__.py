@@ -1,9 +1,10 @@
 """Know where a user is signed in, and end it, for certain, when the password changes."""
 
+from importlib.metadata import version
+
 from ._ops.maintenance import PruneResult
 from ._records.redis.home import Home, UserSession
 from ._store.backends import register_session_store
-from ._version import __version__
 from .errors import (
     ConfigurationError,
     NotInstalledError,
@@ -16,6 +17,8 @@ from .errors import (
 from .extension import SessionRegistry
 from .models import UserSessionMixin, UserSessionRecord
 from .signals import purge_failed, session_registered, session_rejected, session_revoked
+
+__version__ = version("Flask-Session-Registry")
 
 __all__ = [
     "ConfigurationError",

@@ -21,6 +21,7 @@ from site_under_test import Browser, Site, days_ago
 
 from flask_session_registry import PruneResult, RecordsError, SessionRegistryError, purge_failed
 from flask_session_registry import _clock as clock
+from flask_session_registry._records import base
 from flask_session_registry._records.base import new_id
 from flask_session_registry._store import backends as entries
 from flask_session_registry._store import purge as store_purge
@@ -551,7 +552,14 @@ def test_automatic_prune_beside_a_login(
         records.next_scan_window(3)
 
 
+@pytest.fixture
+def own_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids as we make them before Python 3.14, by the clock that tests move."""
+    monkeypatch.setattr(base, "_uuid7", None)
+
+
 @pytest.mark.table
+@pytest.mark.usefixtures("own_ids")
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 def test_ids_lie_in_the_order_of_logins(
     make_site: SiteFactory, database: str, monkeypatch: pytest.MonkeyPatch
@@ -574,6 +582,16 @@ def test_ids_lie_in_the_order_of_logins(
     assert {(row.id.version, row.id.variant) for row in rows} == {(7, uuid.RFC_4122)}
 
 
+def test_ids_are_python_s_own_where_it_makes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 3.14 on; for a given moment, they are ours."""
+    made = uuid.UUID("018bcfe5-6800-7000-8000-000000000001")
+    monkeypatch.setattr(base, "_uuid7", lambda: made)
+    assert new_id() == made
+    assert new_id(made.int >> 80) != made
+    assert new_id(made.int >> 80).int >> 80 == made.int >> 80
+
+
+@pytest.mark.usefixtures("own_ids")
 def test_no_id_can_be_guessed() -> None:
     """74 bits are random. The others are the time and the version."""
     ids = [new_id().int for _ in range(200)]

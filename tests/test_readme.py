@@ -24,7 +24,7 @@ from flask import Flask
 from flask.sessions import SessionInterface
 from memory_home import MemoryHome
 
-from flask_session_registry import SessionRegistry
+from flask_session_registry import SessionRegistry, __version__
 from flask_session_registry._config import PREFIX, SETTINGS
 from flask_session_registry._store import backends as entries
 
@@ -298,6 +298,12 @@ def test_wheel_with_nothing_else(tmp_path: Path) -> None:
     folder = tmp_path / "app"
     folder.mkdir()
     check_commands(folder, environment / "bin")
+
+
+def test_version_is_that_of_the_project() -> None:
+    """It is written in one place only, pyproject.toml."""
+    text = (ROOT / "pyproject.toml").read_text()
+    assert f'\nversion = "{__version__}"\n' in text
 
 
 def test_set_up_commands_are_there() -> None:
