@@ -69,7 +69,7 @@ class DeferredWork:
     ended: list[tuple[uuid.UUID, tuple[str, ...]]] = dataclasses.field(repr=False)
     left_behind: list[str] = dataclasses.field(repr=False)
     to_end: tuple[uuid.UUID, tuple[str, ...], str] | None = dataclasses.field(repr=False)
-    touched: tuple[uuid.UUID, dict[str, t.Any]] | None = None
+    touched: tuple[uuid.UUID, dict[str, t.Any]] | None = dataclasses.field(default=None, repr=False)
     #: Ended sessions of which nothing is to be kept.
     forgotten: list[tuple[uuid.UUID, tuple[str, ...]]] = dataclasses.field(
         default_factory=list, repr=False
