@@ -253,7 +253,7 @@ class Stage(Site):
         self.interface: t.Any = self.app.session_interface
         self.has_store = store != "cookie"
         self.told: Callable[[], t.Any] = lambda: None
-        self.told_meanwhile = self.told
+        self.told_meanwhile: Callable[[], object] = self.told
         self.told_late = self.told
         self.error: BaseException | None = None
         self.registered: list[uuid.UUID] = []

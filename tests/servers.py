@@ -257,13 +257,13 @@ def _redis_cluster_url() -> str | None:
                 *("--save", "", "--appendonly", "no"),
             ]
         )
-        assert wait_for(lambda port=port: _redis_answers(f"redis://127.0.0.1:{port}/0"))
+        assert wait_for(functools.partial(_redis_answers, f"redis://127.0.0.1:{port}/0"))
         nodes.append(redis.Redis(port=port))
     # Do what 'redis-cli --cluster create' does.
     for number, node in enumerate(nodes):
         first, last = number * 16384 // 3, (number + 1) * 16384 // 3
         node.execute_command("CLUSTER", "ADDSLOTS", *range(first, last))
-        bus = int(nodes[0].config_get("cluster-port")["cluster-port"])
+        bus = int(nodes[0].config_get("cluster-port")["cluster-port"] or 0)
         node.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0], bus)
 
     def is_complete() -> bool:

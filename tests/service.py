@@ -5,6 +5,7 @@ Redis lists hold a request half-way in one worker while another worker answers.
 
 from __future__ import annotations
 
+import functools
 import http.cookiejar
 import json
 import os
@@ -100,7 +101,7 @@ class HttpBrowser:
         try:
             response = self.opener.open(self.service.url + path, data, timeout=60)
         except urllib.error.HTTPError as error:
-            response = error  # type: ignore[assignment]
+            response = error
         with response:
             self.workers.add(response.headers["X-Worker"])
             return int(response.status or 0), response.read().decode()
@@ -127,7 +128,7 @@ class HttpBrowser:
         def both_have_answered() -> bool:
             # Send several at once: one worker might take all requests that come one after another.
             copies = [self.copy() for _ in range(4)]
-            answers.update(at_once([lambda copy=copy: copy.user for copy in copies]))
+            answers.update(at_once([functools.partial(getattr, copy, "user") for copy in copies]))
             workers.update(*(copy.workers for copy in copies))
             return len(workers) == 2
 

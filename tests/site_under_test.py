@@ -47,7 +47,7 @@ HOMES = ("table", "redis")
 def user_class(db: SQLAlchemy, **columns: t.Any) -> type[t.Any]:
     """Return a plain user model with additional columns or attributes."""
 
-    class User(UserMixin, db.Model):  # type: ignore[misc, name-defined]
+    class User(UserMixin, db.Model):  # type: ignore[name-defined]
         __tablename__ = "account"
         id: sa_orm.Mapped[int] = sa_orm.mapped_column(primary_key=True)
         name: sa_orm.Mapped[str] = sa_orm.mapped_column(sa.String(50), unique=True)

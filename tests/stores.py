@@ -131,7 +131,7 @@ class Memcached(Store):
                 connection.sendall(f"delete {key}\r\n".encode())
                 connection.recv(100)
         client: t.Any = self.app.config["SESSION_MEMCACHED"]
-        getattr(client, "disconnect_all", getattr(client, "close", None))()
+        (client.disconnect_all if hasattr(client, "disconnect_all") else client.close)()
 
 
 class PooledMemcached(Memcached):

@@ -531,7 +531,7 @@ def test_custom_session_model(make_site: SiteFactory) -> None:
     """With a custom session model that requires a user, tombstones aren't listed either."""
     site = make_site(init=False)
 
-    class Visit(UserSessionMixin, site.db.Model):  # type: ignore[misc, name-defined]
+    class Visit(UserSessionMixin, site.db.Model):  # type: ignore[name-defined]
         __tablename__ = "visits"
         user_id: sa_orm.Mapped[int] = sa_orm.mapped_column("who", sa.ForeignKey("account.id"))
 

@@ -1106,7 +1106,7 @@ def test_password_loaded_late(before: Before) -> None:
     """The hash at the time of the check counts, even if the password is loaded lazily."""
 
     def model(db: t.Any) -> type[t.Any]:
-        class User(UserMixin, db.Model):  # type: ignore[misc, name-defined]
+        class User(UserMixin, db.Model):
             __tablename__ = "account"
             id = sa.orm.mapped_column(sa.Integer, primary_key=True)
             name = sa.orm.mapped_column(sa.String(50))

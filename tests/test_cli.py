@@ -204,7 +204,7 @@ def test_by_a_column_without_a_plain_type(make_site: SiteFactory) -> None:
     class Odd(sa.types.UserDefinedType[str]):
         cache_ok = True
 
-        def get_col_spec(self) -> str:
+        def get_col_spec(self, **_: t.Any) -> str:
             return "TEXT"
 
     site = make_site(

@@ -523,7 +523,7 @@ def test_commands_while_a_server_is_down(
 def test_commands_of_a_misconfigured_app(migrated: SiteFactory, arguments: list[str]) -> None:
     """16: on a misconfigured app, commands do the same; the doctor reports it as a finding."""
     site = migrated()
-    del site.app.login_manager  # type: ignore[attr-defined]
+    del site.app.login_manager
     line = "Error: Flask-Login is not set up on this app. Call 'login_manager.init_app(app)'.\n"
     result = site.app.test_cli_runner().invoke(args=arguments)
     assert result.exit_code == 1

@@ -204,7 +204,7 @@ def test_flask_migrate_under_another_name(make_healthy: SiteFactory) -> None:
 def test_misconfigured(make_healthy: SiteFactory) -> None:
     """A misconfiguration that stops the app is a finding, beside those that need no registry."""
     site = make_healthy(SESSION_COOKIE_HTTPONLY=False)
-    del site.app.login_manager  # type: ignore[attr-defined]
+    del site.app.login_manager
     found = examine(site)
     assert found.exit_code == 1
     assert [problem for _, problem in found.told][1:] == ["Flask-Login is not set up on this app."]
@@ -528,13 +528,13 @@ def test_adopts_for_too_long(make_healthy: SiteFactory) -> None:
 def test_store_is_down(make_healthy: SiteFactory) -> None:
     site = make_healthy("redis")
     address = {"host": "127.0.0.1", "port": 1, "retry": None, "socket_timeout": 1}
-    site.app.session_interface.client = redis.Redis(**address)  # type: ignore[attr-defined]
+    site.app.session_interface.client = redis.Redis(**address)
     the_only(site, "error", "The session store can't be reached (ConnectionError)")
 
 
 def with_cache(make_healthy: SiteFactory, cache: t.Any) -> Site:
     site = make_healthy()
-    site.app.session_interface.cache = cache  # type: ignore[attr-defined]
+    site.app.session_interface.cache = cache
     return site
 
 

@@ -205,7 +205,7 @@ def test_login_with_the_new_password_just_after_the_commit(away: Site) -> None:
 
         away.user("ann").password_hash = "new"
         away.db.session.flush()
-        records.home.of_users = slowly  # type: ignore[method-assign]
+        records.home.of_users = slowly
         away.db.session.commit()
     assert firefox.rejected == "password_changed"
     assert late.is_signed_in
@@ -374,7 +374,8 @@ def test_down_in_the_middle(make_site: SiteFactory, told: list[t.Any]) -> None:
     for _ in range(3):
         site.browser().login()
     home: t.Any = records_of(site).home
-    update, done = home.update, []
+    update = home.update
+    done: list[t.Any] = []
 
     def once(ids: t.Any, values: t.Any, **options: t.Any) -> t.Any:
         if len(done) == 1:
@@ -458,7 +459,7 @@ def test_password_changed_again(away: Site) -> None:
             pool.submit(second.post, "/password", password="newer").result()
         return answer
 
-    records.update_credentials = slowly  # type: ignore[method-assign]
+    records.update_credentials = slowly
     first.post("/password", password="new")
     assert second.is_signed_in
     assert not first.is_signed_in
@@ -495,7 +496,8 @@ def test_key_changes_meanwhile(away: Site, way: str, times: int) -> None:
     firefox.login()
     (row,) = away.rows()
     home: t.Any = records_of(away).home
-    update, others = home.update, []
+    update = home.update
+    others: list[t.Any] = []
 
     def after_another(ids: t.Any, values: t.Any, **options: t.Any) -> t.Any:
         if "store_id" in values and len(others) < times:
@@ -535,7 +537,7 @@ def test_request_between_the_commit_and_its_follow_up(away: Site) -> None:
             answers.append(pool.submit(parallel.get, "/flash").result())
         return update_credentials(change)
 
-    records.update_credentials = slowly  # type: ignore[method-assign]
+    records.update_credentials = slowly
     chrome.post("/password", password="new")
     assert "remember_token" not in str(answers[0].headers.getlist("Set-Cookie"))
     assert chrome.is_signed_in

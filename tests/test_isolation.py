@@ -177,7 +177,7 @@ def test_entry_that_is_just_written(make_site: SiteFactory, level: str) -> None:
     site = make_site("sqlalchemy", "postgresql", **at_level(level))
     site.browser().post("/cart", item="book")
     with site.context(), ThreadPoolExecutor(1) as pool:
-        table = site.app.session_interface.sql_session_model.__table__  # type: ignore[attr-defined]
+        table = site.app.session_interface.sql_session_model.__table__
         key = site.db.session.scalar(sa.select(table.c.session_id))
         site.db.session.rollback()
         with site.db.engine.connect() as slow, site.db.engine.connect() as looking:

@@ -188,7 +188,7 @@ def test_sqlite_that_has_begun_nothing(site: Site, firefox: Browser) -> None:
         assert firefox.is_signed_in
         site.db.session.remove()
         site.db.engines[None] = engine
-        connection.get_transaction().rollback()  # type: ignore[union-attr]
+        connection.get_transaction().rollback()
     assert site.rows() == []
     assert not firefox.is_signed_in
 

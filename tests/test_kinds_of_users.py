@@ -210,7 +210,7 @@ def site_with_two_kinds(make_site: SiteFactory, kind: str, **config: t.Any) -> S
     site = make_site(init=False, **config)
     db = site.db
 
-    class Customer(UserMixin, db.Model):  # type: ignore[misc, name-defined]
+    class Customer(UserMixin, db.Model):  # type: ignore[name-defined]
         id: sa_orm.Mapped[int] = sa_orm.mapped_column(primary_key=True)
         name: sa_orm.Mapped[str] = sa_orm.mapped_column(sa.String(50))
 
@@ -405,7 +405,7 @@ def test_unknown_class_where_none_was_named(site: Site, firefox: Browser) -> Non
 def family(db: SQLAlchemy, *, is_joined: bool) -> tuple[type[t.Any], type[t.Any]]:
     """Return a class of Flask-Login users without a password, and a subclass with one."""
 
-    class Person(UserMixin, db.Model):  # type: ignore[misc, name-defined]
+    class Person(UserMixin, db.Model):  # type: ignore[name-defined]
         id: sa_orm.Mapped[int] = sa_orm.mapped_column(primary_key=True)
         kind: sa_orm.Mapped[str] = sa_orm.mapped_column(sa.String(20))
         name: sa_orm.Mapped[str] = sa_orm.mapped_column(sa.String(50))
@@ -478,7 +478,7 @@ def test_synonym(make_site: SiteFactory, names: t.Any) -> None:
     """A synonym for the password stands for the column behind it."""
 
     def model(db: SQLAlchemy) -> type[t.Any]:
-        class User(UserMixin, db.Model):  # type: ignore[misc, name-defined]
+        class User(UserMixin, db.Model):  # type: ignore[name-defined]
             __tablename__ = "account"
             id: sa_orm.Mapped[int] = sa_orm.mapped_column(primary_key=True)
             name: sa_orm.Mapped[str] = sa_orm.mapped_column(sa.String(50))

@@ -170,7 +170,7 @@ def lose_entry(browser: Browser) -> None:
     """Delete a browser's entry, as a session store does when its memory is full."""
     site = browser.site
     with site.context():
-        key = site.app.session_interface._get_store_id(browser.cookies["session"])  # type: ignore[attr-defined]
+        key = site.app.session_interface._get_store_id(browser.cookies["session"])
         site.registry.entries.delete([key])
 
 

@@ -29,7 +29,7 @@ from flask_session_registry._store import purge as store_purge
 MILLISECOND = dt.timedelta(milliseconds=1)
 
 
-def prune(site: Site, limit: int | None = None) -> tuple[int, int, int]:
+def prune(site: Site, limit: int | None = None) -> tuple[int, ...]:
     with site.context():
         return tuple(site.sessions.prune(limit))
 

@@ -8,6 +8,7 @@ begins each transaction itself, as SQLAlchemy's documentation explains.
 
 from __future__ import annotations
 
+import functools
 import sys
 import typing as t
 from collections.abc import Callable, Iterator
@@ -226,7 +227,7 @@ def test_touch_that_races_a_revocation(site: Site) -> None:
         # Without a race, this touch is written.
         assert copies[0].is_signed_in
         (seen,) = site.rows(id=row.id)
-        with all_the_while([lambda copy=copy: copy.name_shown for copy in copies]):
+        with all_the_while([functools.partial(getattr, copy, "name_shown") for copy in copies]):
             assert answer(chrome, "/end-others") == 200
         (row,) = site.rows(id=row.id)
         assert row.revoked_reason == "revoked"
@@ -258,7 +259,7 @@ def test_parallel_returns(any_site: Site) -> None:
         (firefox,) = signed_in(any_site, 1, remember="1")
         count = len(any_site.rows())
         copies = [firefox.copy(*PAIR) for _ in range(6)]
-        names = at_once([lambda copy=copy: copy.name_shown for copy in copies])
+        names = at_once([functools.partial(getattr, copy, "name_shown") for copy in copies])
         assert names == ["ann"] * 6
         assert all(copy.is_signed_in for copy in copies)
         assert len(any_site.rows()) == count

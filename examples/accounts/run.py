@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import venv
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -24,7 +25,7 @@ STAMP = ENVIRONMENT / "installed.json"
 HOST = "127.0.0.1"
 
 
-def main():
+def main() -> int | str:
     parser = argparse.ArgumentParser(description="Start the example app.")
     parser.add_argument("--port", type=int, default=5000, help="the port to serve on (5000)")
     parser.add_argument("--workers", type=int, help="serve under gunicorn, with so many workers")
@@ -50,7 +51,7 @@ def main():
     return serve(arguments.port, arguments.workers)
 
 
-def why_not(port):
+def why_not(port: int) -> str | None:
     """Return why this port can't be served, in a sentence, or ``None``."""
     with socket.socket() as probe:
         if os.name != "nt":
@@ -65,7 +66,7 @@ def why_not(port):
     return None
 
 
-def wanted_extras(workers):
+def wanted_extras(workers: int | None) -> list[str]:
     database = os.environ.get("DATABASE_URL", "").partition("://")[0].partition("+")[0]
     extras = {
         "gunicorn": workers is not None,
@@ -76,7 +77,7 @@ def wanted_extras(workers):
     return [extra for extra, is_wanted in extras.items() if is_wanted]
 
 
-def install(extras):
+def install(extras: list[str]) -> None:
     """Install the extension and the example, unless they are installed unchanged."""
     # A virtual environment can't be moved, or used by another Python.
     environment = [str(ENVIRONMENT), sys.version]
@@ -104,28 +105,36 @@ def install(extras):
     extras = sorted({*extras, *has})
     print("Installing …", flush=True)
     example = f"{HERE}[{','.join(extras)}]" if extras else str(HERE)
-    pip = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+    pip = [
+        str(PYTHON),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-input",
+    ]
     run([*pip, "--editable", str(REPOSITORY), "--editable", example])
     STAMP.write_text(
         json.dumps({"environment": environment, "contents": contents, "extras": extras})
     )
 
 
-def flask(*arguments):
+def flask(*arguments: str) -> None:
     run([PYTHON, "-m", "flask", "--app", "accounts", *arguments])
 
 
-def run(command):
+def run(command: Sequence[str | Path]) -> None:
     subprocess.run(command, cwd=HERE, env=clean_environ(), stdin=subprocess.DEVNULL, check=True)
 
 
-def clean_environ():
+def clean_environ() -> dict[str, str]:
     """Return the environment without variables that would mislead another Python or Flask."""
     left_out = ("PYTHONHOME", "PYTHONPATH", "FLASK_APP", "FLASK_DEBUG", "GUNICORN_CMD_ARGS")
     return {name: value for name, value in os.environ.items() if name not in left_out}
 
 
-def serve(port, workers):
+def serve(port: int, workers: int | None) -> int:
     """Serve until stopped, and return the exit code."""
     if workers is None:
         command = ["flask", "--app", "accounts", "run", "--no-debug"]

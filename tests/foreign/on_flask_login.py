@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         def get_col_spec(self, **_: t.Any) -> str:
             return "BLOB"
 
-    (module,) = {item.getparent(pytest.Module).obj for item in items}  # type: ignore[union-attr]
+    (module,) = {item.getparent(pytest.Module).obj for item in items}
     db = SQLAlchemy()
     table = sa.Table(
         "users",

@@ -30,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
         # The SQL session store brings its own.
         db = app.extensions.get("sqlalchemy") or SQLAlchemy(app)
 
-        class User(db.Model, UserMixin):  # type: ignore[name-defined, misc]
+        class User(db.Model, UserMixin):  # type: ignore[name-defined]
             id = db.mapped_column(db.Integer, primary_key=True)
             password = db.mapped_column(db.String(50))
 

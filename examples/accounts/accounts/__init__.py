@@ -5,12 +5,15 @@ Not included: limiting password guesses (Flask-Limiter), and refusing common pas
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from flask import Flask
 from flask_mail import Mail
 from flask_session import Session
+from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from flask_session_registry import session_registered
 
@@ -20,7 +23,7 @@ from .extensions import csrf, db, login_manager, migrate, sessions
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 
 
-def create_app(settings=None):
+def create_app(settings: Mapping[str, Any] | None = None) -> Flask:
     """Create an app; ``settings`` override the environment."""
     folder = os.environ.get("ACCOUNTS_INSTANCE")
     app = Flask(__name__, instance_path=str(Path(folder).resolve()) if folder else None)
@@ -48,7 +51,7 @@ def create_app(settings=None):
     return app
 
 
-def _prepare_sqlite(app):
+def _prepare_sqlite(app: Flask) -> None:
     """Make SQLite enforce foreign keys, and let readers work beside writers."""
     with app.app_context():
         engine = db.engine
@@ -56,6 +59,8 @@ def _prepare_sqlite(app):
         return
 
     @sa.event.listens_for(engine, "connect")
-    def connected(connection, _record):
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA foreign_keys=ON")
+    def connected(connection: DBAPIConnection, _record: object) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()

@@ -1,6 +1,7 @@
 """The account page and the password change. The registry's own page lists the sessions."""
 
 from flask import Blueprint, flash, redirect, render_template, url_for
+from flask.typing import ResponseReturnValue
 from flask_login import current_user, fresh_login_required, login_required
 
 from .extensions import db, sessions
@@ -10,20 +11,20 @@ blueprint = Blueprint("account", __name__)
 
 
 @blueprint.get("/")
-def home():
+def home() -> ResponseReturnValue:
     return redirect(url_for("account.index"))
 
 
 @blueprint.get("/account")
 @login_required
-def index():
+def index() -> ResponseReturnValue:
     return render_template("account/index.html")
 
 
 @blueprint.route("/account/password", methods=["GET", "POST"])
 @fresh_login_required
 @sessions.revoke_on_password_change
-def change_password():
+def change_password() -> ResponseReturnValue:
     form = ChangePasswordForm()
     if form.validate_on_submit():
         if current_user.check_password(form.current.data):

@@ -1,8 +1,12 @@
 """Signing up, signing in and out, and resetting a forgotten password."""
 
+from typing import Any
+from uuid import UUID
+
 import sqlalchemy as sa
 from flask import (
     Blueprint,
+    Flask,
     current_app,
     flash,
     jsonify,
@@ -11,7 +15,9 @@ from flask import (
     request,
     url_for,
 )
+from flask.typing import ResponseReturnValue
 from flask_login import current_user, login_fresh, login_user, logout_user
+from flask_wtf import FlaskForm
 
 from flask_session_registry._web.user_agents import device_of
 
@@ -33,7 +39,7 @@ REASONS = {
 
 
 @blueprint.route("/signup", methods=["GET", "POST"])
-def sign_up():
+def sign_up() -> ResponseReturnValue:
     form = SignUpForm()
     if form.validate_on_submit():
         user = User(email=form.email.data, name=form.name.data)
@@ -53,7 +59,7 @@ def sign_up():
 
 
 @blueprint.route("/signin", methods=["GET", "POST"])
-def sign_in():
+def sign_in() -> ResponseReturnValue:
     if request.method == "GET" and current_user.is_authenticated and login_fresh():
         return redirect(_next())
     _say_why_signed_out()
@@ -75,14 +81,14 @@ def sign_in():
 
 
 @blueprint.post("/signout")
-def sign_out():
+def sign_out() -> ResponseReturnValue:
     logout_user()
     flash("You have signed out.")
     return redirect(url_for("auth.sign_in"))
 
 
 @blueprint.route("/forgot", methods=["GET", "POST"])
-def forgot_password():
+def forgot_password() -> ResponseReturnValue:
     form = ForgotPasswordForm()
     if form.validate_on_submit():
         user = User.with_email(form.email.data)
@@ -99,7 +105,7 @@ def forgot_password():
 
 
 @blueprint.route("/reset/<token>", methods=["GET", "POST"])
-def reset_password(token):
+def reset_password(token: str) -> ResponseReturnValue:
     user = reset.find_user(token)
     if user is None:
         flash("This link is too old, or has been used. Ask for a new one.")
@@ -117,16 +123,16 @@ def reset_password(token):
 
 
 @blueprint.get("/whoami")
-def whoami():
+def whoami() -> ResponseReturnValue:
     email = current_user.email if current_user.is_authenticated else None
     return jsonify(user=email, reason=sessions.rejected)
 
 
-def tell_of_new_device(_app, user_session_id, user_id, new_device):
+def tell_of_new_device(_app: Flask, user_session_id: UUID, user_id: int, new_device: bool) -> None:
     """Tell the owner, so that someone who knows the password can't get in unnoticed."""
     if not new_device:
         return
-    user = db.session.get(User, user_id)
+    user = db.session.get_one(User, user_id)
     device = next((row for row in sessions.active(user) if row.id == user_session_id), None)
     # It may have ended already: the password may have changed meanwhile.
     if device is not None:
@@ -146,7 +152,7 @@ def tell_of_new_device(_app, user_session_id, user_id, new_device):
 
 
 @login_manager.unauthorized_handler
-def ask_to_sign_in():
+def ask_to_sign_in() -> ResponseReturnValue:
     accepted = request.accept_mimetypes
     if accepted["application/json"] > accepted["text/html"]:
         return _problem(401, "Please sign in.")
@@ -155,20 +161,20 @@ def ask_to_sign_in():
     return redirect(url_for("auth.sign_in", next=here))
 
 
-def _say_why_signed_out():
+def _say_why_signed_out() -> None:
     # Not for a late request from before a rotation: this browser is signed in, and saving a message
     # would replace its session.
     if sessions.rejected not in (None, "rotated"):
         flash(_why_signed_out())
 
 
-def _why_signed_out():
-    return REASONS.get(sessions.rejected, "Your session has ended. Please sign in again.")
+def _why_signed_out() -> str:
+    return REASONS.get(sessions.rejected or "", "Your session has ended. Please sign in again.")
 
 
-def _problem(status, title):
+def _problem(status: int, title: str) -> ResponseReturnValue:
     """Return a problem for a program (RFC 9457), with a machine-readable reason."""
-    problem = {"status": status, "title": title}
+    problem: dict[str, int | str] = {"status": status, "title": title}
     if sessions.rejected is not None:
         problem |= {"reason": sessions.rejected, "detail": _why_signed_out()}
     answer = jsonify(problem)
@@ -176,11 +182,11 @@ def _problem(status, title):
     return answer, status
 
 
-def _is_remembered():
+def _is_remembered() -> bool:
     return current_app.config.get("REMEMBER_COOKIE_NAME", "remember_token") in request.cookies
 
 
-def _next():
+def _next() -> str:
     """Return the page that the visitor wanted, if it belongs to this app."""
     target = request.args.get("next", "")
     # Browsers read a backslash as a slash and skip control characters: '/\t/elsewhere.example'.
@@ -190,11 +196,11 @@ def _next():
     return url_for("account.index")
 
 
-def _link(endpoint, **values):
+def _link(endpoint: str, **values: Any) -> str:
     """Return a link for a mail, to the requested host: one of ``TRUSTED_HOSTS``."""
     scheme = current_app.config["PREFERRED_URL_SCHEME"]
     return url_for(endpoint, **values, _external=True, _scheme=scheme)
 
 
-def _page(template, form):
+def _page(template: str, form: FlaskForm) -> ResponseReturnValue:
     return render_template(template, form=form), 422 if form.is_submitted() else 200

@@ -14,7 +14,7 @@ USERS = (
 
 @click.command()
 @with_appcontext
-def seed():
+def seed() -> None:
     """Create two users, unless they exist."""
     for email, name, password in USERS:
         user = User.with_email(email)

@@ -23,6 +23,7 @@ import secrets
 import tempfile
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 # The driver to use if a URL names only the database.
 DRIVERS = {
@@ -33,7 +34,7 @@ DRIVERS = {
 }
 
 
-def from_environ(instance):
+def from_environ(instance: Path) -> dict[str, Any]:
     """Return the app's configuration. ``instance`` is an existing folder."""
     https = os.environ.get("HTTPS") == "1"
     hosts = os.environ.get("TRUSTED_HOSTS") or "localhost,127.0.0.1"
@@ -63,7 +64,7 @@ def from_environ(instance):
     }
 
 
-def _database(instance):
+def _database(instance: Path) -> dict[str, Any]:
     url = os.environ.get("DATABASE_URL")
     if not url:
         return {"SQLALCHEMY_DATABASE_URI": f"sqlite:///{instance / 'accounts.sqlite'}"}
@@ -74,7 +75,7 @@ def _database(instance):
     }
 
 
-def _session_store(instance):
+def _session_store(instance: Path) -> dict[str, Any]:
     url = os.environ.get("REDIS_URL")
     if url:
         import redis
@@ -90,7 +91,7 @@ def _session_store(instance):
     }
 
 
-def _mail():
+def _mail() -> dict[str, Any]:
     server, sender = os.environ.get("MAIL_SERVER"), os.environ.get("MAIL_DEFAULT_SENDER")
     if server and not sender:
         raise RuntimeError(

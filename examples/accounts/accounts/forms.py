@@ -11,7 +11,7 @@ _TEXT = r"[^\x00-\x1f\x7f-\x9f]*\Z"
 PASSWORD_LENGTH = Length(8, 128, "A password has at least 8 and at most 128 characters.")
 
 
-def _email_field():
+def _email_field() -> EmailField:
     return EmailField(
         "Email address",
         filters=[lambda text: text.strip().lower() if text else text],
@@ -24,7 +24,7 @@ def _email_field():
     )
 
 
-def _password_field(label):
+def _password_field(label: str) -> PasswordField:
     """Return a field for an existing password."""
     return PasswordField(
         label,

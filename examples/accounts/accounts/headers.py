@@ -1,9 +1,9 @@
 """Response headers."""
 
-from flask import current_app, request
+from flask import Response, current_app, request
 
 
-def protect(response):
+def protect(response: Response) -> Response:
     headers = response.headers
     headers.setdefault(
         "Content-Security-Policy",

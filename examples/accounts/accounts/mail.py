@@ -11,10 +11,12 @@ that isn't enough, hand it to a job queue here.
 import smtplib
 import ssl
 from threading import Thread
+from typing import cast
 
 import click
 from flask import Flask, current_app
 from flask_mail import Connection, Message
+from werkzeug.local import LocalProxy
 
 #: The most seconds that the server may take for each of its answers.
 TIMEOUT = 10
@@ -22,7 +24,7 @@ TIMEOUT = 10
 
 def send(recipient: str, *, subject: str, text: str, html: str | None = None) -> None:
     """Send in the background and return at once. A failure is only logged."""
-    app = current_app._get_current_object()
+    app = cast("LocalProxy[Flask]", current_app)._get_current_object()
     if not app.config["MAIL_SERVER"]:
         click.echo(f"\nMail to {recipient}:\n{text}\n", err=True)
         return

@@ -39,7 +39,7 @@ def _fingerprint(user: User) -> str:
 
 def _serializer() -> URLSafeTimedSerializer:
     return URLSafeTimedSerializer(
-        current_app.secret_key,
+        current_app.config["SECRET_KEY"],
         salt="accounts.reset",
         signer_kwargs={"digest_method": hashlib.sha256, "key_derivation": "hmac"},
     )

@@ -4,13 +4,15 @@ import logging
 from logging.config import fileConfig
 
 from alembic import context
+from alembic.operations import MigrationScript
+from alembic.runtime.migration import MigrationContext
 from flask import current_app
 
 config = context.config
 logger = logging.getLogger("alembic.env")
 
 # Keep the logging that a server or a test has already configured.
-if not logging.getLogger().handlers:
+if config.config_file_name and not logging.getLogger().handlers:
     fileConfig(config.config_file_name, disable_existing_loggers=False)
 
 migrate = current_app.extensions["migrate"]
@@ -18,14 +20,20 @@ engine = migrate.db.engine
 metadata = migrate.db.metadatas[None]
 
 
-def leave_out_empty(_context, _revision, directives):
+def _is_empty(script: MigrationScript) -> bool:
+    return script.upgrade_ops is not None and script.upgrade_ops.is_empty()
+
+
+def leave_out_empty(
+    _context: MigrationContext, _revision: object, directives: list[MigrationScript]
+) -> None:
     """Create no revision if nothing has changed."""
-    if getattr(config.cmd_opts, "autogenerate", False) and directives[0].upgrade_ops.is_empty():
+    if getattr(config.cmd_opts, "autogenerate", False) and _is_empty(directives[0]):
         directives[:] = []
         logger.info("No changes in schema detected.")
 
 
-def run_offline():
+def run_offline() -> None:
     """Print the SQL without a connection."""
     context.configure(
         url=engine.url.render_as_string(hide_password=False),
@@ -36,7 +44,7 @@ def run_offline():
         context.run_migrations()
 
 
-def run_online():
+def run_online() -> None:
     options = {"process_revision_directives": leave_out_empty, **migrate.configure_args}
     is_sqlite = engine.dialect.name == "sqlite"
     with engine.connect() as connection:

@@ -1,7 +1,11 @@
+from __future__ import annotations
+
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import itsdangerous
 import pytest
@@ -12,6 +16,10 @@ from accounts.models import User
 from flask import Flask
 from sqlalchemy import inspect
 from werkzeug.security import generate_password_hash
+from werkzeug.test import TestResponse
+
+if TYPE_CHECKING:
+    from tests.conftest import Browser
 
 (ANN, _, PASSWORD), (BOB, _, _) = USERS
 NEW = "staple battery horse"
@@ -20,7 +28,7 @@ NEW = "staple battery horse"
 PAGE = "/account/sessions/"
 
 
-def devices(browser):
+def devices(browser: Browser) -> dict[str, str | None]:
     """Return the devices on the sessions page: by name, the path that ends each, or None."""
     items = re.findall(r"<li\b.*?</li>", browser.get(PAGE).text, re.DOTALL)
     found = [(re.search(r"<h2><bdi>(\w+)", item), item) for item in items]
@@ -28,11 +36,13 @@ def devices(browser):
     return {name: path and path[1] for name, path in paths.items()}
 
 
-def token_on(page):
-    return re.search(r'name="csrf_token"[^>]*value="([^"]+)"', page.text)[1]
+def token_on(page: TestResponse) -> str:
+    token = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', page.text)
+    assert token is not None
+    return token[1]
 
 
-def sign_up(browser, **fields):
+def sign_up(browser: Browser, **fields: str) -> TestResponse:
     return browser.post(
         "/signup",
         {
@@ -45,18 +55,20 @@ def sign_up(browser, **fields):
     )
 
 
-def forget(browser, email=ANN):
+def forget(browser: Browser, email: str = ANN) -> TestResponse:
     return browser.post("/forgot", {"email": email}, on="/forgot")
 
 
-def link_in(mail):
-    return re.search(r"http://localhost(/reset/\S+)", mail)[1]
+def link_in(mail: str) -> str:
+    link = re.search(r"http://localhost(/reset/\S+)", mail)
+    assert link is not None
+    return link[1]
 
 
 # -- signing up --------------------------------------------------------------------------------
 
 
-def test_sign_up_signs_in(firefox):
+def test_sign_up_signs_in(firefox: Browser) -> None:
     """A new user is signed in and sees this device on the account page."""
     sign_up(firefox, email=" Cleo@Example.COM ")
     assert devices(firefox) == {"Firefox": None}
@@ -79,7 +91,7 @@ def test_sign_up_signs_in(firefox):
         ({"repeated": "something else"}, "The two passwords are not the same."),
     ],
 )
-def test_sign_up_says_what_is_wrong(firefox, fields, message):
+def test_sign_up_says_what_is_wrong(firefox: Browser, fields: dict[str, str], message: str) -> None:
     """Invalid input is explained beside its field, and no account is created."""
     page = sign_up(firefox, **fields)
     assert page.status_code == 422
@@ -90,7 +102,7 @@ def test_sign_up_says_what_is_wrong(firefox, fields, message):
 @pytest.mark.parametrize(
     "password", ["12345678", "x" * 128, "   space   ", "pass\x00word", "pässwörd🙂"]
 )
-def test_any_long_enough_password_works(firefox, chrome, password):
+def test_any_long_enough_password_works(firefox: Browser, chrome: Browser, password: str) -> None:
     """Any password from 8 to 128 characters works, and is taken exactly as entered."""
     sign_up(firefox, password=password, repeated=password)
     chrome.sign_in("cleo@example.com", password[:-1])
@@ -102,16 +114,16 @@ def test_any_long_enough_password_works(firefox, chrome, password):
 # -- signing in and out ------------------------------------------------------------------------
 
 
-def test_sign_in(firefox, chrome):
+def test_sign_in(firefox: Browser, chrome: Browser) -> None:
     """The right password signs in this browser and no other."""
     firefox.sign_in(" Ann@Example.com ", PASSWORD)
     assert (firefox.user, chrome.user) == (ANN, None)
 
 
-def test_wrong_password_and_unknown_address_get_the_same_answer(firefox):
+def test_wrong_password_and_unknown_address_get_the_same_answer(firefox: Browser) -> None:
     """A visitor can't find out which addresses have an account."""
 
-    def answer(email, password):
+    def answer(email: str, password: str) -> Any:
         page = firefox.sign_in(email, password)
         without_input = re.sub(r'value="[^"]*"', "", page.text)
         return page.status_code, without_input
@@ -124,7 +136,7 @@ def test_wrong_password_and_unknown_address_get_the_same_answer(firefox):
     assert firefox.user is None
 
 
-def test_sign_in_leads_to_the_page_asked_for(firefox):
+def test_sign_in_leads_to_the_page_asked_for(firefox: Browser) -> None:
     """A visitor who requests a page anonymously lands on it after signing in."""
     asked = firefox.client.get("/account/password?from=mail")
     response = firefox.post(
@@ -151,7 +163,7 @@ def test_sign_in_leads_to_the_page_asked_for(firefox):
         "",
     ],
 )
-def test_sign_in_leads_to_no_other_site(firefox, target):
+def test_sign_in_leads_to_no_other_site(firefox: Browser, target: str) -> None:
     """A sign-in link that leads to another site leads to the account instead."""
     response = firefox.client.post(
         "/signin",
@@ -165,16 +177,18 @@ def test_sign_in_leads_to_no_other_site(firefox, target):
     assert (response.status_code, response.location) == (302, "/account")
 
 
-def test_signed_in_visitor_does_not_sign_in_again(firefox):
+def test_signed_in_visitor_does_not_sign_in_again(firefox: Browser) -> None:
     """The sign-in page redirects a visitor who is already signed in."""
     firefox.sign_in()
     assert firefox.client.get("/signin?next=/account/password").location == "/account/password"
 
 
-def test_outdated_hash_is_renewed_and_nobody_signed_out(app, firefox, chrome):
+def test_outdated_hash_is_renewed_and_nobody_signed_out(
+    app: Flask, firefox: Browser, chrome: Browser
+) -> None:
     """A login replaces an outdated hash, and the user's other browsers stay signed in."""
 
-    def set_outdated_hash():
+    def set_outdated_hash() -> None:
         user = User.with_email(ANN)
         with sessions.same_credentials(user):
             user.password_hash = generate_password_hash(PASSWORD, "pbkdf2:sha256:1000")
@@ -189,7 +203,7 @@ def test_outdated_hash_is_renewed_and_nobody_signed_out(app, firefox, chrome):
     assert (firefox.user, chrome.user) == (ANN, ANN)
 
 
-def test_sign_out_ends_copies_too(firefox, open_browser):
+def test_sign_out_ends_copies_too(firefox: Browser, open_browser: Callable[[str], Browser]) -> None:
     """After signing out, a copy of the earlier cookie is worthless."""
     firefox.sign_in(remember=True)
     copy = open_browser("Copy")
@@ -200,7 +214,7 @@ def test_sign_out_ends_copies_too(firefox, open_browser):
     assert (firefox.user, copy.user) == (None, None)
 
 
-def test_signing_out_takes_a_post_with_a_token(firefox):
+def test_signing_out_takes_a_post_with_a_token(firefox: Browser) -> None:
     """Another site can't sign anyone out, by a link or by a form."""
     firefox.sign_in()
     assert firefox.get("/signout").status_code == 405
@@ -211,7 +225,7 @@ def test_signing_out_takes_a_post_with_a_token(firefox):
 # -- remember me -------------------------------------------------------------------------------
 
 
-def test_remembered_browser_comes_back(firefox, chrome):
+def test_remembered_browser_comes_back(firefox: Browser, chrome: Browser) -> None:
     """With "remember me", a browser is still signed in after its window was closed."""
     firefox.sign_in(remember=True)
     chrome.sign_in()
@@ -220,14 +234,14 @@ def test_remembered_browser_comes_back(firefox, chrome):
     assert (firefox.user, chrome.user) == (ANN, None)
 
 
-def test_remembered_browser_stays_one_device(firefox):
+def test_remembered_browser_stays_one_device(firefox: Browser) -> None:
     """A remembered browser that comes back doesn't add a device to the list."""
     firefox.sign_in(remember=True)
     firefox.close()
     assert devices(firefox) == {"Firefox": None}
 
 
-def test_remembered_browser_gives_the_password_before_changing_it(firefox):
+def test_remembered_browser_gives_the_password_before_changing_it(firefox: Browser) -> None:
     """A remembered browser must sign in again to change the password, and then lands there."""
     firefox.sign_in(remember=True)
     firefox.close()
@@ -243,7 +257,7 @@ def test_remembered_browser_gives_the_password_before_changing_it(firefox):
 # -- changing the password ---------------------------------------------------------------------
 
 
-def test_changed_password_signs_out_the_others_only(firefox, chrome):
+def test_changed_password_signs_out_the_others_only(firefox: Browser, chrome: Browser) -> None:
     """After Chrome changes the password, Firefox's next request is anonymous."""
     firefox.sign_in()
     chrome.sign_in()
@@ -258,7 +272,9 @@ def test_changed_password_signs_out_the_others_only(firefox, chrome):
 
 
 @pytest.mark.parametrize("path", ["/account", "/signin"])
-def test_changed_password_ends_remembered_browsers(firefox, chrome, path):
+def test_changed_password_ends_remembered_browsers(
+    firefox: Browser, chrome: Browser, path: str
+) -> None:
     """A "remember me" cookie from before a password change no longer signs in, and says why."""
     firefox.sign_in(remember=True)
     chrome.sign_in(remember=True)
@@ -271,7 +287,9 @@ def test_changed_password_ends_remembered_browsers(firefox, chrome, path):
     assert (firefox.user, chrome.user) == (None, ANN)
 
 
-def test_changed_password_ends_stolen_cookies(chrome, open_browser):
+def test_changed_password_ends_stolen_cookies(
+    chrome: Browser, open_browser: Callable[[str], Browser]
+) -> None:
     """A copy of this browser's earlier cookies is worthless and gets no new ones."""
     chrome.sign_in(remember=True)
     copy = open_browser("Copy")
@@ -285,7 +303,7 @@ def test_changed_password_ends_stolen_cookies(chrome, open_browser):
     assert (chrome.user, copy.user) == (ANN, None)
 
 
-def test_changed_password_says_why(firefox, chrome):
+def test_changed_password_says_why(firefox: Browser, chrome: Browser) -> None:
     """Firefox, which was not remembered, is told that the password was changed."""
     firefox.sign_in()
     chrome.sign_in()
@@ -296,7 +314,7 @@ def test_changed_password_says_why(firefox, chrome):
     assert "because your password was changed" not in firefox.get("/signin").text
 
 
-def test_program_is_told_why(firefox, chrome):
+def test_program_is_told_why(firefox: Browser, chrome: Browser) -> None:
     """A client that asks for JSON gets a 401 with a machine-readable reason."""
     asks = {"headers": {"Accept": "application/json"}}
     answer = firefox.client.get("/account", **asks)
@@ -312,7 +330,9 @@ def test_program_is_told_why(firefox, chrome):
     assert firefox.client.get("/account").status_code == 302
 
 
-def test_mail_about_a_new_device(firefox, chrome, capsys):
+def test_mail_about_a_new_device(
+    firefox: Browser, chrome: Browser, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The owner is mailed about a device never seen before, and about no other."""
     firefox.sign_in()
     mail = capsys.readouterr().err
@@ -335,7 +355,9 @@ def test_mail_about_a_new_device(firefox, chrome, capsys):
         ({"repeated": "something else"}, "The two passwords are not the same."),
     ],
 )
-def test_refused_change_signs_nobody_out(firefox, chrome, fields, message):
+def test_refused_change_signs_nobody_out(
+    firefox: Browser, chrome: Browser, fields: dict[str, str], message: str
+) -> None:
     """A rejected password change affects no device."""
     firefox.sign_in()
     chrome.sign_in()
@@ -349,7 +371,9 @@ def test_refused_change_signs_nobody_out(firefox, chrome, fields, message):
 # -- a forgotten password ----------------------------------------------------------------------
 
 
-def test_forgotten_password(firefox, chrome, capsys):
+def test_forgotten_password(
+    firefox: Browser, chrome: Browser, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The reset link sets a new password, ends every session and signs in nobody."""
     firefox.sign_in(remember=True)
     forget(chrome)
@@ -364,7 +388,9 @@ def test_forgotten_password(firefox, chrome, capsys):
     assert chrome.user == ANN
 
 
-def test_reset_ends_the_session_it_is_done_in(firefox, capsys):
+def test_reset_ends_the_session_it_is_done_in(
+    firefox: Browser, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Resetting the password while signed in ends that session too."""
     firefox.sign_in(remember=True)
     forget(firefox)
@@ -375,7 +401,9 @@ def test_reset_ends_the_session_it_is_done_in(firefox, capsys):
     assert firefox.user is None
 
 
-def test_unknown_address_gets_the_same_answer_and_no_mail(firefox, capsys):
+def test_unknown_address_gets_the_same_answer_and_no_mail(
+    firefox: Browser, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A visitor can't find out from a password reset who has an account."""
     known = forget(firefox).text
     assert ANN in capsys.readouterr().err
@@ -385,7 +413,9 @@ def test_unknown_address_gets_the_same_answer_and_no_mail(firefox, capsys):
     assert re.sub(tokens, "", known) == re.sub(tokens, "", unknown)
 
 
-def test_link_works_once(firefox, chrome, capsys):
+def test_link_works_once(
+    firefox: Browser, chrome: Browser, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A reset link that was used, or is older than a password change, is refused."""
     forget(chrome)
     link = link_in(capsys.readouterr().err)
@@ -396,12 +426,14 @@ def test_link_works_once(firefox, chrome, capsys):
     assert firefox.user is None
 
 
-def test_link_works_for_an_hour(firefox, capsys, monkeypatch):
+def test_link_works_for_an_hour(
+    firefox: Browser, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After an hour, a reset link is refused."""
     forget(firefox)
     link = link_in(capsys.readouterr().err)
 
-    def hours_later(hours):
+    def hours_later(hours: int) -> None:
         moment = datetime.now(timezone.utc) + timedelta(hours=hours)
         monkeypatch.setattr(
             itsdangerous.TimestampSigner, "get_timestamp", lambda _: int(moment.timestamp())
@@ -414,13 +446,13 @@ def test_link_works_for_an_hour(firefox, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("token", ["x", "a.b.c", "é", "%00", "W10.aaaaaa.bbb", "x" * 5000])
-def test_wrong_link_is_refused(firefox, token):
+def test_wrong_link_is_refused(firefox: Browser, token: str) -> None:
     """An invalid reset link leads to the page that sends a new one."""
     assert firefox.get(f"/reset/{token}").request.path == "/forgot"
 
 
 @pytest.mark.skipif("TRUSTED_HOSTS" not in Flask.default_config, reason="it came with Flask 3.1")
-def test_link_names_no_other_host(firefox):
+def test_link_names_no_other_host(firefox: Browser) -> None:
     """A request with a forged host gets no reset link mailed: that host is not served."""
     assert firefox.get("/forgot", headers={"Host": "localhost:8000"}).status_code == 200
     assert firefox.get("/forgot", headers={"Host": "evil.example"}).status_code == 400
@@ -429,7 +461,7 @@ def test_link_names_no_other_host(firefox):
 # -- where you're signed in --------------------------------------------------------------------
 
 
-def test_page_lists_devices(firefox, chrome):
+def test_page_lists_devices(firefox: Browser, chrome: Browser) -> None:
     """Each signed-in browser is listed under one heading, this one first and marked."""
     firefox.sign_in()
     chrome.sign_in()
@@ -440,7 +472,9 @@ def test_page_lists_devices(firefox, chrome):
     assert page.text.count("<h1>") == 1
 
 
-def test_ending_one_session(firefox, chrome, open_browser):
+def test_ending_one_session(
+    firefox: Browser, chrome: Browser, open_browser: Callable[[str], Browser]
+) -> None:
     """The button beside a device signs out that device and confirms it."""
     edge = open_browser("Edge")
     for browser in (firefox, chrome, edge):
@@ -451,7 +485,9 @@ def test_ending_one_session(firefox, chrome, open_browser):
     assert (firefox.user, chrome.user, edge.user) == (None, ANN, ANN)
 
 
-def test_ending_all_others(firefox, chrome, open_browser):
+def test_ending_all_others(
+    firefox: Browser, chrome: Browser, open_browser: Callable[[str], Browser]
+) -> None:
     """One button signs out the user's other devices, and nobody else."""
     bobs = open_browser("Edge")
     bobs.sign_in(BOB)
@@ -462,7 +498,7 @@ def test_ending_all_others(firefox, chrome, open_browser):
     assert (firefox.user, chrome.user, bobs.user) == (None, ANN, BOB)
 
 
-def test_ending_everything(firefox, chrome):
+def test_ending_everything(firefox: Browser, chrome: Browser) -> None:
     """One button signs out all devices, including this one, and leads to the sign-in page."""
     firefox.sign_in()
     chrome.sign_in(remember=True)
@@ -472,7 +508,7 @@ def test_ending_everything(firefox, chrome):
     assert (firefox.user, chrome.user) == (None, None)
 
 
-def test_ending_takes_a_recent_password(app, firefox, chrome):
+def test_ending_takes_a_recent_password(app: Flask, firefox: Browser, chrome: Browser) -> None:
     """A session whose sign-in is too old must give the password before it can end others."""
     firefox.sign_in()
     chrome.sign_in()
@@ -497,7 +533,7 @@ FORMS = ["/signup", "/signin", "/forgot"]
 
 
 @pytest.mark.parametrize("path", FORMS)
-def test_form_without_token_is_refused(firefox, path):
+def test_form_without_token_is_refused(firefox: Browser, path: str) -> None:
     """A form without the page's token is refused."""
     page = firefox.client.post(path, data={"email": ANN, "password": PASSWORD})
     assert page.status_code == 400
@@ -506,7 +542,7 @@ def test_form_without_token_is_refused(firefox, path):
 
 @pytest.mark.parametrize("path", FORMS)
 @pytest.mark.parametrize("value", [None, "", "\x00", "\x00@\x00.\x00", "é" * 1000, "x" * 10_000])
-def test_bad_input_is_refused(app, firefox, path, value):
+def test_bad_input_is_refused(app: Flask, firefox: Browser, path: str, value: str) -> None:
     """Missing fields, NUL characters and excessive lengths are refused without a server error."""
     names = ("email", "name", "password", "repeated", "remember", "current")
     fields = {} if value is None else dict.fromkeys(names, value)
@@ -524,7 +560,9 @@ def test_bad_input_is_refused(app, firefox, path, value):
         (b"--x\r\nnonsense", "multipart/form-data; boundary=x", 400),
     ],
 )
-def test_body_that_is_not_a_form_is_refused(app, firefox, body, type, status):
+def test_body_that_is_not_a_form_is_refused(
+    app: Flask, firefox: Browser, body: str, type: str, status: int
+) -> None:
     """A body that is too long or not a form is a client error."""
     app.testing = False
     response = firefox.client.post("/signin", data=body, content_type=type)
@@ -532,7 +570,7 @@ def test_body_that_is_not_a_form_is_refused(app, firefox, body, type, status):
 
 
 @pytest.mark.parametrize("value", ["x", "\\000", "é", '"', "a.b.c", "x" * 4000])
-def test_invalid_cookies(app, firefox, value):
+def test_invalid_cookies(app: Flask, firefox: Browser, value: str) -> None:
     """A browser with invalid cookies is an ordinary visitor."""
     app.testing = False
     firefox.client.set_cookie("session", value)
@@ -546,7 +584,7 @@ def test_invalid_cookies(app, firefox, value):
 
 
 @pytest.mark.parametrize("path", ["/signin", "/account", PAGE, "/nowhere", "/reset/x"])
-def test_every_page_protects_itself(firefox, path):
+def test_every_page_protects_itself(firefox: Browser, path: str) -> None:
     """Responses forbid foreign scripts, frames, referrers and caching."""
     firefox.sign_in()
     headers = firefox.client.get(path).headers
@@ -556,7 +594,7 @@ def test_every_page_protects_itself(firefox, path):
     assert headers["Cache-Control"] == "no-store"
 
 
-def test_pages_need_nothing_that_the_policy_forbids(firefox):
+def test_pages_need_nothing_that_the_policy_forbids(firefox: Browser) -> None:
     """No page contains an inline script or style."""
     pages = [firefox.get(path).text for path in ("/signin", "/signup", "/forgot", "/nowhere")]
     firefox.sign_in()
@@ -566,7 +604,9 @@ def test_pages_need_nothing_that_the_policy_forbids(firefox):
 
 
 @pytest.mark.parametrize("https", [False, True])
-def test_cookies_are_for_the_server_only(app, firefox, monkeypatch, https):
+def test_cookies_are_for_the_server_only(
+    app: Flask, firefox: Browser, monkeypatch: pytest.MonkeyPatch, https: bool
+) -> None:
     """Scripts can't read the cookies and other sites don't send them; HTTPS ones stay on HTTPS."""
     monkeypatch.setenv("HTTPS", "1" if https else "")
     app.config.update(config.from_environ(Path(app.instance_path)))
@@ -593,7 +633,7 @@ def test_cookies_are_for_the_server_only(app, firefox, monkeypatch, https):
         assert ("Secure" in cookie) == https
 
 
-def test_processes_that_start_together_agree_on_the_secret(tmp_path):
+def test_processes_that_start_together_agree_on_the_secret(tmp_path: Path) -> None:
     """Processes that start together share one secret, which only its owner can read."""
     path = tmp_path / "secret_key"
     with ThreadPoolExecutor(8) as pool:
@@ -604,7 +644,7 @@ def test_processes_that_start_together_agree_on_the_secret(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_migration_makes_what_the_models_say(app):
+def test_migration_makes_what_the_models_say(app: Flask) -> None:
     """The migration's tables have the columns of the models."""
     with app.app_context():
         tables = inspect(db.engine)
@@ -613,7 +653,7 @@ def test_migration_makes_what_the_models_say(app):
             assert made == {column.name for column in model.__table__.columns}
 
 
-def test_seed_can_be_run_twice(app):
+def test_seed_can_be_run_twice(app: Flask) -> None:
     """Running the seed twice creates its two users once, and it shows how to sign in."""
     runner = app.test_cli_runner()
     for _ in range(2):

@@ -1,5 +1,7 @@
 """The app's mail, sent to a real server. Mail without a server is in ``test_accounts.py``."""
 
+from __future__ import annotations
+
 import datetime as dt
 import email
 import email.policy
@@ -9,7 +11,10 @@ import re
 import socket
 import ssl
 import threading
+from collections.abc import Iterator
 from email.message import EmailMessage
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from accounts import config, mail
@@ -17,12 +22,16 @@ from accounts.cli import USERS
 from accounts.extensions import sessions
 from accounts.models import User
 from aiosmtpd.controller import Controller
-from aiosmtpd.smtp import AuthResult
+from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from flask import Flask
 
-(ANN, _, _), _ = USERS
+if TYPE_CHECKING:
+    from tests.conftest import Browser
+
+ANN = USERS[0][0]
 SENDER = "accounts@example.com"
 HOST = "127.0.0.1"
 LOGIN = {"MAIL_USE_TLS": "1", "MAIL_USERNAME": "accounts", "MAIL_PASSWORD": "let me in"}
@@ -33,15 +42,15 @@ PATIENCE = 60
 class PostOffice:
     """A mail server, and the mail delivered to it."""
 
-    def __init__(self, certificate):
+    def __init__(self, certificate: Path) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
         with socket.socket() as probe:
             probe.bind((HOST, 0))
             self.port = probe.getsockname()[1]
         self.refuses = False
-        self._handed_in = queue.Queue()
-        self._server = Controller(
+        self._handed_in: queue.Queue[tuple[Envelope, Session]] = queue.Queue()
+        self._server: Controller | None = Controller(
             self,
             hostname=HOST,
             port=self.port,
@@ -51,38 +60,54 @@ class PostOffice:
         )
         self._server.start()
 
-    async def handle_RCPT(self, _server, _session, envelope, address, _options):
+    async def handle_RCPT(
+        self,
+        _server: SMTP,
+        _session: Session,
+        envelope: Envelope,
+        address: str,
+        _options: list[str],
+    ) -> str:
         if self.refuses:
             return f"550 <{address}> is not known here"
         envelope.rcpt_tos.append(address)
         return "250 OK"
 
-    async def handle_DATA(self, _server, session, envelope):
+    async def handle_DATA(self, _server: SMTP, session: Session, envelope: Envelope) -> str:
         self._handed_in.put((envelope, session))
         return "250 OK"
 
-    def next(self):
+    def next(self) -> tuple[EmailMessage, Envelope, Session]:
         """Return the next mail, its envelope and its connection."""
         envelope, session = self._handed_in.get(timeout=PATIENCE)
-        message = email.message_from_bytes(envelope.content, policy=email.policy.default)
+        content = envelope.content
+        assert isinstance(content, bytes)
+        message = email.message_from_bytes(content, policy=email.policy.default)
         return message, envelope, session
 
-    def is_empty(self):
+    def is_empty(self) -> bool:
         """Return whether there is no other mail, and none on its way."""
         wait_for_the_postmen()
         return self._handed_in.empty()
 
-    def close(self):
+    def close(self) -> None:
         if self._server is not None:
             self._server.stop()
             self._server = None
 
-    def _authenticate(self, _server, _session, _envelope, _mechanism, data):
+    def _authenticate(
+        self,
+        _server: SMTP,
+        _session: Session,
+        _envelope: Envelope,
+        _mechanism: str,
+        data: LoginPassword,
+    ) -> AuthResult:
         wanted = (LOGIN["MAIL_USERNAME"].encode(), LOGIN["MAIL_PASSWORD"].encode())
         return AuthResult(success=(data.login, data.password) == wanted, handled=False)
 
 
-def wait_for_the_postmen():
+def wait_for_the_postmen() -> None:
     """Wait until each mail is delivered or abandoned."""
     for thread in threading.enumerate():
         if thread.name == "mail":
@@ -91,7 +116,7 @@ def wait_for_the_postmen():
 
 
 @pytest.fixture(scope="session")
-def certificate(tmp_path_factory):
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a file with an untrusted certificate for this machine, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Mail server")])
@@ -118,7 +143,7 @@ def certificate(tmp_path_factory):
 
 
 @pytest.fixture
-def office(certificate):
+def office(certificate: Path) -> Iterator[PostOffice]:
     office = PostOffice(certificate)
     yield office
     wait_for_the_postmen()
@@ -126,7 +151,7 @@ def office(certificate):
 
 
 @pytest.fixture
-def environ(office, request):
+def environ(office: PostOffice, request: pytest.FixtureRequest) -> dict[str, str]:
     return {
         "MAIL_SERVER": HOST,
         "MAIL_PORT": str(office.port),
@@ -135,7 +160,7 @@ def environ(office, request):
     }
 
 
-def parts(message: EmailMessage):
+def parts(message: EmailMessage) -> tuple[str, str]:
     """Return the text and HTML parts of a mail that has exactly these alternatives."""
     kinds = [part.get_content_type() for part in message.walk() if part.is_multipart()]
     assert kinds[-1] == "multipart/alternative"
@@ -144,7 +169,7 @@ def parts(message: EmailMessage):
     return text.get_content(), html.get_content()
 
 
-def logged(caplog):
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Return what the app has logged, without the mail server's lines."""
     return [record.getMessage() for record in caplog.records if record.name == "accounts"]
 
@@ -152,7 +177,7 @@ def logged(caplog):
 # -- a new device ------------------------------------------------------------------------------
 
 
-def test_new_device(app, firefox, office):
+def test_new_device(app: Flask, firefox: Browser, office: PostOffice) -> None:
     """The owner is told when, where and with what device someone signed in, and what to do."""
     firefox.sign_in()
     message, envelope, _ = office.next()
@@ -179,7 +204,7 @@ def test_new_device(app, firefox, office):
     assert office.is_empty()
 
 
-def test_known_device(firefox, chrome, office):
+def test_known_device(firefox: Browser, chrome: Browser, office: PostOffice) -> None:
     """Signing in again in the same browser sends no mail; another browser sends one."""
     firefox.sign_in()
     assert "Firefox" in parts(office.next()[0])[0]
@@ -207,11 +232,17 @@ def test_known_device(firefox, chrome, office):
         ("", "an unknown device"),
     ],
 )
-def test_user_agent_is_only_text(app, firefox, office, user_agent, name):
+def test_user_agent_is_only_text(
+    app: Flask, firefox: Browser, office: PostOffice, user_agent: str, name: str
+) -> None:
     """A hostile user agent adds no markup, header or recipient to the mail, and is shortened."""
     # Directly before the app, as from a server that passes everything on.
     inner = app.wsgi_app
-    app.wsgi_app = lambda environ, start: inner(environ | {"HTTP_USER_AGENT": user_agent}, start)
+
+    def named(environ: dict[str, Any], start_response: Any) -> Any:
+        return inner(environ | {"HTTP_USER_AGENT": user_agent}, start_response)
+
+    app.wsgi_app = named
     firefox.sign_in()
     message, envelope, _ = office.next()
     assert envelope.rcpt_tos == [ANN]
@@ -230,7 +261,7 @@ def test_user_agent_is_only_text(app, firefox, office, user_agent, name):
 # -- a forgotten password ----------------------------------------------------------------------
 
 
-def test_forgotten_password(firefox, office):
+def test_forgotten_password(firefox: Browser, office: PostOffice) -> None:
     """The reset link arrives as text, and leads to the page that sets a new password."""
     firefox.post("/forgot", {"email": ANN}, on="/forgot")
     message, envelope, _ = office.next()
@@ -241,7 +272,7 @@ def test_forgotten_password(firefox, office):
     assert "Choose a new password" in firefox.get(link).text
 
 
-def test_unknown_address_gets_no_mail(firefox, office):
+def test_unknown_address_gets_no_mail(firefox: Browser, office: PostOffice) -> None:
     """An address without an account gets no link."""
     firefox.post("/forgot", {"email": "nobody@example.com"}, on="/forgot")
     assert office.is_empty()
@@ -250,7 +281,9 @@ def test_unknown_address_gets_no_mail(firefox, office):
 # -- the server --------------------------------------------------------------------------------
 
 
-def test_server_is_down(firefox, office, caplog):
+def test_server_is_down(
+    firefox: Browser, office: PostOffice, caplog: pytest.LogCaptureFixture
+) -> None:
     """With the mail server down, signing in works. The failure is logged without the recipient."""
     office.close()
     firefox.sign_in()
@@ -261,7 +294,9 @@ def test_server_is_down(firefox, office, caplog):
     assert ANN not in caplog.text
 
 
-def test_server_refuses(firefox, office, caplog):
+def test_server_refuses(
+    firefox: Browser, office: PostOffice, caplog: pytest.LogCaptureFixture
+) -> None:
     """If the server rejects a mail and names the recipient, the log still doesn't."""
     office.refuses = True
     firefox.sign_in()
@@ -272,7 +307,12 @@ def test_server_refuses(firefox, office, caplog):
     assert ANN not in caplog.text
 
 
-def test_server_hangs(firefox, office, caplog, monkeypatch):
+def test_server_hangs(
+    firefox: Browser,
+    office: PostOffice,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Signing in doesn't wait for a server that accepts a connection and never answers."""
     monkeypatch.setattr(mail, "TIMEOUT", PATIENCE)
     office.close()
@@ -288,7 +328,12 @@ def test_server_hangs(firefox, office, caplog, monkeypatch):
     assert "not sent, because of 'SMTPServerDisconnected'" in message
 
 
-def test_hanging_server_is_abandoned(firefox, office, caplog, monkeypatch):
+def test_hanging_server_is_abandoned(
+    firefox: Browser,
+    office: PostOffice,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """After the timeout the mail is abandoned, so that nothing piles up."""
     monkeypatch.setattr(mail, "TIMEOUT", 0.1)
     office.close()
@@ -300,7 +345,9 @@ def test_hanging_server_is_abandoned(firefox, office, caplog, monkeypatch):
 
 
 @pytest.mark.parametrize("environ", [LOGIN], indirect=True)
-def test_tls(firefox, office, certificate, monkeypatch):
+def test_tls(
+    firefox: Browser, office: PostOffice, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With ``MAIL_USE_TLS``, the app logs in to the server and sends the mail encrypted."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     firefox.sign_in()
@@ -311,7 +358,9 @@ def test_tls(firefox, office, certificate, monkeypatch):
 
 
 @pytest.mark.parametrize("environ", [LOGIN], indirect=True)
-def test_untrusted_server(firefox, office, caplog):
+def test_untrusted_server(
+    firefox: Browser, office: PostOffice, caplog: pytest.LogCaptureFixture
+) -> None:
     """A server with an untrusted certificate gets neither the password nor the mail."""
     firefox.sign_in()
     assert firefox.user == ANN
@@ -321,7 +370,13 @@ def test_untrusted_server(firefox, office, caplog):
 
 
 @pytest.mark.parametrize("environ", [LOGIN | {"MAIL_PASSWORD": "wrong"}], indirect=True)
-def test_wrong_password_for_the_server(firefox, office, certificate, caplog, monkeypatch):
+def test_wrong_password_for_the_server(
+    firefox: Browser,
+    office: PostOffice,
+    certificate: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A wrong password for the mail server is logged, and breaks nothing."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     firefox.sign_in()
@@ -331,7 +386,9 @@ def test_wrong_password_for_the_server(firefox, office, certificate, caplog, mon
     assert "not sent, because of 'SMTPAuthenticationError'" in message
 
 
-def test_server_without_a_sender_stops_the_app(monkeypatch, tmp_path):
+def test_server_without_a_sender_stops_the_app(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A mail server without a sender address stops the app.
 
     Otherwise each mail would be refused, and only the log would say so.

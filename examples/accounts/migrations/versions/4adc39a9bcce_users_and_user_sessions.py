@@ -5,6 +5,8 @@ Revises:
 
 """
 
+from datetime import datetime
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import mysql
@@ -15,12 +17,12 @@ branch_labels = None
 depends_on = None
 
 
-def moment():
+def moment() -> sa.types.TypeEngine[datetime]:
     # With microseconds, also on MariaDB and MySQL.
     return sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
 
 
-def upgrade():
+def upgrade() -> None:
     op.create_table(
         "users",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -71,6 +73,6 @@ def upgrade():
     op.create_index(op.f("ix_user_sessions_user_id"), "user_sessions", ["user_id"], unique=False)
 
 
-def downgrade():
+def downgrade() -> None:
     op.drop_table("user_sessions")
     op.drop_table("users")
