@@ -69,7 +69,7 @@ class Rows:
         self.table: sa.Table = self.sessions.UserSession.__table__
         self.users: sa.Table = self.db.metadata.tables["users"]
         registry = get_registry()
-        self.registry, self.records = registry, registry.table
+        self.registry, self.records = registry, registry.records
         self.credential = fingerprint(("a hash",))
         with self.db.engine.connect() as connection:
             autocommit = connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -161,7 +161,7 @@ class Rows:
         self.db.session.commit()
         # Move the scan window off its start.
         self.records.next_scan_window(1)
-        start = self.records._looked_at
+        start = self.records._scanned_to
         rows = sa.select(self.table.c.id).where(self.records.next_scan_window(BATCH)).limit(BATCH)
         with self.db.engine.connect() as connection:
             ids = list(connection.scalars(rows))[: BATCH // 10]
@@ -171,7 +171,7 @@ class Rows:
             .values(last_seen_at=clock.ago(dt.timedelta(days=90)))
         )
         # Scan the same window again.
-        self.records._looked_at = start
+        self.records._scanned_to = start
         begin = time.perf_counter_ns()
         done = housekeeping.prune(self.registry, self.app, limit=BATCH, scan_limit=BATCH)
         spent = time.perf_counter_ns() - begin

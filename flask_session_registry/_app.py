@@ -13,13 +13,14 @@ import sqlalchemy.orm as sa_orm
 from flask import Flask, current_app, has_app_context
 
 from . import _clock as clock
+from ._adoption.records import AdoptionRecords
 from ._compat.flask import request_context
 from ._config import Settings
 from ._ops.prune_schedule import PruneSchedule
 from ._records.base import Limit, Records
 from ._records.expiry import Expiry
 from ._records.redis.records import RedisRecords
-from ._records.sql.records import SQLRecords
+from ._records.sql import SQLRecords
 from ._records.users import Users
 from ._request import store_keys
 from ._request.context import RequestState
@@ -116,10 +117,11 @@ class Registry:
             loads_beginning=self.settings.absolute_timeout is not None,
         )
 
-    @property
-    def table(self) -> SQLRecords:
-        """The records, where they must be in SQL."""
-        return t.cast(SQLRecords, self.records)
+    @functools.cached_property
+    def table(self) -> AdoptionRecords:
+        """The table, and what ``"adopt"`` asks it, where the records are in SQL."""
+        session_model = t.cast("type[t.Any]", self.session_model)
+        return AdoptionRecords(self.users, session_model, self.credentials)
 
     @property
     def db_session(self) -> sa_orm.Session:

@@ -24,7 +24,7 @@ from flask_login import (
 from site_under_test import STORES, Browser, Site, is_signed_cookie, user_class
 
 from flask_session_registry import SessionRegistry, StaleRequestError, session_registered
-from flask_session_registry._records.sql.records import SQLRecords
+from flask_session_registry._adoption.records import AdoptionRecords
 from flask_session_registry._revocation.rehash import rehash
 
 Before = t.Callable[..., Site]
@@ -893,7 +893,7 @@ def test_everybody_is_revoked_while_one_is_adopted(
     thief = site.browser()
     thief.login()
     install(site)
-    adopt = SQLRecords.adopt
+    adopt = AdoptionRecords.adopt
 
     def late(self: t.Any, execute: t.Any, values: t.Any, **options: t.Any) -> t.Any:
         with ThreadPoolExecutor() as pool:
@@ -901,7 +901,7 @@ def test_everybody_is_revoked_while_one_is_adopted(
         return adopt(self, execute, values, **options)
 
     with monkeypatch.context() as context:
-        context.setattr(SQLRecords, "adopt", late)
+        context.setattr(AdoptionRecords, "adopt", late)
         thief.get("/me")
     assert not thief.is_signed_in
 

@@ -28,7 +28,7 @@ from flask_session_registry import session_revoked
 from flask_session_registry._app import registry_on
 from flask_session_registry._ops import filters
 from flask_session_registry._records import base as records
-from flask_session_registry._records.sql import records as table
+from flask_session_registry._records.sql import SQLRecords, operator, table
 from flask_session_registry._store import backends as entries
 
 
@@ -66,7 +66,7 @@ def test_several_users_by_name(busy: Site) -> None:
 
 def test_everybody(busy: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """16: '--all' works in batches and asks for confirmation, unless told not to."""
-    monkeypatch.setattr(table, "_USERS", 1)
+    monkeypatch.setattr(operator, "_USERS", 1)
     refused = run(busy, "--all", input="n\n")
     assert refused.exit_code == 1
     assert busy.active("ann") == 2
@@ -370,15 +370,15 @@ def test_session_that_stops_matching_is_not_ended(
 ) -> None:
     """16: a session that stops matching between the read and the update continues."""
     (tablet,) = varied.rows(user_agent="Tablet 100_")
-    still_meant = table.SQLRecords._still_meant
+    still_matches = SQLRecords._still_matches
 
     def seen_just_now(self: t.Any, *arguments: t.Any) -> t.Any:
         with self.users.transaction() as session:
             model = varied.sessions.UserSession
             session.execute(sa.update(model).where(model.id == tablet.id).values(change))
-        return still_meant(self, *arguments)
+        return still_matches(self, *arguments)
 
-    monkeypatch.setattr(table.SQLRecords, "_still_meant", seen_just_now)
+    monkeypatch.setattr(SQLRecords, "_still_matches", seen_just_now)
     result = run(varied, "--by", "name", "ann", *filter)
     assert result.exit_code == 0
     (after,) = varied.rows(id=tablet.id)
@@ -417,7 +417,7 @@ def test_filter_blocks_adoption(make_site: SiteFactory) -> None:
 
     def barred() -> list[bool]:
         with site.context():
-            return [registry_on(site.app).records.is_adoption_blocked(id) for id in (1, 2, 3)]
+            return [registry_on(site.app).table.is_adoption_blocked(id) for id in (1, 2, 3)]
 
     assert barred() == [True, False, False]
     run(site, "--all", "--yes")
@@ -711,7 +711,7 @@ def test_interrupted(
     site = make_site(users=("ann", "bob", "cid", "dan"))
     for name in ("ann", "bob", "cid", "dan"):
         site.browser().login(name)
-    monkeypatch.setattr(table, "_USERS", 1)
+    monkeypatch.setattr(operator, "_USERS", 1)
     monkeypatch.setattr(records, "BATCH", 1)
     delete, asked = entries.Entries.delete, []
 
@@ -749,7 +749,7 @@ def test_database_fails_in_the_middle(make_site: SiteFactory) -> None:
     with site.context():
         engine = site.db.engine
     with pytest.MonkeyPatch.context() as context:
-        context.setattr(table, "_USERS", 1)
+        context.setattr(operator, "_USERS", 1)
         sa.event.listen(engine, "before_cursor_execute", fail)
         result = run(site, "--all", "--yes")
         sa.event.remove(engine, "before_cursor_execute", fail)

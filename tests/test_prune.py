@@ -232,7 +232,7 @@ def test_in_batches_and_up_to_a_limit(
     make_site: SiteFactory, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The limit applies to each kind of work separately, and is never exceeded."""
-    monkeypatch.setattr("flask_session_registry._records.sql.records._BATCHES", 1)
+    monkeypatch.setattr("flask_session_registry._records.sql.table._BATCHES", 1)
     monkeypatch.setattr("flask_session_registry._records.base.BATCH", 2)
     site = make_site("files", database)
     browsers = [site.browser() for _ in range(7)]
@@ -498,7 +498,7 @@ def test_automatic_prune_goes_round(database_site: Site, rows: int) -> None:
         rounds = [look() for _ in range(8)]
         for _ in range(20):
             # As other processes start: at a random row, and with the same window.
-            records._looked_at = None
+            records._scanned_to = None
             assert len(look()) == min(4, rows)
     assert {len(found) for found in rounds} == {min(4, rows)}
     # From any start, as few scans as possible cover all rows.
@@ -521,7 +521,7 @@ def test_automatic_prune_begins_anywhere(database_site: Site) -> None:
     with site.context():
         records, model = site.registry.records, site.sessions.UserSession
         for _ in range(300):
-            records._looked_at = None
+            records._scanned_to = None
             part = set(
                 site.db.session.scalars(sa.select(model.id).where(records.next_scan_window(5)))
             )
@@ -541,7 +541,7 @@ def test_automatic_prune_beside_a_login(
         site.browser().login()
     with site.context():
         records = site.registry.records
-        records._looked_at = uuid.UUID(int=0)
+        records._scanned_to = uuid.UUID(int=0)
         scalar = sa_orm.Session.scalar
 
         def late(session: t.Any, statement: t.Any, *arguments: t.Any) -> t.Any:

@@ -1,0 +1,27 @@
+"""The records of user sessions as rows of a table in the app's own database.
+
+Methods that take ``execute`` neither commit nor roll back: the transaction is the app's. All others
+that write use short transactions of their own (see ``transactions``).
+"""
+
+from __future__ import annotations
+
+from ..base import Records
+from .check import SQLCheckRecords
+from .listing import SQLListingRecords
+from .maintenance import SQLMaintenanceRecords
+from .operator import SQLOperatorRecords
+from .own_session import SQLOwnSessionRecords
+from .revocation import SQLRevocationRecords
+
+
+class SQLRecords(
+    SQLCheckRecords,
+    SQLOwnSessionRecords,
+    SQLRevocationRecords,
+    SQLListingRecords,
+    SQLMaintenanceRecords,
+    SQLOperatorRecords,
+    Records,
+):
+    """The user sessions of one app, in a table."""

@@ -20,6 +20,10 @@ import sqlalchemy.orm as sa_orm
 
 from ..._compat.sqlalchemy import is_autocommit, join_by_savepoint
 
+if t.TYPE_CHECKING:
+    from ..base import Execute
+    from ..users import Users
+
 #: How many seconds a writing transaction of ours waits for each lock. SQLite uses its busy timeout
 #: instead: five seconds unless the app has set another.
 LOCK_TIMEOUT = 3
@@ -138,6 +142,36 @@ def _execute_many(cursor: t.Any, statement: str, parameters: t.Any, context: t.A
     if is_limited:
         cursor.executemany(_WITH_LOCK_TIMEOUT + statement, parameters)
     return is_limited
+
+
+@contextlib.contextmanager
+def transaction_without_waiting(
+    users: Users, engine: sa.Engine | sa.Connection
+) -> Iterator[Execute]:
+    """Begin a short transaction that is given up where SQLite would wait for another one."""
+    if engine.dialect.name != "sqlite" or isinstance(engine, sa.Connection):
+        with users.transaction() as session:
+            yield session.execute
+        return
+    with engine.connect() as connection:
+        if connection.in_transaction():
+            # A test suite has made it the only one there is.
+            with connection.begin_nested():
+                yield connection.execute
+            return
+        # Behind SQLAlchemy's back, which would begin a transaction for it.
+        sqlite: t.Any = connection.connection.driver_connection
+        (timeout,) = sqlite.execute("PRAGMA busy_timeout").fetchone()
+        sqlite.execute("PRAGMA busy_timeout = 0")
+        try:
+            yield connection.execute
+            connection.commit()
+        except sa.exc.OperationalError as error:
+            if "locked" not in str(error.orig):
+                raise
+        finally:
+            connection.rollback()
+            sqlite.execute(f"PRAGMA busy_timeout = {timeout:d}")
 
 
 def find_isolation_habit(factory: _Factory, model: type[t.Any]) -> IsolationHabit:

@@ -1,0 +1,128 @@
+"""The SQL of sessions from before the installation, and of who must not be adopted."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import typing as t
+import uuid
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+
+from .. import _clock as clock
+from .._records.base import Execute
+from .._records.sql import innodb
+from .._records.sql.stale_keys import StaleKeys
+from .._records.sql.table import hiding_parameters
+
+#: The row that blocks the adoption of everybody's sessions. The id of the row that blocks one user
+#: is derived from this one and the user's key. Such rows have ended, and have no user.
+_BLOCK_OF_ALL = uuid.UUID("4c1f3b52-93f5-4d2e-8a53-7b7a1d1a6f0e")
+
+
+class AdoptionRecords(StaleKeys):
+    """What ``"adopt"`` asks the table."""
+
+    def exists(self, id: uuid.UUID) -> bool:
+        """Return whether there is, or was, a session with this id."""
+        with self.database.session.no_autoflush:
+            return self._has(self.database.session.execute, [id])
+
+    def is_adoption_blocked(self, user_id: t.Any) -> bool:
+        """Return whether no session of this user may be adopted any more."""
+        with self.database.session.no_autoflush:
+            return self._has(self.database.session.execute, _block_ids(user_id))
+
+    def block_adoption(
+        self, execute: Execute, user_ids: Sequence[t.Any], *, dialect: str | None = None
+    ) -> None:
+        """Block the adoption of sessions of these users.
+
+        The transaction holds the rows of the users. At the app's level it may be too old to see a
+        block that is there: PostgreSQL then refuses it as overtaken, with all that it has done.
+
+        :param dialect: the name of the database's, where there is no app to ask.
+        """
+        blocks = [_block_id(user_id) for user_id in user_ids]
+        self._block(execute, blocks, dialect or self.dialect)
+
+    def block_everybody(self) -> None:
+        """Block the adoption of everybody's sessions."""
+        with contextlib.suppress(sa.exc.IntegrityError), self.users.transaction() as session:
+            self._block(session.execute, [_BLOCK_OF_ALL], self.dialect)
+
+    def _block(self, execute: Execute, blocks: Sequence[uuid.UUID], dialect: str) -> None:
+        model = self.model
+        there = set(execute(sa.select(model.id).where(model.id.in_(blocks))).scalars())
+        for id in blocks:
+            if id not in there:
+                # The transaction may see the table as it was before another has blocked the user.
+                insertion = self._row_of_nobody(
+                    "barred",
+                    allows_conflict=dialect == "postgresql",
+                    id=id,
+                    purged_at=clock.now(),
+                )
+                for name in innodb.DIALECTS:
+                    insertion = insertion.prefix_with("IGNORE", dialect=name)
+                execute(insertion)
+
+    @hiding_parameters()
+    def adopt(
+        self, execute: Execute, values: dict[str, t.Any], *, is_fresh: bool = False
+    ) -> int | None:
+        """Add a row unless there is one; return the generation of the session.
+
+        ``None`` if it has ended, or must not be added, because its user is blocked. The transaction
+        holds the user's row.
+
+        :param is_fresh: whether the transaction has read nothing before it held that. Otherwise
+            InnoDB would show the table as it was then, unless it locks what it reads. PostgreSQL
+            may do so in any case; it refuses the row, or the block that follows, where that is
+            there by now.
+        """
+        model = self.model
+
+        def first(statement: sa.Select[t.Any]) -> t.Any:
+            locking = statement.with_for_update(read=True, of=self.table)
+            return execute(statement if is_fresh else locking).first()
+
+        row = first(sa.select(model.generation, model.revoked_at).where(model.id == values["id"]))
+        if row is not None:
+            return t.cast(int, row.generation) if row.revoked_at is None else None
+        blocks = _block_ids(values["user_id"])
+        if first(sa.select(model.id).where(model.id.in_(blocks))) is not None:
+            return None
+        execute(self._insertion_of(values, allows_conflict=self.dialect == "postgresql"))
+        return t.cast(int, values["generation"])
+
+    def adopt_late(self, values: dict[str, t.Any]) -> int | None:
+        """Do the same in a transaction of its own; return ``None``, too, if the user is gone."""
+        with self.users.transaction() as session:
+            if self._lock_user(session.execute, values["user_id"]) is None:
+                return None
+            generation = self.adopt(session.execute, values, is_fresh=True)
+        # What blocks everybody holds no user's row: it may have been done meanwhile.
+        with self.users.transaction() as session:
+            if self._has(session.execute, [_BLOCK_OF_ALL]):
+                self._end(session.execute, values["id"], "revoked")
+                return None
+        return generation
+
+    def has_begun(self, *, by: dt.datetime) -> bool:
+        """Return whether the registry was in use at this moment, judging by the rows kept."""
+        return self._count(self.columns.created_at <= by) > 0
+
+    def _has(self, execute: Execute, ids: Sequence[uuid.UUID]) -> bool:
+        statement = sa.select(self.model.id).where(self.model.id.in_(ids)).limit(1)
+        return execute(statement).first() is not None
+
+
+def _block_ids(user_id: t.Any) -> list[uuid.UUID]:
+    """Return the ids of the rows that block this user."""
+    return [_block_id(user_id), _BLOCK_OF_ALL]
+
+
+def _block_id(user_id: t.Any) -> uuid.UUID:
+    return uuid.uuid5(_BLOCK_OF_ALL, str(user_id))

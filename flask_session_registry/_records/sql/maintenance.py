@@ -1,0 +1,140 @@
+"""The SQL of a prune, in batches of short transactions."""
+
+from __future__ import annotations
+
+import datetime as dt
+import random
+import typing as t
+import uuid
+from collections.abc import Iterator, Sequence
+
+import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
+
+from ..base import STALE_KEY, MaintenanceRecords, StoreEntry, new_id
+from .table import SessionTable
+
+if t.TYPE_CHECKING:
+    from ..expiry import Expiry
+
+#: Before the first id that begins with the time, in milliseconds since the epoch: 2026 began.
+_FIRST_MOMENT = 1_767_225_600_000
+
+#: The rows that a prune looks at, of all that there are.
+ScanWindow = sa.ColumnElement[bool]
+
+
+class SQLMaintenanceRecords(SessionTable, MaintenanceRecords):
+    """See :class:`MaintenanceRecords`."""
+
+    #: How far this process has looked at the rows.
+    _scanned_to: uuid.UUID | None = None
+
+    def next_scan_window(self, size: int) -> ScanWindow:
+        id = self.model.id
+        ids = sa.select(id).order_by(id).limit(1)
+        with self.users.reading() as session:
+            start = self._scanned_to or self._anywhere(session)
+            end = session.scalar(ids.where(id > start).offset(size - 1))
+            if end is not None:
+                window = sa.and_(id > start, id <= end)
+            else:
+                rest = session.scalar(sa.select(sa.func.count()).where(id > start)) or 0
+                # Compared by the database alone, which orders them as it likes.
+                # A login may have come in between.
+                end = session.scalar(ids.where(id <= start).offset(max(0, size - rest - 1)))
+                window = sa.true() if end is None else sa.or_(id > start, id <= end)
+        self._scanned_to = start if end is None else end
+        return window
+
+    def _anywhere(self, session: sa_orm.Session) -> uuid.UUID:
+        """Return a random id, as likely one that begins with the time as another.
+
+        The others are those of InnoDB, and of sessions that were adopted.
+        """
+        id, now = self.model.id, new_id()
+        ids = sa.select(id).where(id > new_id(_FIRST_MOMENT)).order_by(id).limit(1)
+        first = session.scalar(ids) or now
+        moment = random.randint(*sorted((first.int >> 80, now.int >> 80)))  # noqa: S311
+        return random.choice((new_id(moment), uuid.uuid4()))  # noqa: S311
+
+    def find_expired(
+        self, expiry: Expiry, *, everywhere: bool = True, window: ScanWindow | None = None
+    ) -> Iterator[list[StoreEntry]]:
+        # All rows, or all of the window, are looked at in any case.
+        return self._within(window, self._has_expired(expiry))
+
+    def expire(self, ids: Sequence[uuid.UUID], expiry: Expiry) -> int:
+        with self._holding_users_of(ids) as (execute, held):
+            statement = self._update_of(held).where(self._has_expired(expiry))
+            return self._changed(execute, statement.values(self._ending("expired")))
+
+    def find_unpurged(self, *, window: ScanWindow | None = None) -> Iterator[list[StoreEntry]]:
+        return self._within(window, self._is_unpurged())
+
+    def find_stale_keys(
+        self, *, before: dt.datetime, lost_before: dt.datetime, window: ScanWindow | None = None
+    ) -> Iterator[list[StoreEntry]]:
+        column, other = self.columns, sa_orm.aliased(self.model)
+        is_active = other.revoked_at.is_(None)
+        return self._within(
+            window,
+            column.revoked_reason == STALE_KEY,
+            column.revoked_at <= before,
+            ~sa.exists().where(other.store_id == column.store_id, is_active),
+            sa.or_(
+                column.revoked_at <= lost_before,
+                column.revocation.is_(None),
+                ~sa.exists().where(other.id == column.revocation, is_active),
+            ),
+        )
+
+    def find_rotated(self, *, window: ScanWindow | None = None) -> Iterator[list[StoreEntry]]:
+        column = self.columns
+        return self._within(
+            window, column.revoked_at.is_(None), column.previous_store_id.is_not(None)
+        )
+
+    def forget_previous_keys(self, ids: Sequence[uuid.UUID], *, before: dt.datetime) -> None:
+        column = self.columns
+        with self._holding_users_of(ids) as (execute, held):
+            execute(
+                self._update_of(held)
+                .where(column.rotated_at <= before, column.revoked_at.is_(None))
+                .values({column.previous_store_id: None})
+            )
+
+    def find_outdated(
+        self, *, before: dt.datetime, window: ScanWindow | None = None
+    ) -> Iterator[list[StoreEntry]]:
+        column = self.columns
+        return self._within(
+            window,
+            column.revoked_at <= before,
+            column.revoked_reason.is_distinct_from(STALE_KEY),
+            sa.not_(self._is_unpurged()),
+        )
+
+    def forget(self, ids: Sequence[uuid.UUID]) -> int:
+        column = self.columns
+        # One by one: for several, InnoDB may read the whole table, and lock everybody's rows.
+        statement = self.table.delete().where(
+            column.id == sa.bindparam("forgotten"), column.revoked_at.is_not(None)
+        )
+        with self._holding_users_of(ids) as (execute, held):
+            if not held:
+                return 0
+            count: int = execute(statement, [{"forgotten": id} for id in held]).rowcount
+            return count
+
+    def _within(
+        self, window: ScanWindow | None, *conditions: sa.ColumnElement[bool]
+    ) -> Iterator[list[StoreEntry]]:
+        return self._batches(*([] if window is None else [window]), *conditions)
+
+    def _has_expired(self, expiry: Expiry) -> sa.ColumnElement[bool]:
+        column = self.columns
+        return sa.and_(
+            column.revoked_at.is_(None),
+            sa.or_(column.user_id.is_(None), expiry.condition(column)),
+        )

@@ -1,0 +1,125 @@
+"""The SQL of revocations: what ends the sessions of users in a transaction of the app."""
+
+from __future__ import annotations
+
+import typing as t
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+
+import sqlalchemy as sa
+
+from ... import _clock as clock
+from ..base import (
+    Execute,
+    PasswordChange,
+    RevocationOrder,
+    RevocationRecords,
+    RevocationResult,
+    StoreEntry,
+)
+from .innodb import not_searched_by
+from .stale_keys import StaleKeys
+from .table import batches_of, hiding_parameters
+
+
+class SQLRevocationRecords(StaleKeys, RevocationRecords):
+    """See :class:`RevocationRecords`."""
+
+    def owner_of(self, execute: Execute, id: uuid.UUID) -> list[t.Any]:
+        model = self.model
+        is_active = (model.id == id, model.revoked_at.is_(None))
+        return list(execute(sa.select(model.user_id).where(*is_active)).scalars())
+
+    @hiding_parameters()
+    def revoke(
+        self,
+        execute: Execute,
+        order: RevocationOrder,
+        *,
+        already: Sequence[RevocationOrder] | None = None,
+    ) -> RevocationResult:
+        # The database knows what was ended before.
+        column, change, except_id = self.columns, order.change, order.except_id
+        has_survivor = change is not None and self._update_credentials(execute, change)
+        if change is not None and change.survivor is not None and has_survivor:
+            except_id = change.survivor.id
+        statement = self._update_of_users(execute, order.user_ids).where(
+            column.revoked_at.is_(None)
+        )
+        if except_id is not None:
+            statement = statement.where(not_searched_by(column.id != except_id))
+        if order.only_id is not None:
+            statement = statement.where(column.id == order.only_id)
+        if order.where is not None:
+            statement = statement.where(order.where)
+        values = self._ending(order.reason) | {column.revocation: order.id}
+        count = self._changed(execute, statement.values(values))
+        return RevocationResult(count, has_survivor, ended_by_commit=count)
+
+    def _update_credentials(self, execute: Execute, change: PasswordChange) -> bool:
+        """Give the surviving session the new fingerprint and the next generation.
+
+        Only in a generation that its request knows it by: in any other, it belongs to another
+        request.
+        """
+        column, survivor = self.columns, change.survivor
+        if survivor is None:
+            return False
+        if survivor.store_id is not None:
+            self._leave_behind(execute, survivor.id, self.model.previous_store_id)
+        for generation, fingerprint in reversed(survivor.held):
+            is_updated = self._changed(
+                execute,
+                self._update_of_active(survivor.id, generation)
+                .where(column.fingerprint.is_not_distinct_from(fingerprint))
+                .ordered_values(
+                    (column.fingerprint, change.fingerprint),
+                    (column.generation, generation + 1),
+                    (column.rotated_at, clock.now()),
+                    # Its entry is dead from here on; the next one is written by the answer, if
+                    # the process lives to give it.
+                    *self._moving_to(None),
+                ),
+            )
+            if is_updated:
+                survivor.held.append((generation + 1, change.fingerprint))
+                return True
+        return False
+
+    def complete(self, order: RevocationOrder) -> Iterator[list[StoreEntry]]:
+        # What ended is read from the database, by the id that all rows of a revocation carry: what
+        # a savepoint took back, or a transaction that was never committed, is not found.
+        owner = self._belongs_to(order.user_ids)
+        if order.users_are_deleted:
+            # Most databases have then taken the user out of the rows.
+            owner = sa.or_(owner, self.columns.user_id.is_(None))
+        return self._batches(owner, self.columns.revocation == order.id)
+
+    def mark_revocation_purged(self, order: RevocationOrder, ids: Sequence[uuid.UUID]) -> None:
+        if order.users_are_deleted:
+            for batch in batches_of(list(ids)):
+                self.mark_purged(batch)
+            return
+        column = self.columns
+        with self.users.transaction() as session:
+            self.lock_users(session.execute, order.user_ids)
+            # All at once, up to the last id.
+            statement = self._update_of_users(session.execute, order.user_ids).where(
+                column.revocation == order.id,
+                not_searched_by(column.id <= ids[-1]),
+                column.purged_at.is_(None),
+            )
+            session.execute(statement.values({column.purged_at: clock.now()}))
+
+    @hiding_parameters()
+    def sync_fingerprints(
+        self, execute: Execute, user_id: t.Any, *, before: str | None, after: str | None
+    ) -> Callable[[], None]:
+        # Only of sessions that had the old one: one that was dead by its fingerprint stays dead.
+        column = self.columns
+        execute(
+            self._update_of_users(execute, [user_id])
+            .where(column.revoked_at.is_(None), column.fingerprint == before)
+            .values({column.fingerprint: after})
+        )
+        return lambda: None
