@@ -13,7 +13,6 @@ import sqlalchemy.orm as sa_orm
 from flask import Flask, current_app, has_app_context
 
 from . import _clock as clock
-from ._adoption.records import AdoptionRecords
 from ._compat.flask import request_context
 from ._config import Settings
 from ._ops.prune_schedule import PruneSchedule
@@ -30,6 +29,7 @@ from .errors import NotInstalledError, UserError
 if t.TYPE_CHECKING:
     from werkzeug.wrappers import Request
 
+    from ._adoption.hooks import NoAdoption
     from ._compat.databases import Database
     from ._records.redis.client import RedisHome
     from ._revocation.fingerprint_history import Credentials
@@ -63,6 +63,8 @@ class Registry:
     home: RedisHome | None
     #: What locates IP addresses, if anything does.
     geoip: GeoIPDatabase | None
+    #: What becomes of sessions from before the installation.
+    adoption: NoAdoption
     #: The entries of the session store.
     entries: Entries
     #: Whether debug mode has looked for the tables, at the first request.
@@ -117,11 +119,10 @@ class Registry:
             loads_beginning=self.settings.absolute_timeout is not None,
         )
 
-    @functools.cached_property
-    def table(self) -> AdoptionRecords:
-        """The table, and what ``"adopt"`` asks it, where the records are in SQL."""
-        session_model = t.cast("type[t.Any]", self.session_model)
-        return AdoptionRecords(self.users, session_model, self.credentials)
+    @property
+    def table(self) -> SQLRecords:
+        """The records, where they must be in SQL."""
+        return t.cast(SQLRecords, self.records)
 
     @property
     def db_session(self) -> sa_orm.Session:
@@ -152,11 +153,8 @@ class Registry:
 
     @property
     def retention(self) -> dt.timedelta | None:
-        """How long the row of an ended session is kept; ``None``: forever.
-
-        While sessions are adopted, the row of an ended one says that it must not be.
-        """
-        return None if self.settings.adopts else self.settings.retention
+        """How long the row of an ended session is kept; ``None``: forever."""
+        return None if self.adoption.keeps_ended_rows else self.settings.retention
 
     # -- users ---------------------------------------------------------------------------------
 

@@ -279,8 +279,6 @@ class Settings:
 
     #: Which attributes hold the password; empty: no fingerprint.
     password_attribute: tuple[str, ...]
-    #: Whether sessions from before the installation go on.
-    adopts: bool
     #: Whether 'password_attribute' is the app's own choice, or the default to search.
     password_attribute_is_set: bool
     revoke_on_password_change: bool
@@ -324,13 +322,6 @@ class Settings:
                 )
             # Or a session in use would look idle for as long as that is not written.
             self.touch_interval = min(self.touch_interval, self.idle_timeout / 10)
-        self.adopts = self.unregistered == "adopt"
-        if self.adopts and self.records != "sql":
-            raise ConfigurationError(
-                f"'{PREFIX}UNREGISTERED' is 'adopt', for which the user sessions must be kept in"
-                f" SQL: only a transaction can say for certain who must not be adopted any more."
-                f" Take out '{PREFIX}RECORDS' while you roll out, or sign everybody out."
-            )
         self.password_attribute_is_set = PREFIX + "PASSWORD_ATTRIBUTE" in config
 
 

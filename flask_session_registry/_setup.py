@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from flask import Flask, appcontext_pushed, g
 from flask.globals import app_ctx
 
+from ._adoption.adoption import adoption_for
 from ._app import Registry, unwrap
 from ._compat import clients, flask_session
 from ._compat.databases import NO_DATABASE, database_of
@@ -69,6 +70,7 @@ class Setup:
         self._is_ready = False
         _check_session_type(app)
         _check_models(user_model, session_model)
+        registry.adoption = adoption_for(registry)
         registry.has_given_user_model = user_model is not None
         registry.database = database_of(app, db)
         registry.geoip = geoip_of(registry.settings.geoip_database)
@@ -239,10 +241,7 @@ class Setup:
                 f"'{session_model.__name__}' has no 'user_id'. Declare it, with its foreign key to"
                 f" '{user_model.__name__}'."
             )
-        if registry.settings.adopts and not sa.inspect(session_model).columns.user_id.nullable:
-            raise ConfigurationError(
-                f"'adopt' needs a nullable '{session_model.__name__}.user_id'. Remove NOT NULL."
-            )
+        registry.adoption.check_model(session_model)
         return session_model
 
     def _broadest(self, user_model: type[t.Any]) -> type[t.Any]:

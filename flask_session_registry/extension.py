@@ -30,7 +30,7 @@ from ._ops.maintenance import PruneResult
 from ._records.base import as_id
 from ._records.redis.home import UserSession
 from ._request import check as session_check
-from ._request import credential_check, persistence, store_keys
+from ._request import credential_check, persistence
 from ._request.sync import sync_current
 from ._revocation import password_watch
 from ._revocation import revoke as revocation
@@ -102,11 +102,7 @@ class SessionRegistry:
         )
         registry.manage_store_keys()
         install(app, self, registry)
-        if registry.settings.adopts and registry.settings.hash_session_ids:
-            store_keys.migrate_unhashed_entries(
-                app.session_interface,
-                on_moved=functools.partial(persistence.schedule_purge, registry=registry),
-            )
+        registry.adoption.prepare(app)
         user_accessed.connect(session_check.check, app)
         persistence.connect(app)
         _follow_requests(app, registry)

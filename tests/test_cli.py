@@ -25,7 +25,7 @@ from site_under_test import Browser, Site, days_ago
 from test_users import make_class, string_keys, uuid_keys
 
 from flask_session_registry import session_revoked
-from flask_session_registry._app import registry_on
+from flask_session_registry._adoption.adoption import Adoption
 from flask_session_registry._ops import filters
 from flask_session_registry._records import base as records
 from flask_session_registry._records.sql import SQLRecords, operator, table
@@ -417,7 +417,8 @@ def test_filter_blocks_adoption(make_site: SiteFactory) -> None:
 
     def barred() -> list[bool]:
         with site.context():
-            return [registry_on(site.app).table.is_adoption_blocked(id) for id in (1, 2, 3)]
+            records = t.cast(Adoption, site.registry.adoption).records
+            return [records.is_adoption_blocked(id) for id in (1, 2, 3)]
 
     assert barred() == [True, False, False]
     run(site, "--all", "--yes")

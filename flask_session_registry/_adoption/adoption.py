@@ -1,31 +1,258 @@
-"""May a session go on that began before there was a registry?
-
-While ``UNREGISTERED`` is ``"adopt"``, yes: once, and unless anything of its user was revoked since.
-"""
+"""Sessions from before the installation go on, unless one of their user's was revoked since."""
 
 from __future__ import annotations
 
+import dataclasses
+import datetime as dt
+import functools
 import hashlib
 import typing as t
 import uuid
 from collections.abc import Sequence
 
+import sqlalchemy as sa
 from flask import Flask, request, session
 
 from .. import _clock as clock
 from .._app import Registry, unwrap
 from .._compat import flask_login
-from .._records.base import Execute
-from .._request import remember_cookies, store_keys
+from .._records.base import Execute, RevocationOrder
+from .._request import check as session_check
+from .._request import persistence, remember_cookies, store_keys
+from .._request.check import Verdict
 from .._request.client_info import client_info
-from .._request.context import MARKER, Adoption, Current, RequestState
+from .._request.context import MARKER, OTHER, Current, RequestState
+from ..errors import ConfigurationError
+from . import without_app
+from .hooks import NoAdoption
+from .records import AdoptionRecords
+from .unhashed import migrate_unhashed_entries
 
-#: How many user sessions go on from one "remember me" cookie at most.
+#: The maximum number of user sessions that go on from one "remember me" cookie.
 _AGENTS = 16
 
 
-def id_of_cookie(app: Flask) -> uuid.UUID:
-    """The id of the user session that goes on from this request's session cookie.
+@dataclasses.dataclass(slots=True)
+class AdoptionState:
+    """What is known of the adopted session of one request."""
+
+    #: What its row will say; ``None`` once it is written.
+    values: dict[str, t.Any] | None = dataclasses.field(default=None, repr=False)
+    #: The "remember me" cookie came alone, and its browser is to get the second one.
+    lacks_binding_cookie: bool = False
+
+
+def adoption_for(registry: Registry) -> NoAdoption:
+    """Return the hooks that ``UNREGISTERED`` asks for.
+
+    :raises ConfigurationError: the records are not in SQL.
+    """
+    settings = registry.settings
+    if settings.unregistered != "adopt":
+        return NoAdoption()
+    if settings.records != "sql":
+        raise ConfigurationError(
+            "'SESSION_REGISTRY_UNREGISTERED' is 'adopt', for which the user sessions must be kept"
+            " in SQL: only a transaction can say for certain whose must not be adopted any more."
+            " Remove 'SESSION_REGISTRY_RECORDS' while you roll out, or sign everybody out."
+        )
+    return Adoption(registry)
+
+
+class Adoption(NoAdoption):
+    """Adopts sessions from before the installation of one app's registry.
+
+    A session is adopted in two steps: the check accepts it, and :meth:`finish` writes its row.
+    """
+
+    keeps_ended_rows = True
+    advice = ""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+
+    @functools.cached_property
+    def records(self) -> AdoptionRecords:
+        registry = self.registry
+        session_model = t.cast("type[t.Any]", registry.session_model)
+        return AdoptionRecords(registry.users, session_model, registry.credentials)
+
+    # -- at start-up ---------------------------------------------------------------------------
+
+    def prepare(self, app: Flask) -> None:
+        if self.registry.settings.hash_session_ids:
+            migrate_unhashed_entries(
+                app.session_interface,
+                on_moved=functools.partial(persistence.schedule_purge, registry=self.registry),
+            )
+
+    def check_model(self, session_model: type[t.Any]) -> None:
+        if not sa.inspect(session_model).columns.user_id.nullable:
+            raise ConfigurationError(
+                f"'adopt' needs a nullable '{session_model.__name__}.user_id'. Remove NOT NULL."
+            )
+
+    def listen(self) -> None:
+        without_app.listen(self)
+
+    # -- in a request --------------------------------------------------------------------------
+
+    def check_unregistered(self, app: Flask, state: RequestState, claimed: str) -> Verdict:
+        if session_check.is_left_alone(app, self.registry, claimed):
+            session[MARKER] = OTHER
+            return None, None
+        return self._check(app, state, claimed, id=_id_of_cookie(app))
+
+    def check_remembered(self, app: Flask, state: RequestState, claimed: str) -> Verdict | None:
+        if remember_cookies.binding_cookie_name(app) in request.cookies:
+            return None
+        _state_in(state).lacks_binding_cookie = True
+        # The same each time, or one account could fill the table.
+        id = _id_of_remember_cookie(app)
+        return self._check(app, state, claimed, id=id, is_remembered=True)
+
+    def _check(
+        self,
+        app: Flask,
+        state: RequestState,
+        claimed: str,
+        *,
+        id: uuid.UUID,
+        is_remembered: bool = False,
+    ) -> Verdict:
+        """Accept a session under this id, unless it was adopted before and has ended since."""
+        registry = self.registry
+        if not self.records.exists(id):
+            return (None if self._begin(app, state, claimed, id=id) else "unregistered"), None
+        reason = session_check.check_row(
+            app, registry, state, (id, 0), claimed, is_remembered=is_remembered
+        )
+        if state.current is not None:
+            session[MARKER] = state.current.marker
+        return reason, id
+
+    def _begin(self, app: Flask, state: RequestState, claimed: str, *, id: uuid.UUID) -> bool:
+        """Accept a session that has no row yet; return ``False`` if it must not go on."""
+        registry = self.registry
+        user = flask_login.load_user(app, claimed)
+        if not isinstance(user, registry.credentials.user_model) or not user.is_active:
+            return False
+        if registry.users.is_transient(user):
+            user = registry.users.with_key_of(user)
+            if user is None:
+                return False
+        user_id = registry.user_id_of(user)
+        if self.records.is_adoption_blocked(user_id):
+            return False
+        moment, session_id = clock.now(), store_keys.session_id(unwrap(session))
+        key = store_keys.store_key(app.session_interface, session_id)
+        fingerprint = registry.users.fingerprint_of(user_id)
+        state.current = Current(
+            id=id,
+            generation=0,
+            user=user,
+            session_id=session_id,
+            store_id=key,
+            is_touch_due=False,
+            held=[(0, fingerprint)],
+        )
+        is_remembered = remember_cookies.claimed_user(app) == flask_login.get_id(app, user)
+        _state_in(state).values = {
+            "id": id,
+            "generation": 0,
+            "user_id": user_id,
+            "store_id": key,
+            "created_at": moment,
+            "authenticated_at": clock.EPOCH,
+            "remember_until": moment + remember_cookies.duration(app) if is_remembered else None,
+            "fingerprint": fingerprint,
+            **client_info(moment),
+        }
+        session[MARKER] = state.current.marker
+        return True
+
+    def finish(self, app: Flask, state: RequestState) -> dt.datetime | None:
+        adoption = state.adoption
+        if adoption is None:
+            return None
+        values, adoption.values = adoption.values, None
+        if values is not None:
+            self._write_row(app, state, values)
+            if values["remember_until"] is not None:
+                return t.cast(dt.datetime, values["remember_until"])
+        if adoption.lacks_binding_cookie:
+            return clock.now() + remember_cookies.duration(app)
+        return None
+
+    def _write_row(self, app: Flask, state: RequestState, values: dict[str, t.Any]) -> None:
+        self.registry.users.release()
+        generation = self.records.adopt_late(values)
+        if state.current is None or generation == state.current.generation:
+            return
+        # Its user has had a revocation since the check, or a request in parallel has rotated it.
+        if session.get(MARKER) == state.current.marker:
+            persistence.drop(app, state)
+            return
+        # Another login has replaced it since.
+        state.current = None
+        if state.login is not None:
+            state.login.replaces = None
+
+    @property
+    def is_pending(self) -> bool:
+        return self._pending_values is not None
+
+    @property
+    def _pending_values(self) -> dict[str, t.Any] | None:
+        state = self.registry.known_state
+        return state.adoption.values if state is not None and state.adoption is not None else None
+
+    # -- in a transaction of the app, whose users are locked -----------------------------------
+
+    def before_change(self, execute: Execute, user_ids: Sequence[t.Any]) -> None:
+        """Write the row of this request's session, so that there is one to end, or to spare."""
+        values = self._pending_values
+        if values is not None and values["user_id"] in user_ids:
+            self.records.adopt(execute, values)
+
+    def after_revocation(self, execute: Execute, order: RevocationOrder, count: int) -> bool:
+        """Block the users, unless only some of their sessions were to end, and none did."""
+        if not count and (order.only_id is not None or order.where is not None):
+            return False
+        self.records.block_adoption(execute, order.user_ids)
+        return True
+
+    def after_unwatched_change(self, execute: Execute, user_id: t.Any) -> None:
+        """Block what would be adopted with the new fingerprint."""
+        self.records.block_adoption(execute, [user_id])
+
+    # -- for an operator -----------------------------------------------------------------------
+
+    def before_revoking_everybody(self) -> None:
+        """Block also those who were not seen since the installation."""
+        self.records.block_everybody()
+
+    def find_overdue(self, app: Flask) -> tuple[str, str] | None:
+        if not self.records.has_begun(by=clock.ago(app.permanent_session_lifetime)):
+            return None
+        return (
+            "'SESSION_REGISTRY_UNREGISTERED' is 'adopt', although every session from before the"
+            " installation has expired by now.",
+            "Take the setting out, unless you wait for those who are only remembered.",
+        )
+
+
+def _state_in(state: RequestState) -> AdoptionState:
+    if state.adoption is None:
+        state.adoption = AdoptionState()
+    return state.adoption
+
+
+# -- ids of adopted sessions -----------------------------------------------------------------------
+
+
+def _id_of_cookie(app: Flask) -> uuid.UUID:
+    """Return the id of the user session that goes on from this request's session cookie.
 
     The same each time: requests in parallel get one row, and a copy that comes later finds it.
     """
@@ -33,16 +260,16 @@ def id_of_cookie(app: Flask) -> uuid.UUID:
     # Not the signature: that can be written in several ways.
     cookie = store_keys.sent_session_id(app, request) or cookie.rpartition(".")[0] or cookie
     if not cookie:
-        # A session that this request has only just been given, by the app's own hand.
+        # A session that the app itself has filled in, in this request.
         return uuid.uuid4()
     return _id_of(f"adopted:{cookie}")
 
 
-def id_of_remember_cookie(app: Flask) -> uuid.UUID:
-    """The id of the user session that goes on from a "remember me" cookie that came alone.
+def _id_of_remember_cookie(app: Flask) -> uuid.UUID:
+    """Return the id of the user session that goes on from a "remember me" cookie that came alone.
 
-    That is the same on every device. So it is one for those whose user agents fall together, which
-    the same browser's always do, and never more than a few, however often the cookie comes.
+    The cookie is the same on every device. So user agents share a few ids: one browser always gets
+    the same, and there are never more than a few, however often the cookie comes.
     """
     cookie = request.cookies.get(remember_cookies.cookie_name(app), "")
     agent = hashlib.sha256(request.user_agent.string.encode("utf-8", "surrogatepass")).digest()
@@ -52,71 +279,3 @@ def id_of_remember_cookie(app: Flask) -> uuid.UUID:
 def _id_of(text: str) -> uuid.UUID:
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
     return uuid.UUID(bytes=digest[:16], version=4)
-
-
-def begin(
-    app: Flask, registry: Registry, state: RequestState, claimed: str, *, id: uuid.UUID
-) -> bool:
-    """Let the session of this request go on under this id; ``False``: it may not.
-
-    Its row follows: see :func:`settle` and :func:`finish`.
-
-    :param claimed: who Flask-Login is about to load.
-    """
-    user = flask_login.load_user(app, claimed)
-    if not isinstance(user, registry.credentials.user_model) or not user.is_active:
-        return False
-    if registry.users.is_transient(user):
-        user = registry.users.with_key_of(user)
-        if user is None:
-            return False
-    user_id = registry.user_id_of(user)
-    if registry.table.is_adoption_blocked(user_id):
-        return False
-    moment, session_id = clock.now(), store_keys.session_id(unwrap(session))
-    key = store_keys.store_key(app.session_interface, session_id)
-    fingerprint = registry.users.fingerprint_of(user_id)
-    state.current = Current(
-        id=id,
-        generation=0,
-        user=user,
-        session_id=session_id,
-        store_id=key,
-        is_touch_due=False,
-        held=[(0, fingerprint)],
-    )
-    is_remembered = remember_cookies.claimed_user(app) == flask_login.get_id(app, user)
-    values = {
-        "id": id,
-        "generation": 0,
-        "user_id": user_id,
-        "store_id": key,
-        "created_at": moment,
-        "authenticated_at": clock.EPOCH,
-        "remember_until": moment + remember_cookies.duration(app) if is_remembered else None,
-        "fingerprint": fingerprint,
-        **client_info(moment),
-    }
-    state.adoption = Adoption(user, values)
-    session[MARKER] = state.current.marker
-    return True
-
-
-def settle(registry: Registry, execute: Execute, user_ids: Sequence[t.Any]) -> None:
-    """Write the row of this request's session in a transaction that is about to end its user's.
-
-    So that there is one to end, or to spare. The transaction holds the user's row.
-    """
-    state = registry.known_state
-    adoption = state.adoption if state is not None else None
-    if adoption is not None and adoption.values["user_id"] in user_ids:
-        registry.table.adopt(execute, adoption.values)
-
-
-def finish(registry: Registry, adoption: Adoption) -> int | None:
-    """Write the row at the end of the request, unless that is done; in which generation it stands.
-
-    ``None``: the session does not go on, because something of its user was revoked meanwhile.
-    """
-    registry.users.release()
-    return registry.table.adopt_late(adoption.values)

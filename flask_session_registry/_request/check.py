@@ -16,7 +16,6 @@ from werkzeug.exceptions import ServiceUnavailable
 
 from .. import _clock as clock
 from .. import signals
-from .._adoption import adoption
 from .._app import Registry, checked_registry_on, unwrap
 from .._compat import flask_login
 from .._compat.flask import request_context, within_request
@@ -172,7 +171,7 @@ def current_before(registry: Registry, app: Flask) -> Current | None:
     if carried is not None:
         _check_session(app, registry, state, carried, None)
     elif claimed is not None:
-        _check_unregistered(app, registry, state, claimed)
+        registry.adoption.check_unregistered(app, state, claimed)
     elif remember_cookies.is_sent(app):
         _check_remembered(app, registry, state)
     return state.current
@@ -198,7 +197,8 @@ def make_anonymous(app: Flask, state: RequestState | None) -> None:
         state.discards_session = True
 
 
-_Verdict = tuple["str | None", "uuid.UUID | None"]
+#: Why a session is refused, ``None`` if it isn't; and its id, if it names one.
+Verdict = tuple["str | None", "uuid.UUID | None"]
 
 
 def _check_session(
@@ -207,76 +207,43 @@ def _check_session(
     state: RequestState,
     carried: object,
     claimed: str | None,
-) -> _Verdict:
+) -> Verdict:
     if carried is None:
-        return _check_unregistered(app, registry, state, t.cast(str, claimed))
+        return registry.adoption.check_unregistered(app, state, t.cast(str, claimed))
     if carried == OTHER:
-        is_others = claimed is None or _is_left_alone(app, registry, claimed)
+        is_others = claimed is None or is_left_alone(app, registry, claimed)
         return (None if is_others else "unregistered"), None
     marker = read_marker(carried)
     if marker is None:
         return "unknown", None
-    return _check_row(app, registry, state, marker, claimed), marker[0]
+    return check_row(app, registry, state, marker, claimed), marker[0]
 
 
-def _check_unregistered(
-    app: Flask, registry: Registry, state: RequestState, claimed: str
-) -> _Verdict:
-    """A session without a marker may go on, or has gone on already, if such are adopted."""
-    if not registry.settings.adopts:
-        return "unregistered", None
-    if _is_left_alone(app, registry, claimed):
-        session[MARKER] = OTHER
-        return None, None
-    id = adoption.id_of_cookie(app)
-    return _check_adopted(app, registry, state, claimed, id=id)
-
-
-def _is_left_alone(app: Flask, registry: Registry, claimed: str) -> bool:
+def is_left_alone(app: Flask, registry: Registry, claimed: str) -> bool:
     """Whether this is a user of a kind that the registry is not set up for."""
     user = flask_login.load_user(app, claimed)
     return user is not None and registry.leaves_alone(unwrap(user))
 
 
-def _check_adopted(
-    app: Flask,
-    registry: Registry,
-    state: RequestState,
-    claimed: str,
-    *,
-    id: uuid.UUID,
-    is_remembered: bool = False,
-) -> _Verdict:
-    """A session from before goes on, under this id, if it has not done so, and ended, before."""
-    if registry.table.exists(id):
-        reason = _check_row(app, registry, state, (id, 0), claimed, is_remembered=is_remembered)
-        if state.current is not None:
-            session[MARKER] = state.current.marker
-        return reason, id
-    is_adopted = adoption.begin(app, registry, state, claimed, id=id)
-    return None if is_adopted else "unregistered", None
-
-
-def _check_remembered(app: Flask, registry: Registry, state: RequestState) -> _Verdict:
+def _check_remembered(app: Flask, registry: Registry, state: RequestState) -> Verdict:
     claimed, binding_cookie = (
         remember_cookies.claimed_user(app),
         remember_cookies.binding_cookie(app),
     )
-    if binding_cookie is None and claimed is not None and _is_left_alone(app, registry, claimed):
+    if binding_cookie is None and claimed is not None and is_left_alone(app, registry, claimed):
         return None, None
-    if claimed is not None and registry.settings.adopts and remember_cookies.is_unbound(app):
-        # The same each time, or one account could fill the table.
-        id = adoption.id_of_remember_cookie(app)
-        state.lacks_binding_cookie = True
-        return _check_adopted(app, registry, state, claimed, id=id, is_remembered=True)
+    if claimed is not None:
+        verdict = registry.adoption.check_remembered(app, state, claimed)
+        if verdict is not None:
+            return verdict
     if binding_cookie is None or claimed is None:
         return "unknown", None
     marker = (binding_cookie.id, binding_cookie.generation)
-    reason = _check_row(app, registry, state, marker, claimed, is_remembered=True)
+    reason = check_row(app, registry, state, marker, claimed, is_remembered=True)
     return reason, binding_cookie.id
 
 
-def _check_row(
+def check_row(
     app: Flask,
     registry: Registry,
     state: RequestState,
@@ -373,8 +340,8 @@ def _tell_developer(app: Flask, registry: Registry) -> None:
             " In tests, let 'app.test_client_class' be 'SessionRegistryClient' of"
             " 'flask_session_registry.testing': it signs in whom you pass as 'user', and whom"
             " 'session_transaction()' writes into '_user_id'; Flask-Login's 'FlaskLoginClient' does"
-            " not. Sessions from before the registry go on if 'SESSION_REGISTRY_UNREGISTERED' is"
-            " 'adopt'."
+            " not.%s",
+            registry.adoption.advice,
         )
 
 

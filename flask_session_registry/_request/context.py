@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
 import time
 import typing as t
 import uuid
@@ -13,6 +12,9 @@ import sqlalchemy as sa
 from .._records.base import new_id
 from .._revocation.after_commit import Pending
 from .._revocation.fingerprint import CheckedCredential
+
+if t.TYPE_CHECKING:
+    from .._adoption.adoption import AdoptionState
 
 #: Where the marker stands in ``flask.session``.
 MARKER = "_user_session"
@@ -104,20 +106,6 @@ class Current:
 
 
 @dataclasses.dataclass(slots=True)
-class Adoption:
-    """A session from before the registry that goes on, and has no row yet."""
-
-    user: t.Any
-    #: What its row will say.
-    values: dict[str, t.Any] = dataclasses.field(repr=False)
-
-    @property
-    def remember_until(self) -> dt.datetime | None:
-        """Until when a "remember me" cookie can renew it; ``None``: it has none."""
-        return t.cast("dt.datetime | None", self.values["remember_until"])
-
-
-@dataclasses.dataclass(slots=True)
 class Login:
     """A login of this request, which has no row yet."""
 
@@ -147,7 +135,7 @@ class RequestState:
 
     current: Current | None = None
     login: Login | None = None
-    adoption: Adoption | None = None
+    adoption: AdoptionState | None = None
     #: The user session of a login that has been written down in this request.
     registered: uuid.UUID | None = None
     #: The key that the browser's cookie names, if there is no such entry.
@@ -162,8 +150,6 @@ class RequestState:
     is_unavailable: bool = False
     #: The session was emptied, and what the browser holds is not to be taken away.
     discards_session: bool = False
-    #: The "remember me" cookie came alone, and its browser is to get the second one.
-    lacks_binding_cookie: bool = False
     #: The "remember me" cookie was refused, and its browser is to forget it.
     clears_remember_cookie: bool = False
     #: The reason that a password change in this request gives; ``None``: see the setting.

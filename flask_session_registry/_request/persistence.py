@@ -20,7 +20,6 @@ from werkzeug.local import LocalProxy
 
 from .. import _clock as clock
 from .. import signals
-from .._adoption import adoption
 from .._app import Registry, get_registry, registry_on, unwrap
 from .._compat import flask_login
 from .._compat.flask import PERMANENT, is_before_request, response_to, within_request
@@ -41,7 +40,7 @@ from ..errors import UserError
 from . import check as session_check
 from . import credential_check, device_cookie, remember_cookies, store_keys
 from .client_info import client_info
-from .context import MARKER, OTHER, Adoption, Current, Login, RequestState
+from .context import MARKER, OTHER, Current, Login, RequestState
 from .sync import sync_current
 
 if t.TYPE_CHECKING:
@@ -314,7 +313,7 @@ def finish(response: Response, app: Flask, registry: Registry) -> Response:
     except SupersededError:
         state.login = None
         remember_cookies.drop_change(app, response)
-        _drop(app, state)
+        drop(app, state)
     if state.is_unavailable or _must_not_be_written(registry, state):
         store_keys.discard(app.session_interface, session)
     return response
@@ -368,9 +367,7 @@ def _roll_back_uncommitted(registry: Registry, state: RequestState) -> None:
 
 def _persist(app: Flask, registry: Registry, state: RequestState, response: Response) -> None:
     change = remember_cookies.find_change(app, response)
-    adopted, state.adoption = state.adoption, None
-    if adopted is not None:
-        _adopt(app, registry, state, adopted)
+    remember_until = registry.adoption.finish(app, state)
     browser = unwrap(session)
     carried = browser.get(MARKER) if flask_login.USER_ID in browser else None
     is_renewed = False
@@ -396,13 +393,8 @@ def _persist(app: Flask, registry: Registry, state: RequestState, response: Resp
         remember_cookies.bind(app, response, change, current)
     elif state.clears_remember_cookie:
         remember_cookies.clear(app, response)
-    elif current is not None and adopted is not None and adopted.remember_until is not None:
-        remember_cookies.reissue(app, response, current, until=adopted.remember_until)
-    elif current is not None and state.lacks_binding_cookie:
-        until = clock.now() + remember_cookies.duration(app)
-        remember_cookies.reissue(app, response, current, until=until)
-    elif current is not None and is_renewed:
-        remember_cookies.reissue(app, response, current)
+    elif current is not None and (is_renewed or remember_until is not None):
+        remember_cookies.reissue(app, response, current, until=remember_until)
     _schedule(registry, state, change)
 
 
@@ -527,19 +519,6 @@ def _find_never_resumed(registry: Registry, login: dict[str, t.Any]) -> list[Sto
     return found
 
 
-def _adopt(app: Flask, registry: Registry, state: RequestState, adopted: Adoption) -> None:
-    generation = adoption.finish(registry, adopted)
-    if state.current is not None and generation != state.current.generation:
-        # Its user has had a revocation since the check, or a request in parallel has rotated it.
-        if session.get(MARKER) == state.current.marker:
-            _drop(app, state)
-            return
-        # Somebody has signed in over it since.
-        state.current = None
-        if state.login is not None:
-            state.login.replaces = None
-
-
 def _is_new_device(app: Flask, registry: Registry, login: dict[str, t.Any]) -> bool:
     """Whether nothing says that this user has signed in with such a device before."""
     return not device_cookie.has_user(app, login["user_id"]) and not registry.records.was_seen(
@@ -594,7 +573,7 @@ def _continue_session(
             is_confirmed=current.is_confirmed,
         )
         if displaced is None:
-            return _drop(app, state)
+            return drop(app, state)
         for one in displaced:
             state.leave_behind(one, but=key)
         state.leave_behind(store_keys.store_key(interface, current.session_id), but=key)
@@ -605,7 +584,7 @@ def _continue_session(
         session[MARKER] = current.marker
         return rotates or current.credentials_updated
     if not _is_still_its_own(app, registry, state, current):
-        return _drop(app, state)
+        return drop(app, state)
     return current.credentials_updated
 
 
@@ -636,7 +615,7 @@ def _follow_user(app: Flask, registry: Registry, current: Current) -> None:
         session[flask_login.USER_ID] = flask_login.get_id(app, row[0])
 
 
-def _drop(app: Flask, state: RequestState) -> bool:
+def drop(app: Flask, state: RequestState) -> bool:
     """The session has ended, or gone on under another id, while this request was under way."""
     state.current = None
     state.discards_session = True

@@ -72,11 +72,6 @@ def is_ours(app: Flask) -> bool:
     return any(_decoded(value, key) is not None for key in keys)
 
 
-def is_unbound(app: Flask) -> bool:
-    """Return whether the browser has sent a "remember me" cookie without a binding cookie."""
-    return is_sent(app) and binding_cookie_name(app) not in request.cookies
-
-
 def names_another_user(app: Flask, user: str) -> bool:
     """Return whether the browser has sent a "remember me" cookie that names another user."""
     cookies, name = request.cookies, cookie_name(app)

@@ -12,7 +12,7 @@ import secrets
 import typing as t
 from collections.abc import Callable
 
-from flask import Flask, Request, Response, request
+from flask import Flask, Request, request
 from flask.sessions import SessionInterface, SessionMixin
 
 from .._compat import flask_session
@@ -23,7 +23,7 @@ from .context import MARKER, OTHER
 
 # The ids that Flask-Session issues. Anything else in a cookie is not a session id, and must not
 # reach a store as a key. Nor must a hash, which may come from a dump of hashed keys.
-_ISSUED = re.compile(r"(?![0-9a-fA-F]{64}$)[A-Za-z0-9_-]{1,180}")
+ISSUED = re.compile(r"(?![0-9a-fA-F]{64}$)[A-Za-z0-9_-]{1,180}")
 
 #: What Flask-Login and Flask keep in a session right after a login.
 _OF_THE_LOGIN = (*LOGIN_KEYS, PERMANENT)
@@ -49,7 +49,7 @@ def configure_store_keys(interface: SessionInterface, *, hashed: bool) -> None:
     prefix = flask_session.key_prefix(interface)
 
     def store_key_of(session_id: str) -> str:
-        if hashed or not _ISSUED.fullmatch(session_id):
+        if hashed or not ISSUED.fullmatch(session_id):
             raw = session_id.encode("utf-8", "surrogatepass")
             return prefix + hashlib.sha256(raw).hexdigest()
         return prefix + session_id
@@ -95,42 +95,6 @@ def defer_refreshes(
 def refresh(session: SessionMixin) -> None:
     """Prolong the session at the end of this request."""
     setattr(session, _REFRESHED, True)
-
-
-def migrate_unhashed_entries(
-    interface: SessionInterface, *, on_moved: Callable[[str], None]
-) -> None:
-    """Also find entries from before session ids were hashed, and move them to their hashed key.
-
-    :param on_moved: called with the previous key of an entry that has been saved under its new one.
-    """
-    if not flask_session.is_server_side(interface):
-        return
-    untyped: t.Any = interface
-    opened, saved = untyped.open_session, untyped.save_session
-    prefix = flask_session.key_prefix(interface)
-
-    def open_session(app: Flask, request: Request) -> t.Any:
-        found: t.Any = opened(app, request)
-        sent = sent_session_id(app, request)
-        # Never by a value that looks like a hash: it may come from a dump of the store.
-        if sent is None or sent == found.sid or not _ISSUED.fullmatch(sent):
-            return found
-        unhashed = flask_session.load_session(interface, prefix + sent, sent)
-        if unhashed is None:
-            return found
-        unhashed.modified = True
-        unhashed.moved_from = prefix + sent
-        return unhashed
-
-    def save_session(app: Flask, session: t.Any, response: Response) -> None:
-        saved(app, session, response)
-        before = getattr(session, "moved_from", None)
-        if before is not None and session.modified:
-            on_moved(before)
-
-    untyped.open_session = open_session
-    untyped.save_session = save_session
 
 
 def session_id(session: SessionMixin) -> str | None:

@@ -35,9 +35,8 @@ def revoke_many(
 ) -> Iterator[int]:
     """End the sessions that are meant, of these users or of everybody; how many, batch by batch."""
     records, session = registry.records, registry.db_session
-    if user_ids is None and filter.is_met_by_all() and registry.settings.adopts:
-        # Also of those who were not seen since the installation.
-        registry.table.block_everybody()
+    if user_ids is None and filter.is_met_by_all():
+        registry.adoption.before_revoking_everybody()
     for owners, where in records.select_for_revocation(user_ids, filter):
         revocation = revoke_users(
             registry, app, owners, reason=reason, session=session, where=where

@@ -6,14 +6,12 @@ import contextlib
 import functools
 import typing as t
 import uuid
-import weakref
 from collections.abc import Callable, Iterator
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from flask import Flask, current_app
 
-from .._adoption import adoption
 from .._app import Registry, find_registry, get_registry, unwrap
 from .._compat import flask_login
 from .._diagnosis import explaining_table
@@ -30,7 +28,6 @@ from .revoke import Revocation, app_context
 PASSWORD_CHANGED = "password_changed"
 
 _LISTENING = "_flask_session_registry_listening"
-_REGISTRIES = "_flask_session_registry_registries"
 _View = t.TypeVar("_View", bound=Callable[..., t.Any])
 
 
@@ -44,9 +41,7 @@ def listen(registry: Registry) -> None:
         setattr(model, _LISTENING, listening)
         sa.event.listen(model, "after_update", _on_update, propagate=True)
         sa.event.listen(model, "before_delete", _on_delete, propagate=True)
-        # Weakly: an app that is gone takes its registry with it.
-        setattr(model, _REGISTRIES, weakref.WeakSet())
-    vars(model)[_REGISTRIES].add(registry)
+    registry.adoption.listen()
     if credentials.names not in listening:
         listening.add(credentials.names)
         credentials.listen()
@@ -58,8 +53,6 @@ def _on_update(_: object, connection: sa.Connection, user: t.Any) -> None:
     registry = find_registry()
     if registry is not None and isinstance(user, registry.credentials.user_model):
         _WrittenUser(registry, connection, user).handle_update()
-    elif not is_rehash(user):
-        _block_adoption_without_app(connection, user)
 
 
 @explaining_table()
@@ -68,8 +61,6 @@ def _on_delete(_: object, connection: sa.Connection, user: t.Any) -> None:
     registry = find_registry()
     if registry is not None and isinstance(user, registry.credentials.user_model):
         _WrittenUser(registry, connection, user).handle_deletion()
-    else:
-        _block_adoption_without_app(connection, user, is_deleted=True)
 
 
 class _WrittenUser:
@@ -105,7 +96,7 @@ class _WrittenUser:
                 # Changed since the check, whatever the view may have loaded later.
                 self._refuse()
             current.stored.append(change.after)
-        adoption.settle(self._registry, self._connection.execute, [self._user_id])
+        self._registry.adoption.before_change(self._connection.execute, [self._user_id])
         if is_rehash(self._user) or change.is_same_password:
             self._sync_fingerprints(change)
         else:
@@ -134,9 +125,7 @@ class _WrittenUser:
         registry, current = self._registry, self._current
         reason = self._reason
         if reason is None:
-            if registry.settings.adopts:
-                # Or a session would be adopted with the new fingerprint.
-                registry.table.block_adoption(self._connection.execute, [self._user_id])
+            registry.adoption.after_unwatched_change(self._connection.execute, self._user_id)
             return
         survivor = None
         if current is not None:
@@ -229,32 +218,6 @@ def _id_of(app: Flask, user: t.Any, values: dict[str, t.Any]) -> str:
     instance = sa.inspect(user).manager.new_instance()
     sa.inspect(instance).dict.update(values)
     return flask_login.get_id(app, instance)
-
-
-def _block_adoption_without_app(
-    connection: sa.Connection, user: t.Any, *, is_deleted: bool = False
-) -> None:
-    """Block the adoption of a user's sessions, where the user changes outside of any app.
-
-    For example in a thread or a script with a database session of its own. Everything else that a
-    change does needs the app. The session check does without: it compares the password, and loads
-    the user.
-    """
-    changed: dict[tuple[str, ...], bool] = {}
-    for cls in type(user).__mro__:
-        for registry in [*vars(cls).get(_REGISTRIES, ())]:
-            if not registry.settings.adopts:
-                continue
-            credentials, user_ids = registry.credentials, [registry.user_id_of(user)]
-            if is_deleted:
-                registry.records.lock_users(connection.execute, user_ids)
-            elif credentials.names not in changed:
-                # Asked once: asking forgets what was before.
-                change = credentials.pop_change(connection, user)
-                changed[credentials.names] = change is not None or not user.is_active
-            if is_deleted or changed[credentials.names]:
-                dialect = connection.dialect.name
-                registry.table.block_adoption(connection.execute, user_ids, dialect=dialect)
 
 
 def watch_password(view: _View, reason: str) -> _View:

@@ -12,7 +12,6 @@ import sqlalchemy.orm as sa_orm
 from flask import Flask, current_app, has_app_context
 
 from .. import signals
-from .._adoption import adoption
 from .._app import Registry
 from .._diagnosis import explaining_table, report
 from .._log import log
@@ -46,7 +45,7 @@ class Revocation:
         self._registry = registry
         self._app = app
         self._result = RevocationResult(0, has_survivor=False, ended_by_commit=0)
-        self._blocks_adoption = False
+        self._has_blocked = False
 
     @property
     def count(self) -> int:
@@ -61,7 +60,7 @@ class Revocation:
     @property
     def has_written(self) -> bool:
         """Whether the transaction must not be committed by mistake: it ends something."""
-        return self.count > 0 or self._blocks_adoption
+        return self.count > 0 or self._has_blocked
 
     def execute(
         self, execute: Execute, *, already: Sequence[RevocationOrder] | None = None
@@ -75,10 +74,7 @@ class Revocation:
         state = registry.known_state
         if state is not None and state.current is not None:
             state.current.forget_row()
-        is_of_all = order.only_id is None and order.where is None
-        if registry.settings.adopts and (self.count or is_of_all):
-            registry.table.block_adoption(execute, order.user_ids)
-            self._blocks_adoption = True
+        self._has_blocked = registry.adoption.after_revocation(execute, order, self.count)
 
     def run_after_commit_of(self, session: sa_orm.Session) -> None:
         """Finish once the transaction of ``session`` has committed."""
@@ -185,7 +181,7 @@ def revoke_users(
     order = RevocationOrder(uuid.uuid4(), reason, user_ids, except_id=except_id, where=where)
     revocation = Revocation(registry, app, order)
     registry.records.lock_users(session.execute, user_ids)
-    adoption.settle(registry, session.execute, user_ids)
+    registry.adoption.before_change(session.execute, user_ids)
     revocation.execute(session.execute, already=_orders_of(session))
     if revocation.has_written:
         revocation.run_after_commit_of(session)
@@ -210,7 +206,7 @@ def revoke_one(
     if not owner or (user_id is not None and owner[0] != user_id):
         return None
     registry.records.lock_users(session.execute, owner)
-    adoption.settle(registry, session.execute, owner)
+    registry.adoption.before_change(session.execute, owner)
     revocation = Revocation(registry, app, RevocationOrder(uuid.uuid4(), reason, owner, only_id=id))
     revocation.execute(session.execute, already=_orders_of(session))
     if not revocation.count:

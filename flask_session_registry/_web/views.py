@@ -86,8 +86,8 @@ def _session_required(view: _View) -> _View:
         try:
             try:
                 checked = session_check.current(registry)
-                if registry.state.adoption is not None:
-                    # Its row is written at the end of this request.
+                if registry.adoption.is_pending:
+                    # Its row is written when this request ends.
                     return redirect(url_for(".index"), 303)
                 current: t.Any = checked and registry.records.get(checked.id)
                 if current is None or current.revoked_at is not None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import typing as t
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
@@ -514,7 +515,8 @@ def test_ending_takes_a_recent_password(app: Flask, firefox: Browser, chrome: Br
     chrome.sign_in()
     path = devices(chrome)["Firefox"]
     with app.app_context():
-        for row in sessions.active(User.with_email(ANN)):
+        rows: list[t.Any] = [*sessions.active(User.with_email(ANN))]
+        for row in rows:
             row.authenticated_at -= timedelta(hours=1)
         db.session.commit()
     page = chrome.post(path, on=PAGE)

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import sqlalchemy as sa
 from flask import Flask
 
-from ... import _clock as clock
 from ... import _diagnosis as diagnosis
 from ..._app import Registry
 from ..._records.sql.transactions import logs_statements
@@ -26,7 +25,9 @@ def examine(app: Flask, registry: Registry) -> Iterator[Finding]:
                 *_examine_foreign_keys(connection),
             ]
         if not any(finding.level == "error" for finding in findings):
-            findings += [*overdue.examine(app, registry), *_examine_adoption(app, registry)]
+            findings += overdue.examine(app, registry)
+            if (problem := registry.adoption.find_overdue(app)) is not None:
+                findings.append(warning(*problem))
     except Exception as failure:
         yield error_of(diagnosis.database_unreachable(failure))
     else:
@@ -134,14 +135,4 @@ def _examine_foreign_keys(connection: sa.Connection) -> Iterator[Finding]:
             "SQLite does not enforce foreign keys here: if a user is deleted by SQL, their sessions"
             " keep that user's key, and SQLite may give it to the next user.",
             "Run 'PRAGMA foreign_keys = ON' on each connection, or delete users through the ORM.",
-        )
-
-
-def _examine_adoption(app: Flask, registry: Registry) -> Iterator[Finding]:
-    since = clock.now() - app.permanent_session_lifetime
-    if registry.settings.adopts and registry.table.has_begun(by=since):
-        yield warning(
-            "'SESSION_REGISTRY_UNREGISTERED' is 'adopt', although every session from before the"
-            " installation has expired by now.",
-            'Remove the setting, unless you still wait for users with only a "remember me" cookie.',
         )

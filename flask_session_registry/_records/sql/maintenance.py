@@ -50,7 +50,7 @@ class SQLMaintenanceRecords(SessionTable, MaintenanceRecords):
     def _anywhere(self, session: sa_orm.Session) -> uuid.UUID:
         """Return a random id, as likely one that begins with the time as another.
 
-        The others are those of InnoDB, and of sessions that were adopted.
+        The others are those of InnoDB, and of sessions that did not begin with a login.
         """
         id, now = self.model.id, new_id()
         ids = sa.select(id).where(id > new_id(_FIRST_MOMENT)).order_by(id).limit(1)
