@@ -1,8 +1,7 @@
-"""Every setting: its name, its default, what it may be, what it means."""
+"""The settings: one declaration each, with its default, its check and its help."""
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
 import difflib
 import os
@@ -16,10 +15,10 @@ from .errors import ConfigurationError
 
 PREFIX = "SESSION_REGISTRY_"
 
-#: A name, say, and no address of a server.
-_PLAIN = re.compile(r"[\w .-]{0,40}")
+#: Text without a password in it: a name, not the address of a server.
+_HARMLESS = re.compile(r"[\w .-]{0,40}")
 
-#: Where the stored password is looked for when 'PASSWORD_ATTRIBUTE' is not set.
+#: The attributes that are searched for the stored password.
 PASSWORD_ATTRIBUTES = ("password_hash", "password", "hashed_password")
 
 
@@ -43,8 +42,7 @@ def _duration(value: object) -> dt.timedelta | None:
     raise ValueError(expected)
 
 
-def _age(value: object) -> dt.timedelta:
-    """A duration that may be zero."""
+def _duration_or_zero(value: object) -> dt.timedelta:
     if value == 0 and not isinstance(value, bool):
         return dt.timedelta(0)
     try:
@@ -113,230 +111,234 @@ def _path(value: object) -> str | None:
         path: str = os.fspath(value)  # type: ignore[call-overload]
     except TypeError:
         path = "://"
-    # An address to download it from has a licence key in it.
+    # The address to download such a file from contains a licence key.
     if "://" in path:
         raise ValueError("the path of a file, or None")
     return path
 
 
 def _texts(value: object) -> Mapping[str, Text]:
-    if isinstance(value, Mapping) and all(_fits(*item) for item in value.items()):
+    if isinstance(value, Mapping) and all(_can_replace(*item) for item in value.items()):
         return value
     raise ValueError(
-        "a dictionary of texts, or of pairs of them where there is a plural, with the same '%(…)s'"
-        f" in them as ours, by these names: {', '.join(TEXTS)}"
+        "a dictionary of texts, or of pairs of texts where there is a plural, with the same '%(…)s'"
+        f" as the default ones, under these names: {', '.join(TEXTS)}"
     )
 
 
-def _fits(name: t.Any, text: t.Any) -> bool:
-    """Whether this may stand for the text of that name."""
+def _can_replace(name: t.Any, text: t.Any) -> bool:
+    """Return whether the page can use this text instead of the default one of this name."""
     if name not in TEXTS or isinstance(text, tuple) != isinstance(TEXTS[name], tuple):
         return False
     if isinstance(text, tuple):
-        return len(text) == 2 and all(_fills(TEXTS[name], part) for part in text)
-    return _fills(TEXTS[name], text)
+        return len(text) == 2 and all(_takes_values_of(TEXTS[name], part) for part in text)
+    return _takes_values_of(TEXTS[name], text)
 
 
-def _fills(ours: Text, text: t.Any) -> bool:
-    """Whether the values that are put into ours can be put into this text."""
+def _takes_values_of(default: Text, text: t.Any) -> bool:
+    """Return whether the values for the default text fit into this one."""
     if not isinstance(text, str):
-        # One that is translated when it is needed.
+        # Possibly translated lazily.
         kind: t.Any = type(text)
         return kind is not bytes and kind.__str__ is not object.__str__
     try:
-        fill_in(text, dict.fromkeys(re.findall(r"%\((\w+)\)", str(ours)), 2))
+        fill_in(text, dict.fromkeys(re.findall(r"%\((\w+)\)", str(default)), 2))
     except (KeyError, TypeError, ValueError):
         return False
     return True
 
 
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """One setting: its name behind the prefix, its default, its check, its meaning."""
+_Value = t.TypeVar("_Value")
 
+
+class Setting(t.Generic[_Value]):
+    """The declaration of one setting; on :class:`Settings`, its checked value.
+
+    :param check: returns the value to use, or raises ``ValueError`` with what it must be.
+    :param help: what the setting decides, for the docs.
+    """
+
+    #: The name behind the prefix.
     name: str
-    default: object
-    check: Callable[[object], object]
-    meaning: str
 
+    def __init__(self, default: object, check: Callable[[object], _Value], help: str) -> None:
+        self.default = default
+        self.check = check
+        self.help = help
 
-SETTINGS = (
-    Setting(
-        "PASSWORD_ATTRIBUTE",
-        PASSWORD_ATTRIBUTES,
-        _attributes,
-        "what the fingerprint of a session's credential is made from; a tuple names several; "
-        "None: no fingerprint, and no watching",
-    ),
-    Setting(
-        "REVOKE_ON_PASSWORD_CHANGE",
-        True,
-        _boolean,
-        "whether every change of the password through an instance ends the user's other sessions",
-    ),
-    Setting(
-        "RECORDS",
-        "sql",
-        _home,
-        "where user sessions are kept: in a table of the users' database, in Redis, or in a 'Home' "
-        "of your own",
-    ),
-    Setting(
-        "REDIS",
-        None,
-        lambda value: value,
-        "the client of the Redis that user sessions are kept in; None: the session store's own",
-    ),
-    Setting(
-        "REDIS_PREFIX",
-        "session_registry:",
-        _prefix,
-        "what all keys of user sessions in Redis begin with; another one for each app",
-    ),
-    Setting(
-        "UNREGISTERED",
-        "reject",
-        _one_of("reject", "adopt"),
-        "what becomes of a session from before the installation: it is refused, or it goes on, "
-        "unless anything of its user was revoked since",
-    ),
-    Setting(
-        "HASH_SESSION_IDS",
-        True,
-        _boolean,
-        "whether the session store and the registry know a session id only by its SHA-256",
-    ),
-    Setting(
-        "TOUCH_INTERVAL",
-        dt.timedelta(minutes=5),
-        _duration,
-        "how often 'last_seen_at' is written at most; None: never",
-    ),
-    Setting(
-        "IDLE_TIMEOUT",
-        None,
-        _duration,
-        "how long after it was last seen a session ends, remembered or not; None: see the README",
-    ),
-    Setting(
-        "ABSOLUTE_TIMEOUT",
-        None,
-        _duration,
-        "how long after it began a session ends, whatever it does; None: it need not end",
-    ),
-    Setting(
-        "MAX_SESSIONS",
-        None,
-        _count,
-        "how many active sessions a user may have; None: as many as they like",
-    ),
-    Setting(
-        "MAX_SESSIONS_ACTION",
-        "revoke_oldest",
-        _one_of("revoke_oldest", "reject"),
-        "what happens to a login beyond that: the oldest session ends, or the login is refused",
-    ),
-    Setting(
-        "RETENTION",
-        dt.timedelta(days=30),
-        _age,
-        "how long the row of an ended session is kept; 0: it is deleted once its entry is",
-    ),
-    Setting(
-        "AUTO_PRUNE",
-        dt.timedelta(hours=1),
-        _duration,
-        "how often each process prunes a batch at the end of a request; None: never",
-    ),
-    Setting(
-        "REAUTH_AGE",
-        dt.timedelta(minutes=15),
-        _duration,
-        "how long after a user has given the password the page ends sessions without asking for it "
-        "again; None: as long as Flask-Login calls the login fresh",
-    ),
-    Setting(
-        "BASE_TEMPLATE",
-        "session_registry/base.html",
-        _template,
-        "the template that the page extends: your own, with the blocks 'title' and 'content'",
-    ),
-    Setting("TEXTS", {}, _texts, "what the page says in other words than ours"),
-    Setting(
-        "GEOIP_DATABASE",
-        None,
-        _path,
-        "the file of a GeoIP2 or GeoLite2 database, from which the page says where an address is",
-    ),
-)
+    def __set_name__(self, owner: type, attribute: str) -> None:
+        self.name = attribute.upper()
+
+    @t.overload
+    def __get__(self, settings: None, owner: type) -> Setting[_Value]: ...
+
+    @t.overload
+    def __get__(self, settings: Settings, owner: type) -> _Value: ...
+
+    def __get__(self, settings: Settings | None, owner: type) -> Setting[_Value] | _Value:
+        # Only on the class: an instance has the value in its own dictionary.
+        return self
+
+    def read(self, config: Mapping[str, t.Any]) -> _Value:
+        """Return the checked value.
+
+        :raises ConfigurationError: the value is invalid.
+        """
+        name = PREFIX + self.name
+        value = config.get(name, self.default)
+        try:
+            return self.check(value)
+        except ValueError as expected:
+            raise ConfigurationError(
+                f"The setting '{name}' is {_shown(value)}. It must be {expected}."
+            ) from None
 
 
 class Settings:
     """The checked settings of one app.
 
-    :raises ConfigurationError: a wrong value, or a name that does not exist.
+    :raises ConfigurationError: a value is invalid, or a name unknown.
     """
 
-    #: Which attributes hold the password; empty: no fingerprint.
-    password_attribute: tuple[str, ...]
-    #: Whether 'password_attribute' is the app's own choice, or the default to search.
+    password_attribute = Setting(
+        PASSWORD_ATTRIBUTES,
+        _attributes,
+        "The attribute of the user model that holds the password hash, or a tuple of attributes."
+        " The fingerprint of a session's credential is made from it. None: no fingerprint, and"
+        " password changes are not watched.",
+    )
+    revoke_on_password_change = Setting(
+        True,
+        _boolean,
+        "Whether every password change made through an instance ends the user's other sessions.",
+    )
+    records = Setting(
+        "sql",
+        _home,
+        "Where user sessions are kept: 'sql', in a table of the users' database; 'redis', in"
+        " Redis; or a 'Home' of your own.",
+    )
+    redis = Setting[t.Any](
+        None,
+        lambda value: value,
+        "The client of the Redis that user sessions are kept in. None: the session store's own.",
+    )
+    redis_prefix = Setting(
+        "session_registry:",
+        _prefix,
+        "The prefix of all keys of user sessions in Redis. Use a different one for each app.",
+    )
+    unregistered = Setting(
+        "reject",
+        _one_of("reject", "adopt"),
+        "What happens to a session from before the installation: 'reject' signs it out; 'adopt'"
+        " lets it go on, unless a session of its user was revoked since.",
+    )
+    hash_session_ids = Setting(
+        True,
+        _boolean,
+        "Whether the session store and the registry keep session ids only as SHA-256 hashes. If"
+        " disabled, anyone with a dump of the store can hijack its sessions.",
+    )
+    touch_interval = Setting(
+        dt.timedelta(minutes=5),
+        _duration,
+        "The minimum time between two updates of 'last_seen_at'. None: it is never updated.",
+    )
+    idle_timeout = Setting(
+        None,
+        _duration,
+        "How long after it was last seen a session ends, remembered or not. None: no idle timeout,"
+        " but see the README on expiry.",
+    )
+    absolute_timeout = Setting(
+        None,
+        _duration,
+        "How long after it began a session ends, used or not. None: no absolute timeout.",
+    )
+    max_sessions = Setting(
+        None, _count, "The maximum number of active sessions of one user. None: no limit."
+    )
+    max_sessions_action = Setting(
+        "revoke_oldest",
+        _one_of("revoke_oldest", "reject"),
+        "What a login beyond 'MAX_SESSIONS' does: 'revoke_oldest' ends the oldest session; 'reject'"
+        " refuses the login.",
+    )
+    retention = Setting(
+        dt.timedelta(days=30),
+        _duration_or_zero,
+        "How long the row of an ended session is kept. 0: until its store entry is deleted.",
+    )
+    auto_prune = Setting(
+        dt.timedelta(hours=1),
+        _duration,
+        "How often each process prunes a batch of sessions at the end of a request. None: never.",
+    )
+    reauth_age = Setting(
+        dt.timedelta(minutes=15),
+        _duration,
+        "How long after the password was given the page ends sessions without asking for it again."
+        " None: as long as Flask-Login considers the login fresh.",
+    )
+    base_template = Setting(
+        "session_registry/base.html",
+        _template,
+        "The template that the page extends. It needs the blocks 'title' and 'content'.",
+    )
+    texts = Setting({}, _texts, "Texts of the page that replace the default ones.")
+    geoip_database = Setting(
+        None,
+        _path,
+        "The path of a GeoIP2 or GeoLite2 database, from which the page shows the location of"
+        " addresses. None: no locations.",
+    )
+
+    #: Whether the app has set 'PASSWORD_ATTRIBUTE'; otherwise the default ones are searched.
     password_attribute_is_set: bool
-    revoke_on_password_change: bool
-    #: 'sql', 'redis', or a home.
-    records: t.Any
-    redis: t.Any
-    redis_prefix: str
-    unregistered: str
-    hash_session_ids: bool
-    touch_interval: dt.timedelta | None
-    idle_timeout: dt.timedelta | None
-    absolute_timeout: dt.timedelta | None
-    max_sessions: int | None
-    max_sessions_action: str
-    retention: dt.timedelta
-    auto_prune: dt.timedelta | None
-    reauth_age: dt.timedelta | None
-    base_template: str
-    texts: Mapping[str, Text]
-    geoip_database: str | None
 
     def __init__(self, config: Mapping[str, t.Any]) -> None:
-        known = {PREFIX + setting.name for setting in SETTINGS}
-        for name in sorted(key for key in config if key.startswith(PREFIX)):
-            if name not in known:
-                raise ConfigurationError(f"There is no setting '{name}'. {_proposal(name)}")
+        _check_names(config)
         for setting in SETTINGS:
-            name = PREFIX + setting.name
-            value = config.get(name, setting.default)
-            try:
-                setattr(self, setting.name.lower(), setting.check(value))
-            except ValueError as expected:
-                raise ConfigurationError(
-                    f"The setting '{name}' is {_shown(value)}. It must be {expected}."
-                ) from None
-        if self.idle_timeout is not None:
-            if self.touch_interval is None:
-                raise ConfigurationError(
-                    f"'{PREFIX}IDLE_TIMEOUT' needs to know when a session was last seen. Do not set"
-                    f" '{PREFIX}TOUCH_INTERVAL' to None."
-                )
-            # Or a session in use would look idle for as long as that is not written.
-            self.touch_interval = min(self.touch_interval, self.idle_timeout / 10)
+            setattr(self, setting.name.lower(), setting.read(config))
         self.password_attribute_is_set = PREFIX + "PASSWORD_ATTRIBUTE" in config
+        if self.idle_timeout is not None:
+            self._touch_often_for(self.idle_timeout)
+
+    def _touch_often_for(self, idle_timeout: dt.timedelta) -> None:
+        """Update 'last_seen_at' so often that a session in use doesn't look idle."""
+        if self.touch_interval is None:
+            raise ConfigurationError(
+                f"'{PREFIX}IDLE_TIMEOUT' is set, but '{PREFIX}TOUCH_INTERVAL' is None, so that"
+                f" nothing records when a session was last seen. Set '{PREFIX}TOUCH_INTERVAL' to a"
+                " duration."
+            )
+        self.touch_interval = min(self.touch_interval, idle_timeout / 10)
+
+
+SETTINGS: tuple[Setting[t.Any], ...] = tuple(
+    value for value in vars(Settings).values() if isinstance(value, Setting)
+)
+
+
+def _check_names(config: Mapping[str, t.Any]) -> None:
+    names = [setting.name for setting in SETTINGS]
+    for name in sorted(key for key in config if key.startswith(PREFIX)):
+        if name.removeprefix(PREFIX) in names:
+            continue
+        near = difflib.get_close_matches(name.removeprefix(PREFIX), names, n=1)
+        advice = (
+            f"Did you mean '{PREFIX}{near[0]}'?"
+            if near
+            else f"Known settings: {', '.join(PREFIX + known for known in names)}."
+        )
+        raise ConfigurationError(f"Unknown setting '{name}'. {advice}")
 
 
 def _shown(value: object) -> str:
-    """A wrong value, for an error: in full only what is too plain to have a password in it."""
+    """Return an invalid value as an error may show it: in full only if it can't be a secret."""
     if value is None or isinstance(value, (bool, int, float, dt.timedelta)):
         return repr(value)
     if isinstance(value, str):
-        return repr(value) if _PLAIN.fullmatch(value) else "text that is not shown here"
+        return repr(value) if _HARMLESS.fullmatch(value) else "text that is not shown here"
     return f"a '{type(value).__name__}'"
-
-
-def _proposal(name: str) -> str:
-    names = [setting.name for setting in SETTINGS]
-    near = difflib.get_close_matches(name.removeprefix(PREFIX), names, n=1)
-    if near:
-        return f"Did you mean '{PREFIX}{near[0]}'?"
-    return f"There are: {', '.join(PREFIX + known for known in names)}."

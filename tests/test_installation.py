@@ -272,7 +272,7 @@ def test_unknown_setting(app: Flask) -> None:
         SessionRegistry(app)
     del app.config["SESSION_REGISTRY_HASH_SESSION_ID"]
     app.config["SESSION_REGISTRY_XYZZY"] = True
-    with pytest.raises(ConfigurationError, match="There are: SESSION_REGISTRY_PASSWORD_ATTR"):
+    with pytest.raises(ConfigurationError, match="Known settings: SESSION_REGISTRY_PASSWORD_ATTR"):
         SessionRegistry(app)
 
 

@@ -59,7 +59,7 @@ def test_every_setting_is_explained() -> None:
     """The README names all existing settings, and no others."""
     named = set(re.findall(rf"``({PREFIX}[A-Z_]+)``", README))
     assert named == {PREFIX + setting.name for setting in SETTINGS}
-    assert all(setting.meaning for setting in SETTINGS)
+    assert all(setting.help for setting in SETTINGS)
 
 
 def test_every_claim_has_its_test() -> None:
