@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
+import tokenize
 import typing as t
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -23,8 +26,14 @@ from flask_login import (
 )
 from site_under_test import STORES, Browser, Site, is_signed_cookie, user_class
 
-from flask_session_registry import SessionRegistry, StaleRequestError, session_registered
-from flask_session_registry._adoption.adoption import Adoption
+import flask_session_registry
+from flask_session_registry import (
+    SessionRegistry,
+    StaleRequestError,
+    _adoption,
+    session_registered,
+)
+from flask_session_registry._adoption.hooks import NoAdoption
 from flask_session_registry._adoption.records import AdoptionRecords
 from flask_session_registry._revocation.rehash import rehash
 
@@ -1221,6 +1230,41 @@ def test_revoked_behind_an_old_snapshot(
         assert t.cast(t.Any, error.orig).sqlstate == "40001"
 
 
+# -- where it is called ------------------------------------------------------------------------
+
+PACKAGE = Path(flask_session_registry.__file__).parent
+
+#: A hook that is called, or else the whole line.
+CALL = re.compile(r"(?<=\.)adoption\.\w+")
+
+
+def mentions_in(path: Path) -> t.Iterator[str]:
+    """Yield what the code of a module says of adoption; comments don't count."""
+    with tokenize.open(path) as file:
+        for token in tokenize.generate_tokens(file.readline):
+            if token.type != tokenize.COMMENT and "adopt" in token.string.lower():
+                found = CALL.search(token.line)
+                yield found.group() if found else token.line.strip()
+
+
+@pytest.mark.once
+def test_every_call_is_listed() -> None:
+    """The package can be freed of adoption by deleting what the docstring of '_adoption' lists."""
+    found = {
+        (path.relative_to(PACKAGE).as_posix(), mention)
+        for path in PACKAGE.rglob("*.py")
+        if path.parent.name != "_adoption" and path.name != "_config.py"
+        for mention in mentions_in(path)
+    }
+    listed = re.findall(r"^- ``(.+?)``: ``(.+)``$", str(_adoption.__doc__), flags=re.MULTILINE)
+    assert found == set(listed)
+    assert len(found) == len(listed)
+    hooks = {name for name in vars(NoAdoption) if not name.startswith("_")}
+    assert hooks == {
+        call.removeprefix("adoption.") for _, call in listed if re.fullmatch(r"adoption\.\w+", call)
+    }
+
+
 # -- changes outside the app ---------------------------------------------------------------------
 
 
@@ -1269,9 +1313,10 @@ def test_change_outside_the_app(
     else:
         change_it()
     with site.context():
-        records = t.cast(Adoption, site.registry.adoption).records
-        assert records.is_adoption_blocked(1) == (what not in ("note", "rehash"))
-        assert not records.is_adoption_blocked(2)
+        assert site.registry.adoption.records.is_adoption_blocked(1) == (
+            what not in ("note", "rehash")
+        )
+        assert not site.registry.adoption.records.is_adoption_blocked(2)
     assert firefox.is_signed_in == (what in ("note", "rehash"))
     assert edge.is_signed_in
 
