@@ -1,4 +1,4 @@
-"""How do the sessions of very many users end? Batch after batch, each in a short transaction."""
+"""Ends the sessions of very many users: batch by batch, each in a short transaction."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .revoke import revoke_users
 
 @dataclasses.dataclass
 class Tally:
-    """What was done so far; true at every moment, whatever interrupts it."""
+    """What a bulk revocation has done so far: correct at any moment, even if interrupted."""
 
-    #: How many sessions have ended.
+    #: The number of sessions that have ended.
     ended: int = 0
-    #: How many of their store entries were deleted, and how many could not be.
+    #: The number of their store entries that were deleted, and that could not be.
     purged: int = 0
     unpurged: int = 0
 
@@ -33,7 +33,13 @@ def revoke_many(
     reason: str,
     tally: Tally,
 ) -> Iterator[int]:
-    """End the sessions that are meant, of these users or of everybody; how many, batch by batch."""
+    """End the matching sessions of these users, or of everybody, in the app's session.
+
+    Each batch is committed before the next one is read.
+
+    :param tally: updated after each commit, also if what follows the commit is interrupted.
+    :returns: yields the number of sessions that each batch has ended.
+    """
     records, session = registry.records, registry.db_session
     if user_ids is None and filter.is_met_by_all():
         registry.adoption.before_revoking_everybody()
@@ -44,7 +50,6 @@ def revoke_many(
         try:
             session.commit()
         finally:
-            # What follows the commit may be interrupted.
             tally.ended += revocation.ended
             tally.purged += revocation.purged
             tally.unpurged += revocation.unpurged

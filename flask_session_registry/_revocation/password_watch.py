@@ -32,7 +32,7 @@ _View = t.TypeVar("_View", bound=Callable[..., t.Any])
 
 
 def listen(registry: Registry) -> None:
-    """Watch every instance of the user model; once in a process, however many apps use it."""
+    """Watch every instance of the user model, once per process, however many apps use it."""
     credentials = registry.credentials
     model = credentials.user_model
     listening: set[tuple[str, ...]] | None = vars(model).get(_LISTENING)
