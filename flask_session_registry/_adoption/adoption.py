@@ -52,9 +52,9 @@ def adoption_for(registry: Registry) -> NoAdoption:
         return NoAdoption()
     if settings.records != "sql":
         raise ConfigurationError(
-            "'SESSION_REGISTRY_UNREGISTERED' is 'adopt', for which the user sessions must be kept"
-            " in SQL: only a transaction can say for certain whose must not be adopted any more."
-            " Remove 'SESSION_REGISTRY_RECORDS' while you roll out, or sign everybody out."
+            "'SESSION_REGISTRY_UNREGISTERED' is 'adopt', so the user sessions must be kept in SQL:"
+            " only a transaction can reliably block adoption. Remove 'SESSION_REGISTRY_RECORDS'"
+            " during the rollout, or remove 'SESSION_REGISTRY_UNREGISTERED' to sign everybody out."
         )
     return Adoption(registry)
 
@@ -238,7 +238,7 @@ class Adoption(NoAdoption):
         return (
             "'SESSION_REGISTRY_UNREGISTERED' is 'adopt', although every session from before the"
             " installation has expired by now.",
-            "Take the setting out, unless you wait for those who are only remembered.",
+            'Remove the setting, unless you wait for users who have only a "remember me" cookie.',
         )
 
 
