@@ -122,7 +122,7 @@ class UserSessionRecord(t.Protocol):
 
     @property
     def created_at(self) -> dt.datetime:
-        """When the session began: at the login, or when the registry adopted it."""
+        """When the session began: at the login, or when the registry first saw it."""
 
     @property
     def last_seen_at(self) -> dt.datetime:
@@ -130,11 +130,11 @@ class UserSessionRecord(t.Protocol):
 
     @property
     def rotated_at(self) -> dt.datetime | None:
-        """When the session id was last changed; ``None`` if not since the session was adopted."""
+        """When the session id was last changed; ``None`` if not since it began."""
 
     @property
     def authenticated_at(self) -> dt.datetime:
-        """When the user last gave a password; 1970-01-01 for an adopted session."""
+        """When the user last gave a password; 1970-01-01 if before the registry."""
 
     @property
     def remember_until(self) -> dt.datetime | None:

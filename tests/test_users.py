@@ -675,7 +675,7 @@ def test_session_model_that_insists_on_a_user(make_site: SiteFactory) -> None:
         __tablename__ = "visits"
         user_id: sa_orm.Mapped[int] = sa_orm.mapped_column(sa.ForeignKey("account.id"))
 
-    with pytest.raises(ConfigurationError, match="must not be null"):
+    with pytest.raises(ConfigurationError, match="needs a nullable"):
         SessionRegistry(site.app, session_model=Visit)
 
 

@@ -24,7 +24,7 @@ The rest of the package calls hooks of ``Registry.adoption``, which do nothing u
 - ``_revocation/password_watch.py``: ``adoption.after_unwatched_change``
 - ``_revocation/bulk.py``: ``adoption.before_revoking_everybody``
 - ``_web/views.py``: ``adoption.is_pending``
-- ``_ops/doctor.py``: ``adoption.find_overdue``
+- ``_ops/doctor/sql.py``: ``adoption.find_overdue``
 
 Nothing else uses ``schedule_purge`` in ``_request/persistence.py``.
 """
