@@ -117,6 +117,7 @@ def value_of(kind: t.Any, secret: str) -> t.Any:
 
     :raises TypeError: it isn't known how.
     """
+    # One branch for each kind of type: long, but a list.
     origin, arguments = t.get_origin(kind), t.get_args(kind)
     if kind in HARMLESS_TYPES:
         return HARMLESS_TYPES[kind]

@@ -13,6 +13,9 @@ from flask_session.base import ServerSideSessionInterface
 from itsdangerous import BadSignature
 from sqlalchemy.dialects import postgresql
 
+#: Whether a session will be written at the end of the request.
+WriteDecision = Callable[[Flask, SessionMixin], bool]
+
 #: Implementations of ``save_session`` that first ask whether the session should be written.
 _ASKING_FIRST = (SecureCookieSessionInterface.save_session, ServerSideSessionInterface.save_session)
 
@@ -136,6 +139,3 @@ def write_decision_of(interface: SessionInterface) -> tuple[str, WriteDecision]:
     """Return the method that decides whether a session is written: its name, and itself."""
     name = "should_set_storage" if is_server_side(interface) else "should_set_cookie"
     return name, getattr(interface, name)
-
-
-WriteDecision = Callable[[Flask, SessionMixin], bool]
