@@ -452,7 +452,7 @@ def test_invalid_geoip_database(
         path.write_bytes(content)
     elif content is not None:
         path = Path(database_of(tmp_path, content))
-    with pytest.raises(ConfigurationError, match="is no database of GeoIP2 that can be read"):
+    with pytest.raises(ConfigurationError, match="is not a readable GeoIP2 database"):
         make_site(SESSION_REGISTRY_GEOIP_DATABASE=str(path))
 
 
