@@ -162,7 +162,8 @@ class Rows:
         # Move the scan window off its start.
         self.records.next_scan_window(1)
         start = self.records._scanned_to
-        rows = sa.select(self.table.c.id).where(self.records.next_scan_window(BATCH)).limit(BATCH)
+        id, window = self.table.c.id, self.records.next_scan_window(BATCH)
+        rows = sa.select(id).where(window.covers(id)).limit(BATCH)
         with self.db.engine.connect() as connection:
             ids = list(connection.scalars(rows))[: BATCH // 10]
         self._execute(

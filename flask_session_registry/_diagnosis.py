@@ -124,7 +124,8 @@ def database_unreachable(error: BaseException) -> Diagnosis:
 def _read_sql(registry: Registry) -> None:
     records = registry.table
     with records.connection() as connection:
-        connection.execute(sa.select(records.table).where(sa.false()))
+        for table in records.tables:
+            connection.execute(sa.select(table).where(sa.false()))
 
 
 def _diagnose_sql(error: BaseException) -> Diagnosis:
@@ -174,33 +175,34 @@ def _name_of(error: BaseException) -> str:
 
 
 def _missing_table(error: sa.exc.DBAPIError) -> Diagnosis:
-    table = _table()
-    if table is not None and table.name in re.findall(r"\w+", _first_line(error)):
-        return table_missing(table.name)
+    names = re.findall(r"\w+", _first_line(error))
+    for table in _tables():
+        if table.name in names:
+            return table_missing(table.name)
     return Diagnosis(
         f"A table of the app is missing ({_name_of(error)}).", _remedy_for_missing_table()
     )
 
 
 def _missing_column(error: sa.exc.DBAPIError) -> Diagnosis:
-    table, names = _table(), re.findall(r"\w+", _first_line(error))
-    registry = find_registry()
-    if table is not None and registry is not None:
-        others = {t.cast(sa.Table, each).name for each in registry.users.tables}
-        missing = [name for name in names if name in table.columns]
-        if missing and others.isdisjoint(names):
-            return table_differs(table.name, f"it lacks the column '{missing[-1]}'")
+    registry, names = find_registry(), re.findall(r"\w+", _first_line(error))
+    if registry is not None and {table.name for table in registry.users.tables}.isdisjoint(names):
+        # The one that the error names, if it names any.
+        for table in sorted(_tables(), key=lambda table: table.name not in names):
+            missing = [name for name in names if name in table.columns]
+            if missing:
+                return table_differs(table.name, f"it lacks the column '{missing[-1]}'")
     return Diagnosis(
         f"A table of the app lacks a column ({_name_of(error)}).", _remedy_for_different_table()
     )
 
 
-def _table() -> sa.Table | None:
-    """Return the table of the current app's user sessions; ``None`` without one, or an app."""
+def _tables() -> tuple[sa.Table, ...]:
+    """Return the tables of the current app's user sessions; none without them, or an app."""
     registry = find_registry()
     if registry is None or registry.session_model is None:
-        return None
-    return t.cast(sa.Table, registry.session_model.__table__)
+        return ()
+    return registry.table.tables
 
 
 def _remedy_for_missing_table() -> str:

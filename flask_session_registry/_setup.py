@@ -241,7 +241,6 @@ class Setup:
                 f"'{session_model.__name__}' has no 'user_id'. Declare it, with its foreign key to"
                 f" '{user_model.__name__}'."
             )
-        registry.adoption.check_model(session_model)
         return session_model
 
     def _broadest(self, user_model: type[t.Any]) -> type[t.Any]:

@@ -14,7 +14,6 @@ from ._app import get_registry
 from ._records.base import as_id
 from .errors import ConfigurationError
 from .extension import SessionRegistry
-from .models import is_session
 
 try:
     from flask_admin.actions import action
@@ -126,12 +125,6 @@ class UserSessionView(ModelView):  # type: ignore[misc]
         if current_user.is_authenticated:
             abort(403)
         return current_app.login_manager.unauthorized()  # type: ignore[attr-defined]
-
-    def get_query(self) -> t.Any:
-        return super().get_query().filter(is_session(self.model))
-
-    def get_count_query(self) -> t.Any:
-        return super().get_count_query().filter(is_session(self.model))
 
     def get_one(self, id: t.Any) -> t.Any:
         """Return the user session; ``None`` if there is none, or the id is not a UUID."""

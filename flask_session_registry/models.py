@@ -1,4 +1,4 @@
-"""The table of user sessions: one row for each signed-in browser."""
+"""The tables of the registry, as mapped classes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ from sqlalchemy.dialects import mysql, postgresql
 
 from . import _clock as clock
 from ._compat.databases import Database
-from ._records.base import STALE_KEY
 from ._user_model import key_of
 from .errors import ConfigurationError
 
 #: The key under which the users' metadata keeps the class that was defined in it. A table can be
 #: defined only once, however many apps are created.
 _DEFINED = "flask_session_registry"
+
+#: A store key that a session has left for good, until its entry is deleted.
+STALE_KEY = "stale_key"
+
+#: A store key that a session has left, and its browser may come back to.
+LINKED_KEY = "linked_key"
+
+#: A user whose sessions from before the installation must not be adopted, or everybody.
+ADOPTION_BLOCK = "adoption_block"
 
 # Plain types with variants, because a migration can't import a type of ours. By default, MariaDB
 # drops the microseconds of a DATETIME.
@@ -52,10 +60,6 @@ class UserSessionMixin:
     #: Key of the entry in the session store (a hash, see ``HASH_SESSION_IDS``); ``None`` for
     #: signed cookies.
     store_id: sa_orm.Mapped[t.Optional[str]] = sa_orm.mapped_column(sa.String(255), index=True)
-    #: The key before the last rotation. It identifies a late request with the old cookie.
-    previous_store_id: sa_orm.Mapped[t.Optional[str]] = sa_orm.mapped_column(
-        sa.String(255), index=True
-    )
     #: IP address when last seen; ``None`` if the server gave no valid one.
     ip_address: sa_orm.Mapped[t.Optional[str]] = sa_orm.mapped_column(sa.String(45))
     #: User agent when last seen: at most 512 characters, without control characters. Untrusted
@@ -74,9 +78,7 @@ class UserSessionMixin:
     #: When the session ended; ``None`` if it hasn't.
     revoked_at: sa_orm.Mapped[t.Optional[dt.datetime]] = sa_orm.mapped_column(_MOMENT)
     #: Why it ended: ``"password_changed"``, ``"logged_out"``, ``"replaced"``, or the reason given
-    #: to :meth:`SessionRegistry.revoke`. Two kinds of rows without a user aren't sessions:
-    #: ``"rotated"`` keeps the key of an entry to delete, ``"barred"`` a user who must not be
-    #: adopted.
+    #: to :meth:`SessionRegistry.revoke`.
     revoked_reason: sa_orm.Mapped[t.Optional[str]] = sa_orm.mapped_column(sa.String(64))
     #: The revocation that ended it: the same value for all sessions that it ended.
     revocation: sa_orm.Mapped[t.Optional[uuid.UUID]] = sa_orm.mapped_column(sa.Uuid)
@@ -85,6 +87,9 @@ class UserSessionMixin:
 
     if t.TYPE_CHECKING:
         user_id: t.Any
+        #: The mapped class of its tombstones. Not in the table's ``info``, which Alembic would
+        #: write into migrations.
+        __tombstones__: type[TombstoneMixin]
 
     def __repr__(self) -> str:
         # It comes before that of the app's own base, which might show all columns. It doesn't load
@@ -181,11 +186,25 @@ class UserSessionRecord(t.Protocol):
         """When the entry of the ended session was deleted from the session store."""
 
 
-def is_session(model: type[t.Any]) -> sa.ColumnElement[bool]:
-    """Return the condition that a row is a session, ended or not, also of a deleted user."""
-    owner, reason = model.user_id, model.revoked_reason
-    is_bar = sa.and_(owner.is_(None), reason.is_not_distinct_from("barred"))
-    return sa.and_(reason.is_distinct_from(STALE_KEY), sa.not_(is_bar))
+class TombstoneMixin:
+    """The columns of a tombstone, in a table beside that of the user sessions.
+
+    It refers to no other table: it outlives the session that it is about.
+    """
+
+    id: sa_orm.Mapped[uuid.UUID] = sa_orm.mapped_column(sa.Uuid, primary_key=True)
+    #: One of :data:`STALE_KEY`, :data:`LINKED_KEY` and :data:`ADOPTION_BLOCK`.
+    kind: sa_orm.Mapped[str] = sa_orm.mapped_column(sa.String(16), nullable=False)
+    #: The user session that has left a key behind.
+    user_session_id: sa_orm.Mapped[t.Optional[uuid.UUID]] = sa_orm.mapped_column(
+        sa.Uuid, index=True
+    )
+    #: The key.
+    store_id: sa_orm.Mapped[t.Optional[str]] = sa_orm.mapped_column(sa.String(255), index=True)
+    created_at: sa_orm.Mapped[dt.datetime] = sa_orm.mapped_column(_MOMENT, nullable=False)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {vars(self).get('id')}>"
 
 
 def _make_times_aware(row: UserSessionMixin, *_: object) -> None:
@@ -195,20 +214,44 @@ def _make_times_aware(row: UserSessionMixin, *_: object) -> None:
             values[name] = clock.as_utc(value)
 
 
-def _register_table(mapper: sa_orm.Mapper[t.Any], _: type) -> None:
+def _complete_table(mapper: sa_orm.Mapper[t.Any], cls: type[UserSessionMixin]) -> None:
+    """Define the table of the tombstones beside one of user sessions."""
+    if mapper.inherits is not None:
+        return
     # Only when a table is defined: importing Alembic takes a fifth of a second.
     from ._migrations import drop_with_its_indexes
 
-    drop_with_its_indexes(t.cast(sa.Table, mapper.local_table))
+    table = t.cast(sa.Table, mapper.local_table)
+    cls.__tombstones__ = _define_tombstones(mapper, cls, table)
+    drop_with_its_indexes(table)
+    drop_with_its_indexes(t.cast(sa.Table, sa.inspect(cls.__tombstones__).local_table))
 
 
-sa.event.listen(UserSessionMixin, "after_mapper_constructed", _register_table, propagate=True)
+def _define_tombstones(
+    mapper: sa_orm.Mapper[t.Any], cls: type, table: sa.Table
+) -> type[TombstoneMixin]:
+    name = f"{table.name.removesuffix('s')}_tombstones"
+    if (name if table.schema is None else f"{table.schema}.{name}") in table.metadata.tables:
+        raise ConfigurationError(
+            f"There is a table '{name}' already, which the registry needs beside"
+            f" '{table.name}'. Rename yours."
+        )
+    members = {
+        "__module__": cls.__module__,
+        "__tablename__": name,
+        "__table_args__": {"schema": table.schema},
+        "metadata": table.metadata,
+    }
+    return mapper.registry.mapped(type(f"{cls.__name__}Tombstone", (TombstoneMixin,), members))
+
+
+sa.event.listen(UserSessionMixin, "after_mapper_constructed", _complete_table, propagate=True)
 sa.event.listen(UserSessionMixin, "load", _make_times_aware, propagate=True)
 sa.event.listen(UserSessionMixin, "refresh", _make_times_aware, propagate=True)
 
 
 def define_user_session(database: Database, user_model: type[t.Any]) -> type[t.Any]:
-    """Define the table ``user_sessions`` in the schema and the bind of the users' table.
+    """Define the tables ``user_sessions`` and ``user_session_tombstones`` beside the users' table.
 
     Called again for the same user model, return the same class.
 

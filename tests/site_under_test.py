@@ -173,7 +173,7 @@ class Site:
             yield
 
     def rows(self, **by: t.Any) -> list[t.Any]:
-        """Return all rows of users' sessions, oldest first; no stale keys or adoption blocks."""
+        """Return all user sessions, oldest first."""
         with self.context():
             records = self.registry.records
             if isinstance(records, RedisRecords):
@@ -183,12 +183,8 @@ class Site:
                     key=lambda one: one.created_at,
                 )
             model = self.sessions.UserSession
-            is_nobodys = model.user_id.is_(None) & model.revoked_reason.in_(("rotated", "barred"))
             found = self.db.session.scalars(
-                sa.select(model)
-                .filter_by(**by)
-                .where(is_nobodys.is_not(True))
-                .order_by(model.created_at)
+                sa.select(model).filter_by(**by).order_by(model.created_at)
             ).all()
             self.db.session.expunge_all()
             return list(found)
@@ -198,7 +194,7 @@ class Site:
     ) -> None:
         """Change columns of user sessions behind the registry's back.
 
-        :param ended: change only rows that have ended, including stale keys and adoption blocks.
+        :param ended: change only rows that have ended, and all tombstones.
         """
         with self.context():
             records = self.registry.records
@@ -217,11 +213,31 @@ class Site:
                     records.home.update([one.id], values | {"due_at": due_at}, where={})
                 return
             model = self.sessions.UserSession
+            left_at = values.get("revoked_at" if ended else "rotated_at")
+            if left_at is not None:
+                self.db.session.execute(sa.update(self.tombstone).values(created_at=left_at))
             statement = sa.update(model).filter_by(**(by or {})).values(**values)
             if ended:
                 statement = statement.where(model.revoked_at.is_not(None))
             self.db.session.execute(statement)
             self.db.session.commit()
+
+    def stale_keys(self) -> list[str]:
+        """Return the store keys that are kept although their sessions have left them behind."""
+        with self.context():
+            records = self.registry.records
+            if isinstance(records, RedisRecords):
+                kept = [one for batch in records.home.all() for one in batch]
+                left = [one.store_id for one in kept if one.revoked_reason == "rotated"]
+                left += [one.previous_store_id for one in kept]
+                return [key for key in left if key is not None]
+            statement = sa.select(self.tombstone.store_id)
+            return [key for key in self.db.session.scalars(statement) if key is not None]
+
+    @property
+    def tombstone(self) -> t.Any:
+        """The mapped class of what is kept beside the user sessions."""
+        return self.sessions.UserSession.__tombstones__
 
     def add_rows(self, rows: list[dict[str, t.Any]]) -> None:
         """Add user sessions, as the same number of logins would."""
@@ -250,6 +266,7 @@ class Site:
                     records.home.remove(ids)
                 return
             self.db.session.execute(sa.delete(self.sessions.UserSession))
+            self.db.session.execute(sa.delete(self.tombstone))
             self.db.session.commit()
 
     @property

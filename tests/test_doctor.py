@@ -310,19 +310,29 @@ def test_database_is_unreachable(make_healthy: SiteFactory) -> None:
     the_only(site, "error", "The database can't be queried (OperationalError)")
 
 
-def test_table_is_missing(make_healthy: SiteFactory, database: str) -> None:
+@pytest.mark.parametrize("table", ["user_sessions", "user_session_tombstones"])
+def test_table_is_missing(make_healthy: SiteFactory, database: str, table: str) -> None:
     site = make_healthy("files", database)
-    sql(site, "DROP TABLE user_sessions")
-    the_only(site, "error", "The table 'user_sessions' is missing", "flask db upgrade")
+    sql(site, f"DROP TABLE {table}")
+    the_only(site, "error", f"The table '{table}' is missing", "flask db upgrade")
 
 
-@pytest.mark.parametrize("column", ["user_id", "store_id", "previous_store_id"])
-def test_index_is_missing(make_healthy: SiteFactory, database: str, column: str) -> None:
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        ("user_sessions", "user_id"),
+        ("user_sessions", "store_id"),
+        ("user_session_tombstones", "store_id"),
+    ],
+)
+def test_index_is_missing(
+    make_healthy: SiteFactory, database: str, table: str, column: str
+) -> None:
     if (database, column) == ("mariadb", "user_id"):
         pytest.skip("MariaDB keeps the index that a foreign key needs")
     site = make_healthy("files", database)
-    on = " ON user_sessions" if database == "mariadb" else ""
-    sql(site, f"DROP INDEX ix_user_sessions_{column}{on}")
+    on = f" ON {table}" if database == "mariadb" else ""
+    sql(site, f"DROP INDEX ix_{table}_{column}{on}")
     the_only(site, "error", f"it lacks an index on '{column}'", "flask db upgrade")
 
 

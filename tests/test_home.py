@@ -129,7 +129,7 @@ def test_update(house: Home) -> None:
     where = STANDS | {"generation": 1}
     changed = house.update([one.id, other.id, ended.id, uuid.uuid4()], values, where=where)
     expected = dataclasses.replace(one, **values)
-    assert changed == [StoreEntry(one.id, 17, "key", None)]
+    assert changed == [StoreEntry(one.id, 17, "key")]
     assert house.get([one.id, other.id, ended.id]) == {
         one.id: expected,
         other.id: other,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing as t
 
 import pymysql
@@ -166,6 +167,80 @@ def test_statements_of_a_password_change(counted: Site, sessions: int) -> None:
         ["UPDATE", "user_sessions"],
     ]
     assert [browser.is_signed_in for browser in browsers] == [True] + [False] * (sessions - 1)
+
+
+@pytest.mark.table
+def test_statements_of_rotations(make_site: SiteFactory, database: str) -> None:
+    """A rotation keeps the key it leaves by one INSERT; each costs the same, and none a request."""
+    site = make_site("files", database)
+    site.app.post("/rotate")(lambda: (site.sessions.rotate() and "rotated") or "")
+    firefox = site.browser()
+    firefox.login()
+    late = firefox.copy()
+    rotation = ["SELECT account", "SELECT user_sessions", "UPDATE user_sessions"]
+    for _ in range(3):
+        assert statements_of(site, firefox.post, "/rotate") == [*rotation, KEEPS_KEY]
+        assert statements_of(site, firefox.get, "/me") == ["SELECT account"]
+    assert len(statements_of(site, late.get, "/me")) == 1
+    assert late.rejected == "rotated"
+
+
+@pytest.mark.table
+def test_statements_after_a_rotation(make_site: SiteFactory, database: str) -> None:
+    """A login over a rotated session, and its logout, cost what they cost before."""
+    site = make_site("files", database)
+    site.app.post("/rotate")(lambda: (site.sessions.rotate() and "rotated") or "")
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    for browser in (firefox, chrome):
+        browser.login()
+    chrome.post("/rotate")
+    logins = [statements_of(site, one.login) for one in (firefox, chrome)]
+    assert logins[0] == logins[1]
+    chrome.post("/rotate")
+    logouts = [statements_of(site, one.post, "/logout") for one in (firefox, chrome)]
+    assert logouts[0] == logouts[1]
+    assert not any("tombstones" in text for text in logins[0] + logouts[0])
+
+
+@pytest.mark.table
+def test_statements_of_a_password_change_with_an_entry(
+    make_site: SiteFactory, database: str
+) -> None:
+    """The key of the entry costs one INSERT; with a signed cookie there is no entry."""
+    site = make_site("files", database)
+    firefox = site.browser()
+    firefox.login()
+    changes = [
+        statements_of(site, firefox.post, "/password", password=password)
+        for password in ("one", "two", "three")
+    ]
+    flush = ["UPDATE account", "UPDATE user_sessions", KEEPS_KEY, "UPDATE user_sessions"]
+    assert [change[1:5] for change in changes] == [flush] * 3
+    # The new entry's key replaces none: the change has taken the old one out.
+    assert [change[-2:] for change in changes] == [
+        ["SELECT user_sessions", "UPDATE user_sessions"]
+    ] * 3
+
+
+KEEPS_KEY = "INSERT user_session_tombstones"
+
+
+def statements_of(
+    site: Site, do: t.Callable[..., object], *arguments: t.Any, **options: t.Any
+) -> list[str]:
+    """Return the statements that this runs: each verb, with the first table that it names."""
+    with site.count_statements() as statements:
+        do(*arguments, **options)
+    found = []
+    for text in statements.texts:
+        words = re.findall(r"\w+", text)
+        # How long a transaction waits on PostgreSQL, and the lock of SQLite.
+        if words[0] != "SET" and not text.endswith("WHERE 0 = 1"):
+            found.append(f"{words[0]} {next(word for word in words if word in TABLES)}")
+    return found
+
+
+TABLES = ("account", "user_sessions", "user_session_tombstones")
 
 
 @pytest.mark.table

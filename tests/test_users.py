@@ -265,8 +265,10 @@ def check_site(site: Site) -> None:
     with site.context():
         key = sa.inspect(site.user("ann")).identity[0]
         assert {row.user_id for row in site.sessions.active(site.user("ann"))} == {key}
+    late = chrome.copy("session")
     chrome.post("/password", password="new")
     assert chrome.is_signed_in
+    assert late.rejected == "rotated"
     chrome.lose("session")
     assert chrome.is_signed_in
     firefox_lost = firefox.copy("remember_token", "remember_token_session")
@@ -276,6 +278,10 @@ def check_site(site: Site) -> None:
         assert site.sessions.revoke_all(site.user("ann")) == 1
         site.db.session.commit()
     assert not chrome.is_signed_in
+    site.change(ended=True, revoked_at=days_ago(1))
+    with site.context():
+        site.sessions.prune()
+    assert site.stale_keys() == []
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -526,6 +532,7 @@ def test_schema(make_site: SiteFactory, databases: t.Any) -> None:
     assert site.sessions is not None
     with site.context():
         assert site.sessions.UserSession.__table__.schema == "people"
+        assert site.tombstone.__table__.schema == "people"
     check_site(site)
     with site.context():
         site.db.session.remove()
@@ -551,6 +558,7 @@ def test_bind(make_site: SiteFactory, databases: t.Any, tmp_path: t.Any, kind: s
     site = make_site(model=model, SQLALCHEMY_BINDS={"people": people})
     with site.context():
         assert site.sessions.UserSession.__table__.metadata is site.db.metadatas["people"]
+        assert site.tombstone.__table__.metadata is site.db.metadatas["people"]
     check_site(site)
     with site.context():
         site.db.session.remove()
@@ -572,7 +580,7 @@ def test_imported_after_init_app(make_site: SiteFactory, given: bool) -> None:
     site.sessions.init_app(site.app)
     assert not db.metadata.tables
     site.User = make_class(db, id=sa_orm.mapped_column(sa.Integer, primary_key=True))
-    assert set(db.metadata.tables) == {"account", "user_sessions"}
+    assert set(db.metadata.tables) == {"account", "user_sessions", "user_session_tombstones"}
     if given:
         db.init_app(site.app)
         site.db = db
@@ -668,15 +676,25 @@ def test_custom_session_model(make_site: SiteFactory) -> None:
 
 @pytest.mark.table
 def test_session_model_that_insists_on_a_user(make_site: SiteFactory) -> None:
-    """It can't store adoption blocks, so it stops the app if adoption is wanted."""
+    """Adoption works with it: blocks aren't user sessions, and need no user."""
     site = make_site(init=False, SESSION_REGISTRY_UNREGISTERED="adopt")
 
     class Visit(UserSessionMixin, site.db.Model):  # type: ignore[name-defined]
         __tablename__ = "visits"
         user_id: sa_orm.Mapped[int] = sa_orm.mapped_column(sa.ForeignKey("account.id"))
 
-    with pytest.raises(ConfigurationError, match="needs a nullable"):
-        SessionRegistry(site.app, session_model=Visit)
+    site.sessions = SessionRegistry(site.app, session_model=Visit)
+    with site.context():
+        site.db.create_all()
+        site.db.session.add(site.User(name="ann", password_hash="x"))
+        site.db.session.commit()
+    site.browser().login()
+    with site.context():
+        assert site.sessions.revoke_all(site.user("ann")) == 1
+        site.db.session.commit()
+        assert site.registry.adoption.records.is_adoption_blocked(1)
+        assert not site.registry.adoption.records.is_adoption_blocked(2)
+    assert len(site.rows()) == 1
 
 
 @pytest.mark.table

@@ -9,7 +9,6 @@ The rest of the package calls hooks of ``Registry.adoption``, which do nothing u
 - ``_app.py``: ``adoption.keeps_ended_rows``
 - ``_setup.py``: ``from ._adoption.adoption import adoption_for``
 - ``_setup.py``: ``registry.adoption = adoption_for(registry)``
-- ``_setup.py``: ``adoption.check_model``
 - ``extension.py``: ``adoption.prepare``
 - ``_request/context.py``: ``from .._adoption.adoption import AdoptionState``
 - ``_request/context.py``: ``adoption: AdoptionState | None = None``

@@ -10,7 +10,6 @@ import typing as t
 import uuid
 from collections.abc import Sequence
 
-import sqlalchemy as sa
 from flask import Flask, request, session
 
 from .. import _clock as clock
@@ -84,12 +83,6 @@ class Adoption(NoAdoption):
             migrate_unhashed_entries(
                 app.session_interface,
                 on_moved=functools.partial(persistence.schedule_purge, registry=self.registry),
-            )
-
-    def check_model(self, session_model: type[t.Any]) -> None:
-        if not sa.inspect(session_model).columns.user_id.nullable:
-            raise ConfigurationError(
-                f"'adopt' needs a nullable '{session_model.__name__}.user_id'. Remove NOT NULL."
             )
 
     def listen(self) -> None:

@@ -34,9 +34,6 @@ class NoAdoption:
     def prepare(self, app: Flask) -> None:
         """Prepare an app whose session interface the registry has just taken over."""
 
-    def check_model(self, session_model: type[t.Any]) -> None:
-        """Raise ``ConfigurationError`` if the rows of this class can't be used."""
-
     def listen(self) -> None:
         """Listen to the user model, which is known by now."""
 

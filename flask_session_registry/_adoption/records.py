@@ -13,26 +13,27 @@ import sqlalchemy as sa
 from .. import _clock as clock
 from .._records.base import Execute
 from .._records.sql import innodb
-from .._records.sql.stale_keys import StaleKeys
-from .._records.sql.table import hiding_parameters
+from .._records.sql.table import SessionTable, hiding_parameters, insertion_into
+from ..models import ADOPTION_BLOCK
 
-#: The row that blocks the adoption of everybody's sessions. The id of the row that blocks one user
-#: is derived from this one and the user's key. Such rows have ended, and have no user.
+#: The tombstone that blocks the adoption of everybody's sessions. The id of the one that blocks a
+#: user is derived from this one and the user's key.
 _BLOCK_OF_ALL = uuid.UUID("4c1f3b52-93f5-4d2e-8a53-7b7a1d1a6f0e")
 
 
-class AdoptionRecords(StaleKeys):
+class AdoptionRecords(SessionTable):
     """What ``"adopt"`` asks the table."""
 
     def exists(self, id: uuid.UUID) -> bool:
         """Return whether there is, or was, a session with this id."""
         with self.database.session.no_autoflush:
-            return self._has(self.database.session.execute, [id])
+            return self._has(self.database.session.execute, self.model, [id])
 
     def is_adoption_blocked(self, user_id: t.Any) -> bool:
         """Return whether no session of this user may be adopted any more."""
         with self.database.session.no_autoflush:
-            return self._has(self.database.session.execute, _block_ids(user_id))
+            execute = self.database.session.execute
+            return self._has(execute, self.tombstones, _block_ids(user_id))
 
     def block_adoption(
         self, execute: Execute, user_ids: Sequence[t.Any], *, dialect: str | None = None
@@ -53,16 +54,15 @@ class AdoptionRecords(StaleKeys):
             self._block(session.execute, [_BLOCK_OF_ALL], self.dialect)
 
     def _block(self, execute: Execute, blocks: Sequence[uuid.UUID], dialect: str) -> None:
-        model = self.model
+        model = self.tombstones
         there = set(execute(sa.select(model.id).where(model.id.in_(blocks))).scalars())
         for id in blocks:
             if id not in there:
                 # The transaction may see the table as it was before another has blocked the user.
-                insertion = self._row_of_nobody(
-                    "barred",
+                insertion = insertion_into(
+                    self.tombstone_table,
+                    {"id": id, "kind": ADOPTION_BLOCK, "created_at": clock.now()},
                     allows_conflict=dialect == "postgresql",
-                    id=id,
-                    purged_at=clock.now(),
                 )
                 for name in innodb.DIALECTS:
                     insertion = insertion.prefix_with("IGNORE", dialect=name)
@@ -82,17 +82,18 @@ class AdoptionRecords(StaleKeys):
             may do so in any case; it refuses the row, or the block that follows, where that is
             there by now.
         """
-        model = self.model
+        model, tombstone = self.model, self.tombstones
 
-        def first(statement: sa.Select[t.Any]) -> t.Any:
-            locking = statement.with_for_update(read=True, of=self.table)
+        def first(*columns: t.Any, where: sa.ColumnElement[bool]) -> t.Any:
+            statement = sa.select(*columns).where(where)
+            locking = statement.with_for_update(read=True)
             return execute(statement if is_fresh else locking).first()
 
-        row = first(sa.select(model.generation, model.revoked_at).where(model.id == values["id"]))
+        row = first(model.generation, model.revoked_at, where=model.id == values["id"])
         if row is not None:
             return t.cast(int, row.generation) if row.revoked_at is None else None
         blocks = _block_ids(values["user_id"])
-        if first(sa.select(model.id).where(model.id.in_(blocks))) is not None:
+        if first(tombstone.id, where=tombstone.id.in_(blocks)) is not None:
             return None
         execute(self._insertion_of(values, allows_conflict=self.dialect == "postgresql"))
         return t.cast(int, values["generation"])
@@ -105,7 +106,7 @@ class AdoptionRecords(StaleKeys):
             generation = self.adopt(session.execute, values, is_fresh=True)
         # What blocks everybody holds no user's row: it may have been done meanwhile.
         with self.users.transaction() as session:
-            if self._has(session.execute, [_BLOCK_OF_ALL]):
+            if self._has(session.execute, self.tombstones, [_BLOCK_OF_ALL]):
                 self._end(session.execute, values["id"], "revoked")
                 return None
         return generation
@@ -114,8 +115,8 @@ class AdoptionRecords(StaleKeys):
         """Return whether the registry was in use at this moment, judging by the rows kept."""
         return self._count(self.columns.created_at <= by) > 0
 
-    def _has(self, execute: Execute, ids: Sequence[uuid.UUID]) -> bool:
-        statement = sa.select(self.model.id).where(self.model.id.in_(ids)).limit(1)
+    def _has(self, execute: Execute, model: type[t.Any], ids: Sequence[uuid.UUID]) -> bool:
+        statement = sa.select(model.id).where(model.id.in_(ids)).limit(1)
         return execute(statement).first() is not None
 
 

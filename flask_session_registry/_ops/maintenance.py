@@ -99,19 +99,13 @@ class _Prune:
 
     def purge_stale_keys(self) -> None:
         before = clock.ago(_MEMORY)
-        left = self._records.find_stale_keys(
-            before=before, lost_before=self._expiry.unseen_since, window=self._window
+        stale = self._records.find_stale_keys(
+            lost_before=self._expiry.unseen_since, window=self._window
         )
-        for batch in self._limited(left):
-            if not self._purge.delete(key for row in batch for key in row.keys):
+        for batch in self._limited(stale):
+            if not self._purge.delete(key.store_id for key in batch):
                 break
-            self._records.forget([row.id for row in batch])
-        for batch in self._limited(self._records.find_rotated(window=self._window)):
-            if not self._purge.delete(
-                row.previous_store_id for row in batch if row.previous_store_id
-            ):
-                break
-            self._records.forget_previous_keys([row.id for row in batch], before=before)
+            self._records.forget_stale_keys([key.id for key in batch], before=before)
 
     def forget_outdated(self) -> int:
         if self._retention is None:

@@ -27,6 +27,7 @@ from ..errors import RecordsError
 if t.TYPE_CHECKING:
     from .._ops.filters import Filter
     from .._revocation.fingerprint import CheckedCredential
+    from ..models import UserSessionRecord
     from .expiry import Expiry
 
 #: The number of user sessions that are purged, and named by one signal, at a time.
@@ -34,9 +35,6 @@ BATCH = 1000
 
 #: The reason of a request that comes with a session id from before a rotation.
 ROTATED = "rotated"
-
-#: The reason of a row without a user that keeps a stale key.
-STALE_KEY = ROTATED
 
 #: The maximum number of stale keys kept for one session whose browser may come back to them.
 MAX_LINKED_KEYS = 8
@@ -61,15 +59,14 @@ class StoreEntry(t.NamedTuple):
     user_id: t.Any
     #: ``None`` for a signed cookie.
     store_id: str | None
-    previous_store_id: str | None = None
 
     def __repr__(self) -> str:
         return f"StoreEntry(id={self.id!r}, user_id={self.user_id!r})"
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The keys to delete from the session store."""
-        return tuple(key for key in self[2:] if key is not None)
+        """The keys to delete from the session store: one, or none."""
+        return () if self.store_id is None else (self.store_id,)
 
 
 class StaleKey(t.NamedTuple):
@@ -152,18 +149,6 @@ class Replaced(t.NamedTuple):
     generation: int | None
     #: Whether the session belongs to the user who signs in, so that it proves their credential.
     vouches: bool
-
-
-class Left(t.NamedTuple):
-    """A key that a session has left behind, and may come back to."""
-
-    #: Of the record that keeps it.
-    id: uuid.UUID
-    store_id: str | None
-    left_at: dt.datetime
-
-    def __repr__(self) -> str:
-        return f"Left(id={self.id!r}, left_at={self.left_at!r})"
 
 
 class SurvivingSession(t.NamedTuple):
@@ -396,30 +381,32 @@ class RevocationRecords(t.Protocol):
 class ListingRecords(t.Protocol):
     """What shows the sessions of one user."""
 
-    def get(self, id: uuid.UUID) -> t.Any | None:
+    def get(self, id: uuid.UUID) -> UserSessionRecord | None:
         """Return a session, ended or not; ``None`` if it is unknown."""
 
-    def active(self, session: sa_orm.Session, user_id: t.Any, *, expiry: Expiry) -> list[t.Any]:
+    def active(
+        self, session: sa_orm.Session, user_id: t.Any, *, expiry: Expiry
+    ) -> list[UserSessionRecord]:
         """Return the active sessions of a user, most recently seen first."""
 
-    def list_all(self, session: sa_orm.Session, user_id: t.Any) -> list[t.Any]:
+    def list_all(self, session: sa_orm.Session, user_id: t.Any) -> list[UserSessionRecord]:
         """Return all kept sessions of a user, ended ones too, most recently seen first."""
 
     def list_others(
         self,
-        current: t.Any,
+        current: UserSessionRecord,
         *,
         expiry: Expiry,
         after: PageEnd | None,
         limit: int,
-    ) -> list[t.Any]:
+    ) -> list[UserSessionRecord]:
         """Return a page of the other active sessions of the user, most recently seen first.
 
         :param current: a session that the check has just accepted.
         :param after: the last session of the page before.
         """
 
-    def recently_ended(self, user_id: t.Any, *, limit: int) -> list[t.Any]:
+    def recently_ended(self, user_id: t.Any, *, limit: int) -> list[UserSessionRecord]:
         """Return the sessions of a user that ended last, the latest first."""
 
 
@@ -447,23 +434,23 @@ class MaintenanceRecords(t.Protocol):
     def find_unpurged(self, *, window: t.Any = None) -> Iterator[list[StoreEntry]]:
         """Yield ended sessions whose entries may still be in the session store."""
 
-    def mark_purged(self, ids: Sequence[uuid.UUID], *, but_previous: bool = False) -> int:
+    def mark_purged(self, ids: Sequence[uuid.UUID]) -> int:
         """Record that the entries of ended sessions are deleted; return how many were pending."""
 
-    def find_rotated(self, *, window: t.Any = None) -> Iterator[list[StoreEntry]]:
-        """Yield active sessions that may have left an entry under an earlier key."""
-
-    def forget_previous_keys(self, ids: Sequence[uuid.UUID], *, before: dt.datetime) -> None:
-        """Forget the earlier keys of sessions that were last rotated before this moment."""
-
     def find_stale_keys(
-        self, *, before: dt.datetime, lost_before: dt.datetime, window: t.Any = None
-    ) -> Iterator[list[StoreEntry]]:
+        self, *, lost_before: dt.datetime, window: t.Any = None
+    ) -> Iterator[list[StaleKey]]:
         """Yield store keys that sessions have left behind.
 
-        :param before: only those left before this moment.
         :param lost_before: of keys that a browser may come back to, only those left before this
             moment, or whose session has ended.
+        """
+
+    def forget_stale_keys(self, ids: Sequence[uuid.UUID], *, before: dt.datetime) -> None:
+        """Delete the tombstones of stale keys whose entries are deleted.
+
+        :param before: only of those left before this moment: a request under way may still come
+            with the others.
         """
 
     def find_outdated(
@@ -535,34 +522,6 @@ def new_id(milliseconds: int | None = None) -> uuid.UUID:
     version, variant = 0x7 << 76, 0b10 << 62
     chance = secrets.randbits(12) << 64 | secrets.randbits(62)
     return uuid.UUID(int=milliseconds << 80 | version | variant | chance)
-
-
-def link_ids(id: uuid.UUID) -> list[uuid.UUID]:
-    """The ids of the records that keep what a session has left behind, and may come back to.
-
-    Always the same ones: so they are found by their keys, and there are never more.
-    """
-    return [uuid.uuid5(id, str(number)) for number in range(MAX_LINKED_KEYS)]
-
-
-def choose_link(
-    ids: Sequence[uuid.UUID], kept: Sequence[Left], *, left: str, used: str
-) -> tuple[uuid.UUID, str | None]:
-    """Which of these records is to keep one more key; the key that loses its place for it.
-
-    :param kept: those that there are.
-    :param left: the key that is left behind.
-    :param used: the one that the session has from now on, and that needs no record.
-    """
-    for one in kept:
-        if one.store_id in (left, used):
-            return one.id, None
-    taken = {one.id for one in kept}
-    for id in ids:
-        if id not in taken:
-            return id, None
-    oldest = min(kept, key=lambda one: one.left_at)
-    return oldest.id, oldest.store_id
 
 
 def as_id(value: object) -> uuid.UUID | None:

@@ -90,8 +90,7 @@ class Purge:
         if not ids or not self.delete_of(ended):
             return
         try:
-            # The request doesn't know a key from before a rotation.
-            self._registry.records.mark_purged(ids, but_previous=True)
+            self._registry.records.mark_purged(ids)
         except Exception as error:
             # They will be deleted again.
             report("Could not mark store entries as purged.", error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing as t
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import sqlalchemy as sa
 from flask import Flask
@@ -21,7 +21,7 @@ def examine(app: Flask, registry: Registry) -> Iterator[Finding]:
         with records.connection() as connection:
             findings = [
                 *_examine_server(connection),
-                *_examine_table(records.table, connection),
+                *_examine_tables(records.tables, connection),
                 *_examine_foreign_keys(connection),
             ]
         if not any(finding.level == "error" for finding in findings):
@@ -69,10 +69,16 @@ def _isolates_snapshots(connection: sa.Connection) -> bool:
     return found == "ON" and connection.get_isolation_level() == "REPEATABLE READ"
 
 
+def _examine_tables(tables: Iterable[sa.Table], connection: sa.Connection) -> Iterator[Finding]:
+    for table in tables:
+        if not sa.inspect(connection).has_table(table.name, schema=table.schema):
+            yield error_of(diagnosis.table_missing(table.name))
+            # The same migration creates the other.
+            return
+        yield from _examine_table(table, connection)
+
+
 def _examine_table(table: sa.Table, connection: sa.Connection) -> Iterator[Finding]:
-    if not sa.inspect(connection).has_table(table.name, schema=table.schema):
-        yield error_of(diagnosis.table_missing(table.name))
-        return
     for kind, difference in _differences(table, connection):
         if kind == "remove_index":
             yield warning(

@@ -351,13 +351,11 @@ def _decoded(text: str | bytes) -> UserSession | None:
         return None
 
 
-def _stored(id: t.Any, user_id: t.Any, *keys: t.Any) -> StoreEntry:
-    store_id, previous_store_id = (None if key is None else _text(key) for key in keys)
+def _stored(id: t.Any, user_id: t.Any, store_id: t.Any, *_: t.Any) -> StoreEntry:
     return StoreEntry(
         uuid.UUID(hex=_text(id)),
         None if user_id is None else _user_id(_text(user_id)),
-        store_id,
-        previous_store_id,
+        None if store_id is None else _text(store_id),
     )
 
 

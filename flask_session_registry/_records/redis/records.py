@@ -23,11 +23,10 @@ from ..._ops.filters import Filter
 from ..._revocation.fingerprint import SUPERSEDED, CheckedCredential
 from ...errors import RecordsError
 from .. import base as records
+from .. import linked_keys
 from ..base import (
     NOT_IN_THE_FUTURE,
-    STALE_KEY,
     Execute,
-    Left,
     Limit,
     LimitReachedError,
     LoadedSession,
@@ -37,14 +36,15 @@ from ..base import (
     RevocationOrder,
     RevocationResult,
     SessionSummary,
+    StaleKey,
     StoreEntry,
     SupersededError,
     SurvivingSession,
-    choose_link,
-    link_ids,
     new_id,
 )
+from ..base import ROTATED as STALE_KEY
 from ..expiry import Expiry
+from ..linked_keys import LinkedKey
 from ..users import Users
 from .home import Home, UserSession
 
@@ -569,18 +569,10 @@ class RedisRecords:
         """End one session; ``False`` if it had ended already."""
         return bool(self._end([id], {"revoked_reason": reason}))
 
-    def mark_purged(self, ids: Sequence[uuid.UUID], *, but_previous: bool = False) -> int:
-        """Take down that the entries of ended sessions are gone from the session store.
-
-        :param but_previous: whether one from before a rotation may still be there.
-        :returns: of how many that was not known yet.
-        """
+    def mark_purged(self, ids: Sequence[uuid.UUID]) -> int:
         moment = clock.now()
-        where: dict[str, t.Any] = {"purged_at": None}
-        if but_previous:
-            where["previous_store_id"] = None
         values = {"purged_at": moment, "due_at": moment + self._retention}
-        return len(self._update(ids, values, where=where))
+        return len(self._update(ids, values, where={"purged_at": None}))
 
     # -- housekeeping ------------------------------------------------------------------------------
 
@@ -652,18 +644,13 @@ class RedisRecords:
         )
 
     def find_stale_keys(
-        self, *, before: dt.datetime, lost_before: dt.datetime, window: object = None
-    ) -> Iterator[list[StoreEntry]]:
-        """Sessions of nobody, each with the key of an entry that another one has left behind.
-
-        :param before: only what was left before this moment.
-        :param lost_before: of entries that the browser may come back to, only those that were left
-            before this one, or whose session has ended.
-        """
-
-        def may_go(one: UserSession) -> bool:
-            if one.revoked_reason != STALE_KEY or one.revoked_at is None:
-                return False
+        self, *, lost_before: dt.datetime, window: object = None
+    ) -> Iterator[list[StaleKey]]:
+        def key_of(one: UserSession) -> StaleKey | None:
+            if one.previous_store_id is not None:
+                return StaleKey(one.id, one.previous_store_id)
+            if one.revoked_reason != STALE_KEY or one.revoked_at is None or one.store_id is None:
+                return None
             goes_on = None if one.revocation is None else self.get(one.revocation)
             # It may come back to it; or it was about to leave it behind, and has it still.
             is_wanted = (
@@ -671,24 +658,23 @@ class RedisRecords:
                 and goes_on.revoked_at is None
                 and (one.revoked_at > lost_before or goes_on.store_id == one.store_id)
             )
-            if one.revoked_at <= before and not is_wanted:
-                return True
+            if not is_wanted:
+                return StaleKey(one.id, one.store_id)
             self._update([one.id], {"due_at": clock.now() + _LOOK}, where={})
-            return False
+            return None
 
-        return self._due(may_go)
+        for batch in _asked(self.home.due, clock.now()):
+            yield [key for key in map(key_of, batch) if key is not None]
 
-    def find_rotated(self, *, window: object = None) -> Iterator[list[StoreEntry]]:
-        """Sessions that go on, and may have left an entry under an earlier key."""
-        return self._due(lambda one: one.revoked_at is None and one.previous_store_id is not None)
-
-    def forget_previous_keys(self, ids: Sequence[uuid.UUID], *, before: dt.datetime) -> None:
-        """Forget the earlier keys of sessions that were last rotated before this moment."""
+    def forget_stale_keys(self, ids: Sequence[uuid.UUID], *, before: dt.datetime) -> None:
         with _asking():
             found = self.home.get(ids)
         for one in found.values():
-            if one.rotated_at is not None and one.rotated_at <= before:
-                where = _STANDS | {"rotated_at": one.rotated_at}
+            if one.revoked_reason == STALE_KEY:
+                if one.revoked_at is not None and one.revoked_at <= before:
+                    self.forget([one.id])
+            elif one.rotated_at is not None and one.rotated_at <= before:
+                where = {"rotated_at": one.rotated_at}
                 self._change(one, {"previous_store_id": None}, where=where)
 
     def find_outdated(
@@ -813,14 +799,14 @@ class RedisRecords:
         left = session.store_id
         if left is None:
             return []
-        ids = [self.assign_id(id, session.user_id) for id in link_ids(session.id)]
+        ids = [self.assign_id(id, session.user_id) for id in linked_keys.ids_for(session.id)]
         with _asking():
             found = self.home.get(ids)
         kept = [
-            Left(one.id, one.store_id, t.cast(dt.datetime, one.revoked_at))
+            LinkedKey(one.id, one.store_id, t.cast(dt.datetime, one.revoked_at))
             for one in found.values()
         ]
-        link, displaced = choose_link(ids, kept, left=left, used=used)
+        link, displaced = linked_keys.choose(ids, kept, left=left, used=used)
         if link in found:
             self.forget([link])
         self._keep_left(link, left, link=session.id)
@@ -871,7 +857,7 @@ def _end_of(session: UserSession) -> records.End | None:
 
 
 def _stored(session: UserSession) -> StoreEntry:
-    return StoreEntry(session.id, session.user_id, session.store_id, session.previous_store_id)
+    return StoreEntry(session.id, session.user_id, session.store_id)
 
 
 def _as_it_was(session: UserSession) -> dict[str, t.Any]:

@@ -12,11 +12,12 @@ import sqlalchemy as sa
 from flask_login import UserMixin
 
 from ... import _clock as clock
-from ..base import STALE_KEY, CheckRecords, End, LoadedSession, as_id
+from ..base import ROTATED, CheckRecords, End, LoadedSession, as_id
 from .table import SessionTable, end_of
 
 if t.TYPE_CHECKING:
     from ..._revocation.fingerprint_history import Credentials
+    from ...models import UserSessionMixin
     from ..users import Users
 
 
@@ -28,7 +29,7 @@ class SQLCheckRecords(SessionTable, CheckRecords):
     def __init__(
         self,
         users: Users,
-        session_model: type[t.Any],
+        session_model: type[UserSessionMixin],
         credentials: Credentials,
         *,
         loads_beginning: bool = False,
@@ -89,30 +90,25 @@ class SQLCheckRecords(SessionTable, CheckRecords):
             return self._end_of(self.database.session.execute, id)
 
     def find_end_by_store_key(self, store_id: str) -> tuple[End | None, uuid.UUID | None]:
-        model = self.model
+        model, holders = self.model, self._holders_of(store_id)
+        left_at = holders.c.left_at
         statement = (
             sa.select(
-                model.id,
-                model.store_id,
-                model.rotated_at,
-                model.revoked_at,
-                model.revoked_reason,
-                model.revocation,
+                holders.c.id, left_at, model.revoked_at, model.revoked_reason, model.revocation
             )
-            .where(sa.or_(model.store_id == store_id, model.previous_store_id == store_id))
-            .order_by(model.created_at.desc())
+            .select_from(holders)
+            .outerjoin(model, model.id == holders.c.id)
+            # One that has the key comes before those that left it behind.
+            .order_by(left_at.is_not(None), left_at.desc(), model.created_at.desc())
             .limit(1)
         )
         with self.database.session.no_autoflush:
             row = self.database.session.execute(statement).first()
         if row is None:
             return None, None
-        if row.revoked_reason == STALE_KEY and row.revocation is not None:
-            # Its session could have come back to it: what became of that?
-            return self.find_end(row.revocation) or end_of(row), row.id
         end = end_of(row)
-        if end is None and row.store_id != store_id:
-            end = End(STALE_KEY, clock.as_utc(row.rotated_at or clock.EPOCH))
+        if end is None and row.left_at is not None:
+            end = End(ROTATED, clock.as_utc(row.left_at))
         return end, row.id
 
     def can_be_restored(self, id: uuid.UUID, now: dt.datetime) -> bool:

@@ -8,11 +8,11 @@ import uuid
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
-from ...models import is_session
 from ..base import ListingRecords, PageEnd
 from .table import SessionTable
 
 if t.TYPE_CHECKING:
+    from ...models import UserSessionRecord
     from ..expiry import Expiry
 
 
@@ -20,10 +20,12 @@ class SQLListingRecords(SessionTable, ListingRecords):
     """See :class:`ListingRecords`. All but :meth:`active` and :meth:`list_all` use the app's
     session."""
 
-    def get(self, id: uuid.UUID) -> t.Any | None:
+    def get(self, id: uuid.UUID) -> UserSessionRecord | None:
         return self.database.session.get(self.model, id)
 
-    def active(self, session: sa_orm.Session, user_id: t.Any, *, expiry: Expiry) -> list[t.Any]:
+    def active(
+        self, session: sa_orm.Session, user_id: t.Any, *, expiry: Expiry
+    ) -> list[UserSessionRecord]:
         model, credentials = self.model, self.credentials
         rows = session.execute(
             sa.select(model, *credentials.columns)
@@ -38,14 +40,14 @@ class SQLListingRecords(SessionTable, ListingRecords):
         current = credentials.fingerprint
         return [row for row, *passwords in rows if row.fingerprint == current((*passwords,))]
 
-    def list_all(self, session: sa_orm.Session, user_id: t.Any) -> list[t.Any]:
+    def list_all(self, session: sa_orm.Session, user_id: t.Any) -> list[UserSessionRecord]:
         model = self.model
-        statement = sa.select(model).where(model.user_id == user_id, is_session(model))
+        statement = sa.select(model).where(model.user_id == user_id)
         return list(session.scalars(statement.order_by(model.last_seen_at.desc(), model.id)))
 
     def list_others(
-        self, current: t.Any, *, expiry: Expiry, after: PageEnd | None, limit: int
-    ) -> list[t.Any]:
+        self, current: UserSessionRecord, *, expiry: Expiry, after: PageEnd | None, limit: int
+    ) -> list[UserSessionRecord]:
         model = self.model
         statement = sa.select(model).where(
             model.user_id == current.user_id,
@@ -62,9 +64,9 @@ class SQLListingRecords(SessionTable, ListingRecords):
         statement = statement.order_by(model.last_seen_at.desc(), model.id).limit(limit)
         return list(self.database.session.scalars(statement))
 
-    def recently_ended(self, user_id: t.Any, *, limit: int) -> list[t.Any]:
+    def recently_ended(self, user_id: t.Any, *, limit: int) -> list[UserSessionRecord]:
         model = self.model
         has_ended = model.revoked_at.is_not(None)
-        statement = sa.select(model).where(model.user_id == user_id, has_ended, is_session(model))
+        statement = sa.select(model).where(model.user_id == user_id, has_ended)
         statement = statement.order_by(model.revoked_at.desc(), model.id).limit(limit)
         return list(self.database.session.scalars(statement))

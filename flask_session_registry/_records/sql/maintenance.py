@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
-from ..base import STALE_KEY, MaintenanceRecords, StoreEntry, new_id
-from .table import SessionTable
+from ...models import STALE_KEY
+from ..base import MaintenanceRecords, StaleKey, StoreEntry, new_id
+from .table import SessionTable, batches_of
 
 if t.TYPE_CHECKING:
     from ..expiry import Expiry
@@ -20,8 +21,23 @@ if t.TYPE_CHECKING:
 #: Before the first id that begins with the time, in milliseconds since the epoch: 2026 began.
 _FIRST_MOMENT = 1_767_225_600_000
 
-#: The rows that a prune looks at, of all that there are.
-ScanWindow = sa.ColumnElement[bool]
+
+class ScanWindow(t.NamedTuple):
+    """The sessions that a prune looks at, of all that there are."""
+
+    #: Those after this one …
+    after: uuid.UUID | None
+    #: … up to this one; if that comes before, those before it too. ``None``: all.
+    up_to: uuid.UUID | None
+    wraps: bool = False
+
+    def covers(self, id: t.Any) -> sa.ColumnElement[bool]:
+        """Return whether a column names one of these sessions."""
+        # Compared by the database alone, which orders ids as it likes.
+        if self.after is None or self.up_to is None:
+            return sa.true()
+        combine = sa.or_ if self.wraps else sa.and_
+        return combine(id > self.after, id <= self.up_to)
 
 
 class SQLMaintenanceRecords(SessionTable, MaintenanceRecords):
@@ -36,14 +52,12 @@ class SQLMaintenanceRecords(SessionTable, MaintenanceRecords):
         with self.users.reading() as session:
             start = self._scanned_to or self._anywhere(session)
             end = session.scalar(ids.where(id > start).offset(size - 1))
-            if end is not None:
-                window = sa.and_(id > start, id <= end)
-            else:
+            window = ScanWindow(start, end)
+            if end is None:
                 rest = session.scalar(sa.select(sa.func.count()).where(id > start)) or 0
-                # Compared by the database alone, which orders them as it likes.
                 # A login may have come in between.
                 end = session.scalar(ids.where(id <= start).offset(max(0, size - rest - 1)))
-                window = sa.true() if end is None else sa.or_(id > start, id <= end)
+                window = ScanWindow(start, end, wraps=True)
         self._scanned_to = start if end is None else end
         return window
 
@@ -73,36 +87,34 @@ class SQLMaintenanceRecords(SessionTable, MaintenanceRecords):
         return self._within(window, self._is_unpurged())
 
     def find_stale_keys(
-        self, *, before: dt.datetime, lost_before: dt.datetime, window: ScanWindow | None = None
-    ) -> Iterator[list[StoreEntry]]:
-        column, other = self.columns, sa_orm.aliased(self.model)
-        is_active = other.revoked_at.is_(None)
-        return self._within(
-            window,
-            column.revoked_reason == STALE_KEY,
-            column.revoked_at <= before,
-            ~sa.exists().where(other.store_id == column.store_id, is_active),
+        self, *, lost_before: dt.datetime, window: ScanWindow | None = None
+    ) -> Iterator[list[StaleKey]]:
+        tombstone, session = self.tombstones, self.model
+        is_active = session.revoked_at.is_(None)
+        columns = [getattr(tombstone, name) for name in StaleKey._fields]
+        statement = sa.select(*columns).where(
+            tombstone.store_id.is_not(None),
+            ~sa.exists().where(session.store_id == tombstone.store_id, is_active),
             sa.or_(
-                column.revoked_at <= lost_before,
-                column.revocation.is_(None),
-                ~sa.exists().where(other.id == column.revocation, is_active),
+                tombstone.kind == STALE_KEY,
+                tombstone.created_at <= lost_before,
+                ~sa.exists().where(session.id == tombstone.user_session_id, is_active),
             ),
         )
+        if window is not None:
+            statement = statement.where(window.covers(tombstone.user_session_id))
+        for rows in self._pages(statement, tombstone.id):
+            yield from batches_of([StaleKey._make(row) for row in rows])
 
-    def find_rotated(self, *, window: ScanWindow | None = None) -> Iterator[list[StoreEntry]]:
-        column = self.columns
-        return self._within(
-            window, column.revoked_at.is_(None), column.previous_store_id.is_not(None)
+    def forget_stale_keys(self, ids: Sequence[uuid.UUID], *, before: dt.datetime) -> None:
+        # One by one, in the order of their ids, as in 'forget'. No other table is locked.
+        column = self.tombstone_table.c
+        statement = self.tombstone_table.delete().where(
+            column.id == sa.bindparam("forgotten"), column.created_at <= before
         )
-
-    def forget_previous_keys(self, ids: Sequence[uuid.UUID], *, before: dt.datetime) -> None:
-        column = self.columns
-        with self._holding_users_of(ids) as (execute, held):
-            execute(
-                self._update_of(held)
-                .where(column.rotated_at <= before, column.revoked_at.is_(None))
-                .values({column.previous_store_id: None})
-            )
+        if ids:
+            with self.users.transaction() as session:
+                session.execute(statement, [{"forgotten": id} for id in ids])
 
     def find_outdated(
         self, *, before: dt.datetime, window: ScanWindow | None = None
@@ -111,7 +123,6 @@ class SQLMaintenanceRecords(SessionTable, MaintenanceRecords):
         return self._within(
             window,
             column.revoked_at <= before,
-            column.revoked_reason.is_distinct_from(STALE_KEY),
             sa.not_(self._is_unpurged()),
         )
 
@@ -130,7 +141,9 @@ class SQLMaintenanceRecords(SessionTable, MaintenanceRecords):
     def _within(
         self, window: ScanWindow | None, *conditions: sa.ColumnElement[bool]
     ) -> Iterator[list[StoreEntry]]:
-        return self._batches(*([] if window is None else [window]), *conditions)
+        if window is not None:
+            conditions = (window.covers(self.model.id), *conditions)
+        return self._batches(*conditions)
 
     def _has_expired(self, expiry: Expiry) -> sa.ColumnElement[bool]:
         column = self.columns

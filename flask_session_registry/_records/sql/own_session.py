@@ -23,7 +23,7 @@ from ..base import (
     StoreEntry,
     SupersededError,
 )
-from .stale_keys import StaleKeys
+from .tombstones import TombstoneTable
 from .transactions import transaction_without_waiting
 
 if t.TYPE_CHECKING:
@@ -31,7 +31,7 @@ if t.TYPE_CHECKING:
     from ..expiry import Expiry
 
 
-class SQLOwnSessionRecords(StaleKeys, OwnSessionRecords):
+class SQLOwnSessionRecords(TombstoneTable, OwnSessionRecords):
     """See :class:`OwnSessionRecords`."""
 
     def add(
@@ -117,28 +117,30 @@ class SQLOwnSessionRecords(StaleKeys, OwnSessionRecords):
         is_confirmed: bool = False,
     ) -> list[str] | None:
         column, moment = self.columns, clock.now()
-        confirmed = [(column.authenticated_at, moment)] if is_confirmed else []
+        values = {
+            column.generation: becomes,
+            column.rotated_at: moment,
+            column.store_id: store_id,
+        }
+        if is_confirmed:
+            values[column.authenticated_at] = moment
+        displaced: list[str] = []
         with self.users.transaction() as session:
-            # In the same generation the old key is as good: the browser may come back to it.
-            rotates = becomes != generation
-            displaced: list[str] = []
+            execute = session.execute
+            key = None
             if store_id is not None:
-                self._lock_user(session.execute, user_id)
-                if rotates:
-                    self._leave_behind(session.execute, id, self.model.previous_store_id)
+                self._lock_sqlite(execute)
+                key = self._lock_key(execute, id)
+            statement = self._update_of_active(id, generation).values(values)
+            if not self._changed(execute, statement):
+                return None
+            if store_id is not None and key is not None and key != store_id:
+                if becomes != generation:
+                    self._leave_behind(execute, id, key)
                 else:
-                    displaced = self._link(session.execute, id, store_id)
-            moves = self._moving_to(store_id) if rotates else [(column.store_id, store_id)]
-            is_active = self._changed(
-                session.execute,
-                self._update_of_active(id, generation).ordered_values(
-                    (column.generation, becomes),
-                    (column.rotated_at, moment),
-                    *confirmed,
-                    *moves,
-                ),
-            )
-        return displaced if is_active else None
+                    # In the same generation the old key is as good: the browser may come back.
+                    displaced = self._link(execute, id, key, store_id)
+        return displaced
 
     def touch(self, id: uuid.UUID, values: dict[str, t.Any]) -> None:
         column, moment = self.columns, values["last_seen_at"]
@@ -170,7 +172,7 @@ class SQLOwnSessionRecords(StaleKeys, OwnSessionRecords):
         statement = statement.where(model.id == id, model.revoked_at.is_(None))
         with self.users.reading() as session:
             row = session.execute(statement).first()
-        return None if row is None else tuple(row)
+        return None if row is None else (row.generation, row.fingerprint)
 
     def current_generation(self, id: uuid.UUID, *, skip_locked: bool = False) -> int | None:
         # Within the app's transaction it is a locking read, because InnoDB would show the state at
@@ -201,18 +203,13 @@ class SQLOwnSessionRecords(StaleKeys, OwnSessionRecords):
             return self._end_of(session.execute, id)
 
     def find_by_store_key(self, store_id: str, user_id: t.Any) -> list[StoreEntry]:
-        model = self.model
-        # A row that keeps a stale key names the session that left it behind.
-        ids = sa.select(sa.func.coalesce(model.revocation, model.id)).where(
-            sa.or_(model.store_id == store_id, model.previous_store_id == store_id)
+        model, holders = self.model, self._holders_of(store_id)
+        statement = (
+            self._stored.join(holders, holders.c.id == model.id)
+            .where(model.user_id == user_id, model.revoked_at.is_(None))
+            .distinct()
         )
         with self.users.reading() as session:
-            found = session.scalars(ids).all()
-            if not found:
-                return []
-            statement = self._stored.where(
-                model.id.in_(found), model.user_id == user_id, model.revoked_at.is_(None)
-            )
             return [StoreEntry(*row) for row in session.execute(statement)]
 
     def find_never_resumed(

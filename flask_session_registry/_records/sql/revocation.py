@@ -16,13 +16,14 @@ from ..base import (
     RevocationRecords,
     RevocationResult,
     StoreEntry,
+    SurvivingSession,
 )
-from .innodb import not_searched_by
-from .stale_keys import StaleKeys
+from . import innodb
 from .table import batches_of, hiding_parameters
+from .tombstones import TombstoneTable
 
 
-class SQLRevocationRecords(StaleKeys, RevocationRecords):
+class SQLRevocationRecords(TombstoneTable, RevocationRecords):
     """See :class:`RevocationRecords`."""
 
     def owner_of(self, execute: Execute, id: uuid.UUID) -> list[t.Any]:
@@ -47,7 +48,7 @@ class SQLRevocationRecords(StaleKeys, RevocationRecords):
             column.revoked_at.is_(None)
         )
         if except_id is not None:
-            statement = statement.where(not_searched_by(column.id != except_id))
+            statement = statement.where(innodb.not_searched_by(column.id != except_id))
         if order.only_id is not None:
             statement = statement.where(column.id == order.only_id)
         if order.where is not None:
@@ -57,32 +58,56 @@ class SQLRevocationRecords(StaleKeys, RevocationRecords):
         return RevocationResult(count, has_survivor, ended_by_commit=count)
 
     def _update_credentials(self, execute: Execute, change: PasswordChange) -> bool:
-        """Give the surviving session the new fingerprint and the next generation.
-
-        Only in a generation that its request knows it by: in any other, it belongs to another
-        request.
-        """
-        column, survivor = self.columns, change.survivor
+        """Let the surviving session go on with the new password; return whether it does."""
+        survivor = change.survivor
         if survivor is None:
             return False
-        if survivor.store_id is not None:
-            self._leave_behind(execute, survivor.id, self.model.previous_store_id)
+        if self._move_on(execute, survivor, change.fingerprint, survivor.store_id):
+            return True
+        # Another request of the same generation may have moved it to another key, or this one has,
+        # earlier in the transaction. Not asked before: a change would cost one more statement.
+        key = self._lock_key(execute, survivor.id)
+        return key != survivor.store_id and self._move_on(
+            execute, survivor, change.fingerprint, key
+        )
+
+    def _move_on(
+        self,
+        execute: Execute,
+        survivor: SurvivingSession,
+        credential: str | None,
+        key: str | None,
+    ) -> bool:
+        """Give the surviving session a new fingerprint and the next generation.
+
+        Only if it has this store key, and a generation that its request knows it by: in any other,
+        it belongs to another request.
+        """
+        column = self.columns
         for generation, fingerprint in reversed(survivor.held):
             is_updated = self._changed(
                 execute,
-                self._update_of_active(survivor.id, generation)
-                .where(column.fingerprint.is_not_distinct_from(fingerprint))
-                .ordered_values(
-                    (column.fingerprint, change.fingerprint),
-                    (column.generation, generation + 1),
-                    (column.rotated_at, clock.now()),
-                    # Its entry is dead from here on; the next one is written by the answer, if
-                    # the process lives to give it.
-                    *self._moving_to(None),
+                # Or MariaDB might search by the store key, too, and lock in another order.
+                innodb.forcing("PRIMARY", self._update_of_active(survivor.id, generation))
+                .where(
+                    column.fingerprint.is_not_distinct_from(fingerprint),
+                    column.store_id.is_(None) if key is None else column.store_id == key,
+                )
+                .values(
+                    {
+                        column.fingerprint: credential,
+                        column.generation: generation + 1,
+                        column.rotated_at: clock.now(),
+                        # Its entry is dead from here on; the next one is written by the answer, if
+                        # the process lives to give it.
+                        column.store_id: None,
+                    }
                 ),
             )
             if is_updated:
-                survivor.held.append((generation + 1, change.fingerprint))
+                if key is not None:
+                    self._leave_behind(execute, survivor.id, key)
+                survivor.held.append((generation + 1, credential))
                 return True
         return False
 
@@ -106,7 +131,7 @@ class SQLRevocationRecords(StaleKeys, RevocationRecords):
             # All at once, up to the last id.
             statement = self._update_of_users(session.execute, order.user_ids).where(
                 column.revocation == order.id,
-                not_searched_by(column.id <= ids[-1]),
+                innodb.not_searched_by(column.id <= ids[-1]),
                 column.purged_at.is_(None),
             )
             session.execute(statement.values({column.purged_at: clock.now()}))

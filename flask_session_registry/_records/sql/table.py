@@ -6,13 +6,14 @@ import contextlib
 import functools
 import typing as t
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from sqlalchemy.dialects import postgresql
 
 from ... import _clock as clock
+from ...models import UserSessionMixin
 from .. import base
 from ..base import End, Execute, StoreEntry
 from . import innodb
@@ -29,19 +30,23 @@ _BATCHES = 10
 class SessionTable:
     """The table of one app's user sessions."""
 
-    def __init__(self, users: Users, session_model: type[t.Any], credentials: Credentials) -> None:
+    def __init__(
+        self, users: Users, session_model: type[UserSessionMixin], credentials: Credentials
+    ) -> None:
         self.users = users
         self.database = users.database
-        self.model = session_model
-        self.table: sa.Table = session_model.__table__
+        self.model: type[UserSessionMixin] = session_model
+        self.table = t.cast("sa.Table", sa.inspect(session_model).local_table)
         self.columns = sa.inspect(session_model).columns
+        self.tombstones = session_model.__tombstones__
+        self.tombstone_table = t.cast(sa.Table, sa.inspect(self.tombstones).local_table)
         self.user_key = users.key
         self.credentials = credentials
+        self.tables = (self.table, self.tombstone_table)
         self._stored = sa.select(
             session_model.id,
             session_model.user_id,
             session_model.store_id,
-            session_model.previous_store_id,
         )
         #: The name of the index on the users' keys; empty if there is none, ``None`` if unknown.
         self._user_index: str | None = None
@@ -128,16 +133,9 @@ class SessionTable:
     def _insertion_of(
         self, values: dict[str, t.Any], *, allows_conflict: bool = False
     ) -> sa.Insert:
-        """Return an ``INSERT`` of a row.
-
-        :param allows_conflict: let PostgreSQL go on where a row has this id. It can't if the
-            transaction is too old to see that row, and fails like any other such write.
-        """
-        column = self.columns
-        named = {column[name]: values[name] for name in values}
-        if allows_conflict:
-            return postgresql.insert(self.table).values(named).on_conflict_do_nothing()
-        return self.table.insert().values(named)
+        """Return an ``INSERT`` of a session; see :func:`insertion_into`."""
+        named = {self.columns[name]: values[name] for name in values}
+        return insertion_into(self.table, named, allows_conflict=allows_conflict)
 
     def _update_of(self, ids: Sequence[uuid.UUID]) -> sa.Update:
         """Return an ``UPDATE`` of these rows."""
@@ -172,15 +170,13 @@ class SessionTable:
         statement = self.table.update().where(column.id == id, column.revoked_at.is_(None))
         return bool(self._changed(execute, statement.values(self._ending(reason))))
 
-    def mark_purged(self, ids: Sequence[uuid.UUID], *, but_previous: bool = False) -> int:
+    def mark_purged(self, ids: Sequence[uuid.UUID]) -> int:
         """See :meth:`MaintenanceRecords.mark_purged`."""
         column = self.columns
         with self._holding_users_of(ids) as (execute, held):
             statement = self._update_of(held).where(
                 column.purged_at.is_(None), column.revoked_at.is_not(None)
             )
-            if but_previous:
-                statement = statement.where(column.previous_store_id.is_(None))
             return self._changed(execute, statement.values({column.purged_at: clock.now()}))
 
     # -- reading -------------------------------------------------------------------------------
@@ -200,14 +196,26 @@ class SessionTable:
         return sa.and_(
             column.revoked_at.is_not(None),
             column.purged_at.is_(None),
-            column.revoked_reason.is_distinct_from(base.STALE_KEY),
-            sa.or_(column.store_id.is_not(None), column.previous_store_id.is_not(None)),
+            column.store_id.is_not(None),
         )
 
     def _count(self, *conditions: sa.ColumnElement[bool]) -> int:
         statement = sa.select(sa.func.count()).select_from(self.model).where(*conditions)
         with self.users.reading() as session:
             return session.scalar(statement) or 0
+
+    def _holders_of(self, store_id: str) -> sa.Subquery:
+        """Select the sessions that have this key, or left it behind: their ``id`` and ``left_at``.
+
+        Two searches, each by its index; one with "or" would go by none on MariaDB.
+        """
+        model, tombstones = self.model, self.tombstones
+        # In this order: the first one determines the types.
+        left = sa.select(
+            tombstones.user_session_id.label("id"), tombstones.created_at.label("left_at")
+        ).where(tombstones.store_id == store_id)
+        have = sa.select(model.id, sa.null()).where(model.store_id == store_id)
+        return sa.union_all(left, have).subquery("holders")
 
     def _batches(self, *conditions: sa.ColumnElement[bool]) -> Iterator[list[StoreEntry]]:
         """Yield the rows with these conditions, in the order of their ids."""
@@ -232,6 +240,19 @@ class SessionTable:
             if len(rows) < size:
                 return
             read = statement.where(id > rows[-1].id)
+
+
+def insertion_into(
+    table: sa.Table, values: Mapping[t.Any, t.Any], *, allows_conflict: bool = False
+) -> sa.Insert:
+    """Return an ``INSERT`` of a row.
+
+    :param allows_conflict: let PostgreSQL go on where a row has this id. It can't if the
+        transaction is too old to see that row, and fails like any other such write.
+    """
+    if allows_conflict:
+        return postgresql.insert(table).values(values).on_conflict_do_nothing()
+    return table.insert().values(values)
 
 
 def end_of(row: t.Any) -> End | None:

@@ -38,7 +38,6 @@ def upgrade() -> None:
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("generation", sa.Integer(), nullable=False),
         sa.Column("store_id", sa.String(length=255), nullable=True),
-        sa.Column("previous_store_id", sa.String(length=255), nullable=True),
         sa.Column("ip_address", sa.String(length=45), nullable=True),
         sa.Column("user_agent", sa.String(length=512), nullable=True),
         sa.Column("created_at", moment(), nullable=False),
@@ -63,16 +62,27 @@ def upgrade() -> None:
     if op.get_bind().dialect.name == "postgresql":
         # Rows are updated in place: leave room in each page for their next versions.
         op.execute("ALTER TABLE user_sessions SET (fillfactor = 50)")
-    op.create_index(
-        op.f("ix_user_sessions_previous_store_id"),
-        "user_sessions",
-        ["previous_store_id"],
-        unique=False,
-    )
     op.create_index(op.f("ix_user_sessions_store_id"), "user_sessions", ["store_id"], unique=False)
     op.create_index(op.f("ix_user_sessions_user_id"), "user_sessions", ["user_id"], unique=False)
+    op.create_table(
+        "user_session_tombstones",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("kind", sa.String(length=16), nullable=False),
+        sa.Column("user_session_id", sa.Uuid(), nullable=True),
+        sa.Column("store_id", sa.String(length=255), nullable=True),
+        sa.Column("created_at", moment(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_user_session_tombstones")),
+    )
+    for column in ("store_id", "user_session_id"):
+        op.create_index(
+            op.f(f"ix_user_session_tombstones_{column}"),
+            "user_session_tombstones",
+            [column],
+            unique=False,
+        )
 
 
 def downgrade() -> None:
+    op.drop_table("user_session_tombstones")
     op.drop_table("user_sessions")
     op.drop_table("users")

@@ -1,0 +1,80 @@
+"""How the store keys that sessions leave behind are kept, in a table of their own."""
+
+from __future__ import annotations
+
+import typing as t
+import uuid
+
+import sqlalchemy as sa
+
+from ... import _clock as clock
+from ...models import LINKED_KEY, STALE_KEY
+from .. import linked_keys
+from ..base import Execute, new_id
+from ..linked_keys import LinkedKey
+from . import innodb
+from .table import SessionTable, insertion_into
+
+
+class TombstoneTable(SessionTable):
+    """What moves a session to another store key.
+
+    A transaction that does it holds the row of the session from before it reads the key. It needs
+    no lock on the user's row: it writes no other session, and tombstones refer to no table.
+    """
+
+    def assign_id(self, id: uuid.UUID, user_id: t.Any) -> uuid.UUID:
+        """Return the id: any will do, but on InnoDB a random one.
+
+        What ends the sessions of a user holds, in the index on ``user_id``, also the gap between
+        the last one of the user before and the first one of this. Within a user the index goes by
+        the id, so that the newest would always fall into that gap, and the login wait.
+        """
+        return uuid.uuid4() if self.dialect in innodb.DIALECTS else id
+
+    def _lock_key(self, execute: Execute, id: uuid.UUID) -> str | None:
+        """Lock the row of an active session; return its store key, if any."""
+        # Of the class, not of its table, by which no bind would be found. Not in one statement with
+        # the 'INSERT' of a tombstone: InnoDB would lock the gap, and rotations of two users
+        # deadlock.
+        model = self.model
+        key: str | None = execute(
+            sa.select(model.store_id)
+            .where(model.id == id, model.revoked_at.is_(None))
+            .with_for_update(of=self.table)
+        ).scalar()
+        return key
+
+    def _leave_behind(self, execute: Execute, id: uuid.UUID, key: str) -> None:
+        """Keep the key that a session has left for good."""
+        execute(self._tombstone(new_id(), id, key, STALE_KEY))
+
+    def _link(self, execute: Execute, id: uuid.UUID, key: str, used: str) -> list[str]:
+        """Keep the key that a session leaves, and its browser may come back to.
+
+        :param used: the key that takes its place.
+        :returns: the key that loses its tombstone for it, in a list; empty if none does.
+        """
+        model, ids = self.tombstones, linked_keys.ids_for(id)
+        rows = execute(
+            sa.select(model.id, model.store_id, model.created_at).where(model.id.in_(ids))
+        )
+        kept = [LinkedKey(*row) for row in rows]
+        link, displaced = linked_keys.choose(ids, kept, left=key, used=used)
+        if link in {one.id for one in kept}:
+            table = self.tombstone_table
+            execute(table.delete().where(table.c.id == link))
+        execute(self._tombstone(link, id, key, LINKED_KEY))
+        return [] if displaced is None else [displaced]
+
+    def _tombstone(self, id: uuid.UUID, session_id: uuid.UUID, key: str, kind: str) -> sa.Insert:
+        return insertion_into(
+            self.tombstone_table,
+            {
+                "id": id,
+                "kind": kind,
+                "user_session_id": session_id,
+                "store_id": key,
+                "created_at": clock.now(),
+            },
+        )
