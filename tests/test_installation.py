@@ -360,7 +360,7 @@ def test_two_columns_may_hold_the_password(
     """
     classes = make(SQLAlchemy(app))
     with pytest.raises(
-        ConfigurationError, match="Name the right one in 'SESSION_REGISTRY_PASSWORD_ATTRIBUTE'"
+        ConfigurationError, match="Set 'SESSION_REGISTRY_PASSWORD_ATTRIBUTE' to the right one"
     ) as error:
         SessionRegistry(app)
     assert str(error.value).count("password") >= 2
@@ -438,7 +438,7 @@ def test_several_user_models(app: Flask) -> None:
     later = Flask("later")
     later.config.update(app.config)
     db.init_app(later)
-    with pytest.raises(ConfigurationError, match="Say which one signs in"):
+    with pytest.raises(ConfigurationError, match="Name the class that signs in"):
         SessionRegistry(later)
     SessionRegistry(later, user_model=one)
     another = Flask("another")
