@@ -26,9 +26,6 @@ STALE_KEY = "stale_key"
 #: A store key that a session has left, and its browser may come back to.
 LINKED_KEY = "linked_key"
 
-#: A user whose sessions from before the installation must not be adopted, or everybody.
-ADOPTION_BLOCK = "adoption_block"
-
 # Plain types with variants, because a migration can't import a type of ours. By default, MariaDB
 # drops the microseconds of a DATETIME.
 _MOMENT = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
@@ -193,7 +190,7 @@ class TombstoneMixin:
     """
 
     id: sa_orm.Mapped[uuid.UUID] = sa_orm.mapped_column(sa.Uuid, primary_key=True)
-    #: One of :data:`STALE_KEY`, :data:`LINKED_KEY` and :data:`ADOPTION_BLOCK`.
+    #: ``"stale_key"``, ``"linked_key"`` or ``"adoption_block"``.
     kind: sa_orm.Mapped[str] = sa_orm.mapped_column(sa.String(16), nullable=False)
     #: The user session that has left a key behind.
     user_session_id: sa_orm.Mapped[t.Optional[uuid.UUID]] = sa_orm.mapped_column(

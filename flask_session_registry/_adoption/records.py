@@ -14,7 +14,9 @@ from .. import _clock as clock
 from .._records.base import Execute
 from .._records.sql import innodb
 from .._records.sql.table import SessionTable, hiding_parameters, insertion_into
-from ..models import ADOPTION_BLOCK
+
+#: The kind of a tombstone that blocks adoption.
+_BLOCK = "adoption_block"
 
 #: The tombstone that blocks the adoption of everybody's sessions. The id of the one that blocks a
 #: user is derived from this one and the user's key.
@@ -61,7 +63,7 @@ class AdoptionRecords(SessionTable):
                 # The transaction may see the table as it was before another has blocked the user.
                 insertion = insertion_into(
                     self.tombstone_table,
-                    {"id": id, "kind": ADOPTION_BLOCK, "created_at": clock.now()},
+                    {"id": id, "kind": _BLOCK, "created_at": clock.now()},
                     allows_conflict=dialect == "postgresql",
                 )
                 for name in innodb.DIALECTS:
