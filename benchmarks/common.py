@@ -22,8 +22,7 @@ from flask_sqlalchemy import SQLAlchemy
 from werkzeug.security import generate_password_hash
 
 from flask_session_registry._records.base import new_id
-from flask_session_registry._records.redis.client import RedisHome
-from flask_session_registry._records.redis.home import UserSession
+from flask_session_registry._records.redis import RedisClient, RedisUserSession
 
 Config = dict[str, t.Any]
 #: One of the things being compared.
@@ -198,9 +197,9 @@ def keep_in_redis(config: Config, rows: Iterable[Mapping[str, t.Any]]) -> None:
     left = iter(rows)
     while part := list(itertools.islice(left, 1000)):
         later = _Later(client)
-        home = RedisHome(later, prefix)
+        home = RedisClient(later, prefix)
         for row in part:
-            session = UserSession(**row, due_at=due_at)
+            session = RedisUserSession(**row, due_at=due_at)
             session.id = home.assign_id(session.id, session.user_id)
             home.add(session)
         later.send()

@@ -26,8 +26,8 @@ from flask_sqlalchemy import SQLAlchemy
 from werkzeug.test import create_environ
 
 from flask_session_registry import SessionRegistry
-from flask_session_registry._records.redis.client import RedisHome
-from flask_session_registry._records.redis.home import FIELDS
+from flask_session_registry._records.redis import RedisClient
+from flask_session_registry._records.redis.session import FIELDS
 
 from .common import (
     Config,
@@ -74,7 +74,7 @@ class Field:
         self.client = self.config["SESSION_REDIS"]
         self.prefix = self.config["SESSION_KEY_PREFIX"]
         self.records = self.config["SESSION_REGISTRY_REDIS_PREFIX"]
-        self.home = RedisHome(self.client, self.records)
+        self.home = RedisClient(self.client, self.records)
         #: The initial rows of the users whose sessions are ended.
         self.kept = sa.Table("kept", sa.MetaData(), *(sa.Column(c.name) for c in self.table.c))
         #: An initial store entry, as long as one that a login leaves.

@@ -3,7 +3,6 @@
 from importlib.metadata import version
 
 from ._ops.maintenance import PruneResult
-from ._records.redis.home import Home, UserSession
 from ._store.backends import register_session_store
 from .errors import (
     ConfigurationError,
@@ -22,7 +21,6 @@ __version__ = version("Flask-Session-Registry")
 
 __all__ = [
     "ConfigurationError",
-    "Home",
     "NotInstalledError",
     "PruneResult",
     "PurgeError",
@@ -31,7 +29,6 @@ __all__ = [
     "SessionRegistryError",
     "StaleRequestError",
     "UserError",
-    "UserSession",
     "UserSessionMixin",
     "UserSessionRecord",
     "__version__",

@@ -18,7 +18,7 @@ from ._config import Settings
 from ._ops.prune_schedule import PruneSchedule
 from ._records.base import Limit, Records
 from ._records.expiry import Expiry
-from ._records.redis.records import RedisRecords
+from ._records.redis import RedisRecords
 from ._records.sql import SQLRecords
 from ._records.users import Users
 from ._request import store_keys
@@ -31,7 +31,7 @@ if t.TYPE_CHECKING:
 
     from ._adoption.hooks import NoAdoption
     from ._compat.databases import Database
-    from ._records.redis.client import RedisHome
+    from ._records.redis import RedisClient
     from ._revocation.fingerprint_history import Credentials
     from ._setup import Setup
     from ._store.backends import Entries
@@ -60,7 +60,7 @@ class Registry:
     #: The mapped class of user sessions; ``None`` if they are kept in Redis.
     session_model: type[t.Any] | None = None
     #: The Redis that user sessions are kept in; ``None`` if they are kept in SQL.
-    home: RedisHome | None
+    home: RedisClient | None
     #: What locates IP addresses, if anything does.
     geoip: GeoIPDatabase | None
     #: What becomes of sessions from before the installation.

@@ -9,7 +9,6 @@ import re
 import typing as t
 from collections.abc import Callable, Mapping
 
-from ._records.redis.home import is_home
 from ._web.i18n import TEXTS, Text, fill_in
 from .errors import ConfigurationError
 
@@ -69,14 +68,12 @@ def _one_of(*choices: str) -> Callable[[object], str]:
     return check
 
 
-def _home(value: object) -> object:
-    if value in ("sql", "redis") or is_home(value):
-        return value
+def _records(value: object) -> str:
     if isinstance(value, str) and "://" in value:
         raise ValueError(
             "'redis', and 'SESSION_REGISTRY_REDIS' a client: 'redis.Redis.from_url(…)'"
         )
-    raise ValueError("'sql', 'redis', or an object with the verbs of 'Home'")
+    return _one_of("sql", "redis")(value)
 
 
 def _prefix(value: object) -> str:
@@ -214,9 +211,9 @@ class Settings:
     )
     records = Setting(
         "sql",
-        _home,
-        "Where user sessions are kept: 'sql', in a table of the users' database; 'redis', in"
-        " Redis; or a 'Home' of your own.",
+        _records,
+        "Where user sessions are kept: 'sql', in a table of the users' database, or 'redis', in"
+        " Redis.",
     )
     redis = Setting[t.Any](
         None,

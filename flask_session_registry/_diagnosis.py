@@ -78,13 +78,9 @@ def _unknown(name: str) -> Diagnosis:
 
 
 def redis_unreachable(error: BaseException) -> Diagnosis:
-    registry = find_registry()
-    is_redis = registry is not None and registry.settings.records == "redis"
     return Diagnosis(
         f"The user sessions can't be read ({type(error).__name__}).",
-        "Check that Redis is running and that 'SESSION_REGISTRY_REDIS' is correct."
-        if is_redis
-        else "Check that the server that keeps them is running.",
+        "Check that Redis is running and that 'SESSION_REGISTRY_REDIS' is correct.",
     )
 
 

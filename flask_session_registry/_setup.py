@@ -18,7 +18,7 @@ from ._compat import clients, flask_session
 from ._compat.databases import NO_DATABASE, database_of
 from ._compat.flask import begins_request, is_of_command
 from ._log import log
-from ._records.redis.client import RedisHome
+from ._records.redis import RedisClient
 from ._records.users import kind_of
 from ._revocation.fingerprint_history import Credentials
 from ._revocation.password_columns import password_attributes
@@ -78,7 +78,7 @@ class Setup:
         registry.home = self._redis_of(app)
         self._find_models(app)
 
-    def _redis_of(self, app: Flask) -> RedisHome | None:
+    def _redis_of(self, app: Flask) -> RedisClient | None:
         """Return the Redis that the records are kept in; ``None`` if they are kept in SQL."""
         settings = self._registry.settings
         if settings.records == "sql":
@@ -88,13 +88,11 @@ class Setup:
                 "'session_model' is for user sessions in a table, and 'SESSION_REGISTRY_RECORDS'"
                 " says that they are kept elsewhere. Take out one of the two."
             )
-        if settings.records != "redis":
-            return t.cast(RedisHome, settings.records)
         client = settings.redis
         if client is None and flask_session.is_kind(app.session_interface, "RedisSessionInterface"):
             client = flask_session.client_of(app.session_interface)
         _check_redis(client)
-        return RedisHome(client, settings.redis_prefix)
+        return RedisClient(client, settings.redis_prefix)
 
     # -- when the user model appears -----------------------------------------------------------
 

@@ -28,7 +28,7 @@ from ._ops import maintenance
 from ._ops.cli import commands
 from ._ops.maintenance import PruneResult
 from ._records.base import as_id
-from ._records.redis.home import UserSession
+from ._records.redis import RedisUserSession
 from ._request import check as session_check
 from ._request import credential_check, persistence
 from ._request.sync import sync_current
@@ -116,8 +116,8 @@ class SessionRegistry:
 
     @property
     def UserSession(self) -> type[t.Any]:
-        """The class of user sessions of the current app: mapped, unless they are in no table."""
-        return get_registry().session_model or UserSession
+        """The class of user sessions of the current app: mapped, unless they are in Redis."""
+        return get_registry().session_model or RedisUserSession
 
     @property
     def current(self) -> UserSessionRecord | None:

@@ -25,12 +25,10 @@ from flask_login import (
     logout_user,
 )
 from flask_sqlalchemy import SQLAlchemy
-from memory_home import MemoryHome
 from stores import KINDS, STORES
 
 from flask_session_registry import SessionRegistry
-from flask_session_registry._records.redis.home import UserSession
-from flask_session_registry._records.redis.records import RedisRecords
+from flask_session_registry._records.redis import RedisRecords, RedisUserSession
 
 COOKIES = ("session", "remember_token", "remember_token_session")
 __all__ = ["DATABASES", "HAS_FALLBACKS", "HOMES", "STORES", "Browser", "Site"]
@@ -90,8 +88,6 @@ class Site:
         self.backend = KINDS[store](app, folder, self.prefix)
         app.config.update(self.backend.configure())
         self.home = home
-        if home == "memory":
-            app.config["SESSION_REGISTRY_RECORDS"] = MemoryHome()
         if home == "redis":
             app.config.update(
                 SESSION_REGISTRY_RECORDS="redis",
@@ -177,7 +173,7 @@ class Site:
         with self.context():
             records = self.registry.records
             if isinstance(records, RedisRecords):
-                kept = [one for batch in records.home.all() for one in batch]
+                kept = [one for batch in records.redis.all() for one in batch]
                 return sorted(
                     (one for one in kept if one.user_id is not None and _has(one, by)),
                     key=lambda one: one.created_at,
@@ -199,7 +195,7 @@ class Site:
         with self.context():
             records = self.registry.records
             if isinstance(records, RedisRecords):
-                kept = [one for batch in records.home.all() for one in batch]
+                kept = [one for batch in records.redis.all() for one in batch]
                 for one in kept:
                     if not _has(one, by or {}) or (ended and one.revoked_at is None):
                         continue
@@ -210,7 +206,7 @@ class Site:
                         due_at = changed.revoked_at
                     else:
                         due_at = changed.revoked_at + records._retention
-                    records.home.update([one.id], values | {"due_at": due_at}, where={})
+                    records.redis.update([one.id], values | {"due_at": due_at}, where={})
                 return
             model = self.sessions.UserSession
             left_at = values.get("revoked_at" if ended else "rotated_at")
@@ -227,7 +223,7 @@ class Site:
         with self.context():
             records = self.registry.records
             if isinstance(records, RedisRecords):
-                kept = [one for batch in records.home.all() for one in batch]
+                kept = [one for batch in records.redis.all() for one in batch]
                 left = [one.store_id for one in kept if one.revoked_reason == "rotated"]
                 left += [one.previous_store_id for one in kept]
                 return [key for key in left if key is not None]
@@ -245,11 +241,11 @@ class Site:
             records = self.registry.records
             if isinstance(records, RedisRecords):
                 for row in rows:
-                    one = UserSession(
+                    one = RedisUserSession(
                         **(row | {"id": records.assign_id(row["id"], row["user_id"])})
                     )
                     one.due_at = records._due_at(one)
-                    records.home.add(one)
+                    records.redis.add(one)
                 return
             self.db.session.execute(sa.insert(self.sessions.UserSession), rows)
             self.db.session.commit()
@@ -259,11 +255,11 @@ class Site:
         with self.context():
             records = self.registry.records
             if isinstance(records, RedisRecords):
-                for batch in records.home.all():
+                for batch in records.redis.all():
                     ids = [one.id for one in batch]
                     ended = {"revoked_at": days_ago(0), "due_at": days_ago(0)}
-                    records.home.update(ids, ended, where={})
-                    records.home.remove(ids)
+                    records.redis.update(ids, ended, where={})
+                    records.redis.remove(ids)
                 return
             self.db.session.execute(sa.delete(self.sessions.UserSession))
             self.db.session.execute(sa.delete(self.tombstone))

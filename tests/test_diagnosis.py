@@ -233,19 +233,6 @@ def test_redis_is_down(migrated: SiteFactory, stop_redis: t.Any, told: t.Any) ->
     assert told() == [f"ERROR The user sessions could not be read. {REDIS_DOWN}"]
 
 
-def test_custom_record_storage_is_down(migrated: SiteFactory, told: t.Any) -> None:
-    site = migrated(home="memory")
-    firefox = site.browser()
-    firefox.login()
-    with Broken(site, ""):
-        firefox.get("/me")
-    (line,) = told()
-    assert line.endswith(
-        "The user sessions can't be read (ConnectionError). Check that the server that keeps them"
-        " is running."
-    )
-
-
 # -- other errors ----------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""User sessions that are not in a table: promises beyond those shared by all records."""
+"""User sessions in Redis: promises beyond those shared by all records."""
 
 from __future__ import annotations
 
@@ -16,24 +16,21 @@ from conftest import SiteFactory
 from flask import Flask, flash, request
 from flask_login import current_user, login_required, login_user
 from flask_sqlalchemy import SQLAlchemy
-from memory_home import MemoryHome
 from own_servers import OwnServer, own_redis, redis_client
 from site_under_test import Site, days_ago
 from test_faults import Broken
-from test_password_change import check_main_scenario
 from test_users import make_class
 
 from flask_session_registry import (
     ConfigurationError,
     RecordsError,
     SessionRegistry,
-    UserSession,
     UserSessionMixin,
     purge_failed,
     session_revoked,
 )
 from flask_session_registry._records.expiry import Expiry
-from flask_session_registry._records.redis.records import RedisRecords
+from flask_session_registry._records.redis import RedisRecords, RedisUserSession
 
 #: Each test chooses its own kind of records.
 pytestmark = pytest.mark.table
@@ -42,10 +39,10 @@ pytestmark = pytest.mark.table
 TIMEOUT = 1.0
 
 
-@pytest.fixture(params=["redis", "memory"])
-def away(request: pytest.FixtureRequest, make_site: SiteFactory) -> Site:
-    """Return a site whose user sessions are not in a table."""
-    return make_site(home=request.param)
+@pytest.fixture
+def away(make_site: SiteFactory) -> Site:
+    """Return a site whose user sessions are in Redis."""
+    return make_site(home="redis")
 
 
 @pytest.fixture
@@ -64,19 +61,14 @@ def records_of(site: Site) -> RedisRecords:
     return t.cast(RedisRecords, site.registry.records)
 
 
-def test_custom_record_storage(make_site: SiteFactory, database: str) -> None:
-    """1: the main scenario works on custom record storage, small enough for one page."""
-    check_main_scenario(make_site("files", database, home="memory"))
-
-
 def test_no_table(away: Site) -> None:
     """No table is defined, and 'active' returns user sessions instead of rows."""
     away.browser().login()
     with away.context():
         assert "user_sessions" not in away.db.metadata.tables
-        assert away.sessions.UserSession is UserSession
+        assert away.sessions.UserSession is RedisUserSession
         (one,) = away.sessions.active(away.user("ann"))
-    assert isinstance(one, UserSession)
+    assert isinstance(one, RedisUserSession)
     assert one.user_agent == "Firefox"
 
 
@@ -196,16 +188,16 @@ def test_login_with_the_new_password_just_after_the_commit(away: Site) -> None:
     firefox.login()
     with away.context():
         records = records_of(away)
-        of_users = records.home.of_users
+        of_users = records.redis.of_users
 
         def slowly(*arguments: t.Any, **options: t.Any) -> t.Any:
-            vars(records.home).pop("of_users")
+            vars(records.redis).pop("of_users")
             late.post("/login", name="ann", password="new")
             return of_users(*arguments, **options)
 
         away.user("ann").password_hash = "new"
         away.db.session.flush()
-        records.home.of_users = slowly
+        records.redis.of_users = slowly
         away.db.session.commit()
     assert firefox.rejected == "password_changed"
     assert late.is_signed_in
@@ -240,9 +232,9 @@ def test_down_before_a_revocation(away: Site) -> None:
     firefox.login()
     with away.context():
         user = away.user("ann")
-        with Broken(away, "user_sessions"), pytest.raises(RecordsError, match="try again"):
+        with Broken(away, "user_sessions"), pytest.raises(RecordsError, match="Retry it"):
             away.sessions.revoke_all(user)
-        with Broken(away, "user_sessions"), pytest.raises(RecordsError, match="try again"):
+        with Broken(away, "user_sessions"), pytest.raises(RecordsError, match="Retry it"):
             away.sessions.revoke(uuid.uuid4())
         away.db.session.commit()
     assert firefox.is_signed_in
@@ -259,7 +251,7 @@ def test_down_after_the_commit_of_a_revocation(away: Site, told: list[t.Any]) ->
         user = away.user("ann")
         assert away.sessions.revoke_all(user) == 1
         user.note = "locked out"
-        with Broken(away, "user_sessions"), pytest.raises(RecordsError, match="try again"):
+        with Broken(away, "user_sessions"), pytest.raises(RecordsError, match="Retry it"):
             away.db.session.commit()
         assert away.user("ann").note == "locked out"
         assert told == []
@@ -370,21 +362,21 @@ def test_down_after_a_rehash(away: Site, caplog: pytest.LogCaptureFixture) -> No
 
 def test_down_in_the_middle(make_site: SiteFactory, told: list[t.Any]) -> None:
     """36: if the records fail midway, what ended stays ended. A second call ends the rest."""
-    site = make_site(home="memory")
+    site = make_site(home="redis")
     for _ in range(3):
         site.browser().login()
-    home: t.Any = records_of(site).home
+    home: t.Any = records_of(site).redis
     update = home.update
     done: list[t.Any] = []
 
     def once(ids: t.Any, values: t.Any, **options: t.Any) -> t.Any:
         if len(done) == 1:
-            raise ConnectionError
+            raise RecordsError
         done.append(ids)
         return update(ids, values, **options)
 
     with site.context(), pytest.MonkeyPatch.context() as context:
-        context.setattr("memory_home._SIZE", 2)
+        context.setattr("flask_session_registry._records.base.BATCH", 2)
         site.sessions.revoke_all(site.user("ann"))
         context.setattr(home, "update", once)
         # The second call would mark the entries as purged.
@@ -404,12 +396,12 @@ def test_purge_cannot_be_recorded(
     """36: if the purge can't be recorded, all sessions have ended and are purged again later."""
     firefox = away.browser()
     firefox.login()
-    home: t.Any = records_of(away).home
+    home: t.Any = records_of(away).redis
     update = home.update
 
     def half(ids: t.Any, values: t.Any, **options: t.Any) -> t.Any:
         if "purged_at" in values:
-            raise ConnectionError
+            raise RecordsError
         return update(ids, values, **options)
 
     with away.context(), pytest.MonkeyPatch.context() as context:
@@ -428,13 +420,13 @@ def test_login_fails_midway(away: Site, fails_at: str) -> None:
     """38: a login that fails midway leaves no session that would count against the limit."""
     away.registry.settings.max_sessions = 1
     away.registry.settings.max_sessions_action = "reject"
-    home: t.Any = records_of(away).home
+    home: t.Any = records_of(away).redis
     done = getattr(home, fails_at)
 
     def reply_is_lost(*arguments: t.Any, **options: t.Any) -> t.Any:
         vars(home).pop(fails_at)
         done(*arguments, **options)
-        raise TimeoutError
+        raise RecordsError
 
     setattr(home, fails_at, reply_is_lost)
     firefox = away.browser()
@@ -495,7 +487,7 @@ def test_key_changes_meanwhile(away: Site, way: str, times: int) -> None:
     firefox = away.browser()
     firefox.login()
     (row,) = away.rows()
-    home: t.Any = records_of(away).home
+    home: t.Any = records_of(away).redis
     update = home.update
     others: list[t.Any] = []
 
@@ -603,7 +595,7 @@ def test_session_without_an_entry_is_scanned_once(make_site: SiteFactory) -> Non
     firefox.post("/logout")
     with site.context():
         site.sessions.prune(10)
-        assert not [one for batch in records_of(site).home.due(days_ago(0)) for one in batch]
+        assert not [one for batch in records_of(site).redis.due(days_ago(0)) for one in batch]
     site.change(ended=True, revoked_at=days_ago(31))
     with site.context():
         assert tuple(site.sessions.prune(10)) == (0, 0, 1)
@@ -774,7 +766,7 @@ def test_due_but_not_expired(away: Site) -> None:
     records = records_of(away)
     with away.context():
         (one,) = away.rows()
-        records.home.update([one.id], {"due_at": days_ago(1)}, where={})
+        records.redis.update([one.id], {"due_at": days_ago(1)}, where={})
         assert tuple(away.sessions.prune(10)) == (0, 0, 0)
     assert away.rows()[0].due_at > days_ago(-30)
     assert firefox.is_signed_in
@@ -839,9 +831,16 @@ def make(app: Flask | None = None, **config: t.Any) -> Flask:
     ("config", "message"),
     [
         ({"RECORDS": "redis"}, "there is no client"),
-        ({"RECORDS": "mongodb"}, "must be 'sql', 'redis', or an object"),
-        ({"RECORDS": MemoryHome}, "must be 'sql', 'redis', or an object"),
-        ({"RECORDS": MemoryHome(), "UNREGISTERED": "adopt"}, "must be kept in SQL"),
+        ({"RECORDS": "mongodb"}, "must be 'sql' or 'redis'"),
+        ({"RECORDS": object()}, "must be 'sql' or 'redis'"),
+        (
+            {"RECORDS": "redis://localhost"},
+            "must be 'redis', and 'SESSION_REGISTRY_REDIS' a client",
+        ),
+        (
+            {"RECORDS": "redis", "REDIS": redis.Redis(), "UNREGISTERED": "adopt"},
+            "must be kept in SQL",
+        ),
         ({"REDIS_PREFIX": "{a}"}, "must be text without braces"),
         ({"REDIS_PREFIX": ""}, "must be text without braces"),
     ],
@@ -883,7 +882,7 @@ def test_invalid_client(client: t.Any) -> None:
 def test_session_model_without_a_table(make_site: SiteFactory) -> None:
     """A custom session model is refused, because there is no table."""
     site = make_site(init=False)
-    site.app.config.update(SESSION_REGISTRY_RECORDS=MemoryHome())
+    site.app.config.update(SESSION_REGISTRY_RECORDS="redis")
 
     class Visit(UserSessionMixin):
         """Whether mapped or not."""
@@ -907,7 +906,7 @@ def test_unsupported_user_key(make_site: SiteFactory, kind: t.Any) -> None:
         return make_class(db, id=sa_orm.mapped_column(kind, primary_key=True))
 
     with pytest.raises(ConfigurationError, match="not an integer, text or a UUID"):
-        make_site(home="memory", model=model)
+        make_site(home="redis", model=model)
 
 
 def test_client_of_the_session_store(make_site: SiteFactory) -> None:
@@ -982,9 +981,9 @@ def test_doctor_without_due_sessions(away: Site, monkeypatch: pytest.MonkeyPatch
     """If due sessions can't be read, the doctor says so and continues."""
 
     def broken(*_: t.Any) -> t.Any:
-        raise ConnectionError
+        raise RecordsError
 
-    monkeypatch.setattr(records_of(away).home, "due", broken)
+    monkeypatch.setattr(records_of(away).redis, "due", broken)
     result = away.app.test_cli_runner().invoke(args=["sessions", "doctor"])
     assert "Error: Could not check for overdue maintenance (RecordsError)." in result.output
     assert "The session store" not in result.output

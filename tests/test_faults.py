@@ -15,6 +15,7 @@ from flask_login import current_user, login_user, logout_user
 from site_under_test import Browser, Site, days_ago
 
 from flask_session_registry import SessionRegistryError, StaleRequestError, purge_failed
+from flask_session_registry._records.redis.client import reporting
 from flask_session_registry._request import persistence as tracking
 from flask_session_registry._revocation import lost_updates
 from flask_session_registry._store import backends as entries
@@ -34,7 +35,7 @@ VERBS = {
 class Broken:
     """Make statements that contain a text fail, as if the database were down.
 
-    If user sessions are not in a table, the corresponding storage methods fail.
+    If user sessions are in Redis, the corresponding methods of its client fail.
     """
 
     def __init__(self, site: Site, text: str) -> None:
@@ -48,6 +49,7 @@ class Broken:
         if self.text in statement:
             raise sa.exc.OperationalError(statement, {}, Exception(BLOCKED))
 
+    @reporting
     def _fail_at_home(self, *_: t.Any, **__: t.Any) -> t.Any:
         raise ConnectionError(BLOCKED)
 

@@ -22,7 +22,6 @@ import servers
 import sqlalchemy as sa
 from flask import Flask
 from flask.sessions import SessionInterface
-from memory_home import MemoryHome
 
 from flask_session_registry import SessionRegistry, __version__
 from flask_session_registry._config import PREFIX, SETTINGS
@@ -142,16 +141,12 @@ def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check_homes(names: dict[str, t.Any]) -> None:
-    """Check the examples for records in Redis, and for custom records."""
-    for keep, where in (
-        (names["keep_records_in_redis"], servers.redis_url()),
-        (names["keep_records_elsewhere"], MemoryHome()),
-    ):
-        app = Flask("elsewhere")
-        app.config.update(SECRET_KEY="only for tests", SQLALCHEMY_DATABASE_URI="sqlite://")
-        keep(app, where)
-        SessionRegistry(app)
-        assert app.extensions["session_registry.app"].home is not None
+    """Check the example for records in Redis."""
+    app = Flask("elsewhere")
+    app.config.update(SECRET_KEY="only for tests", SQLALCHEMY_DATABASE_URI="sqlite://")
+    names["keep_records_in_redis"](app, servers.redis_url())
+    SessionRegistry(app)
+    assert app.extensions["session_registry.app"].home is not None
 
 
 def check_stores(names: dict[str, t.Any]) -> None:

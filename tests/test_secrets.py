@@ -20,7 +20,6 @@ from conftest import SiteFactory
 from flask import Flask
 from flask_login import LoginManager
 from flask_sqlalchemy import SQLAlchemy
-from memory_home import MemoryHome
 from site_under_test import Site, user_class
 from test_faults import Broken
 from test_users import uuid_keys
@@ -283,32 +282,20 @@ def test_log_without_an_error(log: logging.Logger, caplog: pytest.LogCaptureFixt
     assert caplog.text.count("\n") <= 2
 
 
-class _Refusing(MemoryHome):
-    """Records whose client's errors contain what it was asked for."""
-
-    refuses = False
-
-    def get(self, ids: t.Any) -> t.Any:
-        if self.refuses:
-            raise ConnectionError(TEXT)
-        return super().get(ids)
-
-    def of_users(self, *arguments: t.Any, **how: t.Any) -> t.Any:
-        if self.refuses:
-            raise ConnectionError(TEXT)
-        return super().of_users(*arguments, **how)
-
-
 @pytest.mark.table
 def test_error_of_the_records_shows_no_text_of_their_client(
-    make_site: SiteFactory, caplog: pytest.LogCaptureFixture
+    make_site: SiteFactory, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """54: logging the error shows only the class of the client's error."""
-    home = _Refusing()
-    site = make_site(home="memory", SESSION_REGISTRY_RECORDS=home)
+
+    def refuse(*_: t.Any, **__: t.Any) -> t.Any:
+        raise ConnectionError(TEXT)
+
+    site = make_site(home="redis")
     firefox = site.browser()
     firefox.login()
-    home.refuses = True
+    for command in ("eval", "zrangebyscore"):
+        monkeypatch.setattr(site.registry.home.client, command, refuse)
     with site.context(), pytest.raises(RecordsError, match=r"\(ConnectionError\)") as error:
         site.sessions.revoke_all(site.user("ann"))
     assert SECRET not in "".join(traceback.format_exception(error.value))

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from crowd import all_the_while, at_once
 from service import PASSWORD, HttpBrowser, Service, running, sign_up
 
-from flask_session_registry._records.redis.client import RedisHome
+from flask_session_registry._records.redis import RedisClient
 
 pytestmark = pytest.mark.once
 
@@ -66,7 +66,7 @@ def email(service: Service) -> str:
 def rows(service: Service, home: str) -> Iterator[Callable[[str], list[t.Any]]]:
     """Return a function that finds a user's sessions."""
     engine = sa.create_engine(service.database, poolclass=sa.NullPool)
-    redis_home = RedisHome(service.store, f"records:{service.prefix}")
+    redis_home = RedisClient(service.store, f"records:{service.prefix}")
 
     def find(email: str) -> list[t.Any]:
         if home == "redis":

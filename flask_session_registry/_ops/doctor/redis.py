@@ -11,7 +11,6 @@ from flask import Flask
 from ... import _diagnosis as diagnosis
 from ..._app import Registry
 from ..._compat import clients
-from ..._records.redis.client import RedisHome
 from . import overdue
 from .findings import Finding, error, error_of, warning
 
@@ -35,7 +34,7 @@ def examine(app: Flask, registry: Registry) -> Iterator[Finding]:
 
 
 def _examine_server(registry: Registry) -> Iterator[Finding]:
-    if not isinstance(registry.home, RedisHome):
+    if registry.home is None:
         return
     client: t.Any = registry.home.client
     nodes = clients.primaries_of(client)

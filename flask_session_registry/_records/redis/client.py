@@ -1,21 +1,22 @@
-"""User sessions in Redis.
+"""Storage of user sessions in Redis: it compares and writes, and decides nothing.
 
-Each is one string, in JSON. All keys of one user share a hash tag of two hexadecimal digits, with
-which the ids of the user's sessions begin: so a session is found by its id, a script touches one
-node of a cluster only, and housekeeping goes through 256 shards. In each shard there are
+A session is a string of JSON. All keys of one user share a hash tag of two hexadecimal digits, the
+shard, and the ids of the user's sessions begin with it. So an id leads to its session, a script
+touches one node of a cluster, and maintenance goes through 256 shards. Each shard contains
 
 - ``s:<id>``, a session;
-- ``u:<user>`` and ``e:<user>``, sorted sets of the ids of those that stand and of those that have
-  ended, in the order in which they were added;
-- ``due``, a sorted set of all ids by the moment at which housekeeping is to look at them;
+- ``u:<user>`` and ``e:<user>``, sorted sets of the ids of a user's active and ended sessions, in
+  the order in which they were added;
+- ``due``, a sorted set of all ids by the moment at which maintenance looks at them.
 
-and outside of them ``k:<key of an entry>``, the id of the session that had it. Every key expires.
+Outside the shards, ``k:<store key>`` is the id of the session that had this key. Every key expires.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import functools
 import hashlib
 import json
 import secrets
@@ -25,162 +26,73 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 
 from ... import _clock as clock
 from ..._log import log
-from .. import base as records
+from ...errors import RecordsError
+from .. import base
 from ..base import StoreEntry
-from .home import FIELDS, UserSession
+from . import scripts
+from .encoding import as_text, decode, encode, microseconds, read_entry, user_text
+from .session import RedisUserSession
 
-#: What nobody has looked at so long after it was due, or written, Redis drops by itself.
+#: How long after its last write, or after it was due, Redis drops a session.
 _GRACE = dt.timedelta(days=400)
 
-#: The same of the keys of entries, which only say why a session is gone.
-_GRACE_OF_KEYS = dt.timedelta(days=30)
-
-_MICROSECOND = dt.timedelta(microseconds=1)
-
-#: What each script begins with.
-_FIND = """
-local base = ARGV[1]
-
--- What can't be read is as good as lost.
-local function read(text)
-    local is_text, session = pcall(cjson.decode, text or '')
-    return is_text and type(session) == 'table' and session.id and session.due_at and session or nil
-end
-"""
-
-#: How a session is kept, with all that leads to it.
-_KEEP = (
-    _FIND
-    + """
-local grace = tonumber(ARGV[2])
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
-local lives, last = {}, {}
-
--- Let an index know a session; 'was' is the one that knew it before.
-local function move(id, is_in, was_in)
-    redis.call('ZREM', was_in, id)
-    local found = last[is_in] or redis.call('ZREVRANGE', is_in, 0, 0, 'WITHSCORES')[2] or 0
-    last[is_in] = math.max(now, tonumber(found) + 1)
-    redis.call('ZADD', is_in, last[is_in], id)
-end
-
-local function keep(session, is_new, had_ended)
-    local id, due, ended = session.id, base .. 'due', session.revoked_at ~= nil
-    local ends = math.floor(math.max(tonumber(session.due_at), now) / 1000) + grace
-    redis.call('SET', base .. 's:' .. id, cjson.encode(session))
-    redis.call('PEXPIREAT', base .. 's:' .. id, ends)
-    redis.call('ZADD', due, session.due_at, id)
-    lives[due] = math.max(lives[due] or 0, ends)
-    if session.user_id then
-        local stands_in, ended_in = base .. 'u:' .. session.user_id, base .. 'e:' .. session.user_id
-        local is_in, was_in = stands_in, ended_in
-        if ended then
-            is_in, was_in = ended_in, stands_in
-        end
-        if is_new or ended ~= had_ended then
-            move(id, is_in, was_in)
-        end
-        lives[is_in] = math.max(lives[is_in] or 0, ends)
-    end
-end
-
--- An index lives as long as what is in it.
-local function let_indexes_live()
-    for key, ends in pairs(lives) do
-        if redis.call('PTTL', key) < ends - now / 1000 then
-            redis.call('PEXPIREAT', key, ends)
-        end
-    end
-end
-"""
-)
-
-_ADD = (
-    _KEEP
-    + """
-keep(cjson.decode(ARGV[3]), true)
-let_indexes_live()
-"""
-)
-
-_UPDATE = (
-    _KEEP
-    + """
-local values, where = cjson.decode(ARGV[3]), cjson.decode(ARGV[4])
-local changed = {}
-for _, key in ipairs(KEYS) do
-    local session = read(redis.call('GET', key))
-    -- Asked once more, because the answer has got lost: this was done.
-    local is_done = session and session.token == ARGV[5]
-    for name, value in pairs(session and not is_done and where or {}) do
-        if (session[name] or cjson.null) ~= value then
-            session = nil
-            break
-        end
-    end
-    if session then
-        local had_ended = session.revoked_at ~= nil
-        for name, value in pairs(is_done and {} or values) do
-            session[name] = value ~= cjson.null and value or nil
-        end
-        session.token = ARGV[5]
-        keep(session, false, had_ended)
-        changed[#changed + 1] = {
-            session.id,
-            session.user_id or false,
-            session.store_id or false,
-            session.previous_store_id or false,
-        }
-    end
-end
-let_indexes_live()
-return changed
-"""
-)
-
-#: One that its user's index has lost is lost: nobody would find it who ends the user's sessions.
-_GET = (
-    _FIND
-    + """
-local text = redis.call('GET', KEYS[1])
-local session = read(text)
-if session and session.user_id and not session.revoked_at then
-    if not redis.call('ZSCORE', base .. 'u:' .. session.user_id, session.id) then
-        return nil
-    end
-end
-return text
-"""
-)
-
-_REMOVE = (
-    _FIND
-    + """
-local removed = 0
-for _, key in ipairs(KEYS) do
-    local session = read(redis.call('GET', key))
-    if session and session.revoked_at then
-        redis.call('DEL', key)
-        redis.call('ZREM', base .. 'due', session.id)
-        if session.user_id then
-            redis.call('ZREM', base .. 'e:' .. session.user_id, session.id)
-        end
-        removed = removed + 1
-    end
-end
-return removed
-"""
-)
+#: The same for store keys, which only tell why a session is gone.
+_KEY_GRACE = dt.timedelta(days=30)
 
 _SHARDS = [f"{number:02x}" for number in range(256)]
 
+_Parameters = t.ParamSpec("_Parameters")
+_Result = t.TypeVar("_Result")
 
-class RedisHome:
-    """Keeps user sessions in Redis 5 or newer, one of its clusters, or what Sentinel watches.
+
+def reporting(
+    method: Callable[_Parameters, _Result],
+) -> Callable[_Parameters, _Result]:
+    """Raise :exc:`RecordsError` in place of any error of a method."""
+
+    @functools.wraps(method)
+    def report(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        try:
+            return method(*args, **kwargs)
+        except Exception as error:
+            raise _failure(error) from None
+
+    return report
+
+
+def _reporting_batches(
+    method: Callable[_Parameters, Iterator[_Result]],
+) -> Callable[_Parameters, Iterator[_Result]]:
+    """Do the same for a method that yields."""
+
+    @functools.wraps(method)
+    def report(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> Iterator[_Result]:
+        try:
+            yield from method(*args, **kwargs)
+        except Exception as error:
+            raise _failure(error) from None
+
+    return report
+
+
+def _failure(error: Exception) -> RecordsError:
+    """Return what to raise for an error of redis-py, whose text might name a server or a key."""
+    if isinstance(error, RecordsError):
+        return error
+    return RecordsError(
+        f"Could not read or write the user sessions ({type(error).__name__}). The operation might"
+        " not have completed. Retry it."
+    )
+
+
+class RedisClient:
+    """The user sessions of one app in Redis 5 or newer: alone, a cluster, or behind Sentinel.
+
+    Other processes see at once what a method has written. Unknown ids are left out.
 
     :param client: of redis-py, or with the same methods. It must read from where it writes.
-    :param prefix: of all keys. Two apps on one Redis have two; it has no braces.
+    :param prefix: of all keys, without braces. Two apps on one Redis need two.
+    :raises RecordsError: Redis can't be read or written; from every method.
     """
 
     def __init__(self, client: t.Any, prefix: str) -> None:
@@ -188,26 +100,31 @@ class RedisHome:
         self._prefix = prefix
 
     def assign_id(self, id: uuid.UUID, user_id: t.Any) -> uuid.UUID:
+        """Return the id for a new session of this user: a fresh one, with the user's shard."""
         return uuid.UUID(hex=_shard_of(user_id) + id.hex[2:])
 
-    def add(self, session: UserSession) -> None:
-        written = _encoded(dataclasses.asdict(session))
-        known = {name: value for name, value in written.items() if value is not None}
-        self._run(_ADD, session.id, [], json.dumps(known))
+    @reporting
+    def add(self, session: RedisUserSession) -> None:
+        values = encode(dataclasses.asdict(session))
+        known = {name: value for name, value in values.items() if value is not None}
+        self._run(scripts.ADD, session.id, [], json.dumps(known))
         self._point_to([session], session.due_at or clock.now())
 
-    def get(self, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, UserSession]:
+    @reporting
+    def get(self, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, RedisUserSession]:
+        """Return the sessions with these ids; in one round trip if there is one id."""
         if len(ids) == 1:
-            texts = [self._run(_GET, ids[0], [])]
+            texts = [self._run(scripts.GET, ids[0], [])]
         else:
             texts = [
                 text
                 for part in _by_shard(ids)
                 for text in self.client.mget([self._key(id) for id in part])
             ]
-        found = (_decoded(text) for text in texts if text is not None)
+        found = (decode(text) for text in texts if text is not None)
         return {session.id: session for session in found if session is not None}
 
+    @reporting
     def update(
         self,
         ids: Sequence[uuid.UUID],
@@ -215,46 +132,69 @@ class RedisHome:
         *,
         where: Mapping[str, t.Any],
     ) -> list[StoreEntry]:
-        written = json.dumps(_encoded(values)), json.dumps(_encoded(where)), secrets.token_hex(8)
+        """Give new values to those of these sessions that have all the values of ``where``.
+
+        Comparing and writing a session is atomic.
+
+        :param ids: at most a thousand.
+        :returns: the changed sessions.
+        """
+        arguments = json.dumps(encode(values)), json.dumps(encode(where)), secrets.token_hex(8)
         changed = [
-            _stored(*texts)
+            read_entry(*texts)
             for part in _by_shard(ids)
-            for texts in self._run(_UPDATE, part[0], part, *written)
+            for texts in self._run(scripts.UPDATE, part[0], part, *arguments)
         ]
         due_at = values.get("due_at")
-        # One that has ended is led to for long enough by what was noted when it stood.
+        # The key of an ended session lives long enough by what was written while it was active.
         if due_at is not None and not {"revoked_at", "purged_at"} & values.keys():
             self._point_to(changed, due_at)
         return changed
 
+    @_reporting_batches
     def of_users(
         self, user_ids: Collection[t.Any], *, ended: bool = False
-    ) -> Iterator[list[UserSession]]:
-        for user_id in user_ids:
-            base = self._base(_shard_of(user_id))
-            yield from self._in_order(f"{base}{'e' if ended else 'u'}:{_user_text(user_id)}")
+    ) -> Iterator[list[RedisUserSession]]:
+        """Yield the active or the ended sessions of users, each user's in the order of logins.
 
-    def all(self) -> Iterator[list[UserSession]]:
+        They may end meanwhile.
+        """
+        for user_id in user_ids:
+            base_key = self._base(_shard_of(user_id))
+            yield from self._in_order(f"{base_key}{'e' if ended else 'u'}:{user_text(user_id)}")
+
+    @_reporting_batches
+    def all(self) -> Iterator[list[RedisUserSession]]:
+        """Yield all sessions, ended ones too, in any order."""
         for index in self._occupied():
             cursor = None
-            # Not by score: while this goes on, one may be moved to where it has been already.
+            # Not by score: meanwhile a session may move to a score that has been passed already.
             while cursor != 0:
-                cursor, found = self.client.zscan(index, cursor or 0, count=records.BATCH)
-                yield from self._through(index, [member for member, _ in found])
+                cursor, found = self.client.zscan(index, cursor or 0, count=base.BATCH)
+                yield from self._read(index, [member for member, _ in found])
 
-    def due(self, by: dt.datetime) -> Iterator[list[UserSession]]:
-        highest = _microseconds(by)
+    @_reporting_batches
+    def due(self, by: dt.datetime) -> Iterator[list[RedisUserSession]]:
+        """Yield the sessions that are due by a moment. They may change meanwhile, or be removed."""
+        highest = microseconds(by)
         for index in self._occupied(highest):
             yield from self._in_order(index, highest)
 
+    @reporting
     def with_key(self, store_id: str) -> uuid.UUID | None:
+        """Return the session that had this store key last; ``None`` if unknown.
+
+        Nothing may depend on it: it may be forgotten, or come a moment late.
+        """
         found = self.client.get(self._pointer(store_id))
-        return None if found is None else uuid.UUID(hex=_text(found))
+        return None if found is None else uuid.UUID(hex=as_text(found))
 
+    @reporting
     def remove(self, ids: Sequence[uuid.UUID]) -> int:
-        return sum(self._run(_REMOVE, part[0], part) for part in _by_shard(ids))
+        """Delete those of these sessions that have ended; return how many."""
+        return sum(self._run(scripts.REMOVE, part[0], part) for part in _by_shard(ids))
 
-    # -- pieces ------------------------------------------------------------------------------------
+    # -- keys and scripts ------------------------------------------------------------------------
 
     def _base(self, shard: str) -> str:
         return f"{self._prefix}{{{shard}}}:"
@@ -266,129 +206,70 @@ class RedisHome:
         return f"{self._prefix}k:{store_id}"
 
     def _run(self, script: str, id: uuid.UUID, ids: Sequence[uuid.UUID], *arguments: str) -> t.Any:
-        """Run a script on sessions of one shard, of which this is one."""
+        """Run a script on sessions of one shard, among them ``id``."""
         keys = [self._key(one) for one in ids] or [self._key(id)]
         grace = _GRACE // dt.timedelta(milliseconds=1)
         return self.client.eval(script, len(keys), *keys, self._base(id.hex[:2]), grace, *arguments)
 
+    def _point_to(
+        self, sessions: Iterable[RedisUserSession | StoreEntry], due_at: dt.datetime
+    ) -> None:
+        """Make store keys lead to their sessions for as long as those are kept."""
+        pipeline = self.client.pipeline(transaction=False)
+        now = clock.now()
+        lifetime = max(due_at, now) + _KEY_GRACE - now
+        for session in sessions:
+            if session.store_id is not None:
+                pipeline.set(self._pointer(session.store_id), session.id.hex, px=lifetime)
+        try:
+            pipeline.execute()
+        except Exception as error:
+            # All that is lost is why a session is gone.
+            log.warning("Could not note the store key of a session (%s).", type(error).__name__)
+
+    # -- indexes ---------------------------------------------------------------------------------
+
     def _occupied(self, highest: float = float("inf")) -> list[str]:
-        """The indexes of those shards in which something is due up to a moment."""
+        """Return the indexes of the shards in which something is due up to a moment."""
         indexes = [f"{self._base(shard)}due" for shard in _SHARDS]
         pipeline = self.client.pipeline(transaction=False)
         for index in indexes:
             pipeline.zcount(index, "-inf", highest)
         return [index for index, count in zip(indexes, pipeline.execute(), strict=True) if count]
 
-    def _in_order(self, index: str, highest: float = float("inf")) -> Iterator[list[UserSession]]:
-        """The sessions that an index of a shard names up to a score, by their scores."""
+    def _in_order(
+        self, index: str, highest: float = float("inf")
+    ) -> Iterator[list[RedisUserSession]]:
+        """Yield the sessions in an index up to a score, in the order of their scores."""
         score, member, ties = float("-inf"), "", 0
         while True:
-            size = records.BATCH + ties
+            size = base.BATCH + ties
             found = self.client.zrangebyscore(
                 index, score, highest, start=0, num=size, withscores=True
             )
-            pairs = [(at, _text(one)) for one, at in found]
-            new = [pair for pair in pairs if pair > (score, member)][: records.BATCH]
+            pairs = [(at, as_text(one)) for one, at in found]
+            new = [pair for pair in pairs if pair > (score, member)][: base.BATCH]
             if not new:
                 return
-            yield from self._through(index, [one for _, one in new])
+            yield from self._read(index, [one for _, one in new])
             score, member = new[-1]
-            # With these, as far as they are still there, the next page begins once more.
+            # The next page begins with these again, if they are still there.
             ties = sum(at == score for at, _ in pairs)
 
-    def _through(self, index: str, members: Sequence[t.Any]) -> Iterator[list[UserSession]]:
-        """The sessions that an index of a shard names; those that are gone leave the index."""
-        size = records.BATCH
+    def _read(self, index: str, members: Sequence[t.Any]) -> Iterator[list[RedisUserSession]]:
+        """Yield sessions that an index names; remove from it those that are gone."""
+        size = base.BATCH
         for n in range(0, len(members), size):
-            part = [uuid.UUID(hex=_text(member)) for member in members[n : n + size]]
+            part = [uuid.UUID(hex=as_text(member)) for member in members[n : n + size]]
             found = self.get(part)
             gone = [id.hex for id in part if id not in found]
             if gone:
                 self.client.zrem(index, *gone)
             yield [found[id] for id in part if id in found]
 
-    def _point_to(self, sessions: Iterable[UserSession | StoreEntry], due_at: dt.datetime) -> None:
-        """Let the keys of their entries lead to these sessions, as long as those are kept."""
-        pipeline = self.client.pipeline(transaction=False)
-        now = clock.now()
-        lives = max(due_at, now) + _GRACE_OF_KEYS - now
-        for one in sessions:
-            if one.store_id is not None:
-                pipeline.set(self._pointer(one.store_id), one.id.hex, px=lives)
-        try:
-            pipeline.execute()
-        except Exception as error:
-            # All that is lost is why a session is gone.
-            log.warning("The key of an entry could not be noted (%s).", type(error).__name__)
-
-
-# -- how it is written ---------------------------------------------------------------------------
-
-
-def _encoded(values: Mapping[str, t.Any]) -> dict[str, str | None]:
-    return {name: _write(name, value) for name, value in values.items()}
-
-
-def _write(name: str, value: t.Any) -> str | None:
-    """A value as text: Lua would round a number."""
-    if value is None:
-        return None
-    if name == "user_id":
-        return _user_text(value)
-    if isinstance(value, dt.datetime):
-        return str(_microseconds(value))
-    return value.hex if isinstance(value, uuid.UUID) else str(value)
-
-
-def _decoded(text: str | bytes) -> UserSession | None:
-    """What is written there; ``None``: it can't be read. What another release has added is not."""
-    try:
-        written: dict[str, str] = json.loads(text)
-        return UserSession(
-            **{name: _READ[name](value) for name, value in written.items() if name in _READ}
-        )
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
-        return None
-
-
-def _stored(id: t.Any, user_id: t.Any, store_id: t.Any, *_: t.Any) -> StoreEntry:
-    return StoreEntry(
-        uuid.UUID(hex=_text(id)),
-        None if user_id is None else _user_id(_text(user_id)),
-        None if store_id is None else _text(store_id),
-    )
-
-
-def _microseconds(moment: dt.datetime) -> int:
-    return (moment - clock.EPOCH) // _MICROSECOND
-
-
-def _moment(text: str) -> dt.datetime:
-    return clock.EPOCH + dt.timedelta(microseconds=int(text))
-
-
-def _user_text(user_id: t.Any) -> str:
-    text = user_id.hex if isinstance(user_id, uuid.UUID) else user_id
-    return f"{type(user_id).__name__}:{text}"
-
-
-def _user_id(text: str) -> t.Any:
-    kind, _, value = text.partition(":")
-    return {"int": int, "str": str, "UUID": uuid.UUID}[kind](value)
-
-
-_READ: dict[str, Callable[[str], t.Any]] = {
-    **dict.fromkeys(FIELDS, str),
-    **dict.fromkeys((name for name in FIELDS if name.endswith(("_at", "_until"))), _moment),
-    "id": uuid.UUID,
-    "revocation": uuid.UUID,
-    "generation": int,
-    "user_id": _user_id,
-}
-
 
 def _shard_of(user_id: t.Any) -> str:
-    return hashlib.sha256(_user_text(user_id).encode()).hexdigest()[:2]
+    return hashlib.sha256(user_text(user_id).encode()).hexdigest()[:2]
 
 
 def _by_shard(ids: Iterable[uuid.UUID]) -> Iterator[list[uuid.UUID]]:
@@ -396,7 +277,3 @@ def _by_shard(ids: Iterable[uuid.UUID]) -> Iterator[list[uuid.UUID]]:
     for id in ids:
         shards.setdefault(id.hex[:2], []).append(id)
     yield from shards.values()
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value

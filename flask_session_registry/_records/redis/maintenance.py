@@ -1,0 +1,145 @@
+"""What a prune does to the Redis records."""
+
+from __future__ import annotations
+
+import datetime as dt
+import typing as t
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from ... import _clock as clock
+from .. import base
+from ..base import MaintenanceRecords, StaleKey, StoreEntry
+from ..expiry import Expiry
+from .core import ACTIVE, RedisCore
+from .session import RedisUserSession
+
+#: How often maintenance looks at a stale key that a browser may come back to.
+_RECHECK = dt.timedelta(hours=1)
+
+
+class RedisMaintenanceRecords(RedisCore, MaintenanceRecords):
+    def next_scan_window(self, size: int) -> None:
+        """Return ``None``: an index names what is due."""
+
+    def find_expired(
+        self, expiry: Expiry, *, everywhere: bool = True, window: t.Any = None
+    ) -> Iterator[list[StoreEntry]]:
+        """See :meth:`MaintenanceRecords.find_expired`.
+
+        Only ``everywhere`` finds those of deleted users, and those that an earlier password keeps
+        out because the process that was to end them died.
+        """
+        for batch in self.redis.all() if everywhere else self.redis.due(expiry.now):
+            active = [session for session in batch if session.revoked_at is None]
+            expired = self._expired(active, expiry)
+            ids = {session.id for session in expired}
+            self._postpone([one for one in active if one.id not in ids], expiry.now)
+            yield [session.entry for session in expired]
+
+    def _postpone(self, sessions: Iterable[RedisUserSession], moment: dt.datetime) -> None:
+        """Correct when sessions are due: the timeouts were others when they were last seen."""
+        for session in sessions:
+            if session.due_at is not None and session.due_at <= moment:
+                self._change(session, {}, where=ACTIVE)
+
+    def expire(self, ids: Sequence[uuid.UUID], expiry: Expiry) -> int:
+        found = self.redis.get(ids).values()
+        active = [session for session in found if session.revoked_at is None]
+        return sum(
+            len(
+                self._end(
+                    [session.id],
+                    {"revoked_reason": "expired"},
+                    where={
+                        "last_seen_at": session.last_seen_at,
+                        "fingerprint": session.fingerprint,
+                    },
+                )
+            )
+            for session in self._expired(active, expiry)
+        )
+
+    def _expired(
+        self, sessions: Sequence[RedisUserSession], expiry: Expiry
+    ) -> list[RedisUserSession]:
+        """Return those that have expired, lost their user, or have an outdated fingerprint."""
+        if not sessions:
+            return []
+        known = self.users.credentials_of({session.user_id for session in sessions})
+        current = {user_id: stored.fingerprint for user_id, stored in known.items()}
+        return [
+            session
+            for session in sessions
+            if session.user_id not in current
+            or session.fingerprint != current[session.user_id]
+            or session.has_expired(expiry)
+        ]
+
+    def find_unpurged(self, *, window: t.Any = None) -> Iterator[list[StoreEntry]]:
+        for batch in self.redis.due(clock.now()):
+            moment = clock.now()
+            # Without an entry there is nothing to do until their retention is over.
+            rest = [one.id for one in batch if self._has_nothing_to_purge(one, moment)]
+            self._update(rest, {"due_at": moment + self._retention}, where={"purged_at": None})
+            unpurged = [session.entry for session in batch if session.is_unpurged]
+            if unpurged:
+                yield unpurged
+
+    def _has_nothing_to_purge(self, session: RedisUserSession, moment: dt.datetime) -> bool:
+        return (
+            session.revoked_at is not None
+            and session.revoked_at + self._retention > moment
+            and not session.entry.keys
+        )
+
+    def find_stale_keys(
+        self, *, lost_before: dt.datetime, window: t.Any = None
+    ) -> Iterator[list[StaleKey]]:
+        def key_of(one: RedisUserSession) -> StaleKey | None:
+            if one.previous_store_id is not None:
+                return StaleKey(one.id, one.previous_store_id)
+            if one.revoked_reason != base.ROTATED or one.revoked_at is None or one.store_id is None:
+                return None
+            goes_on = None if one.revocation is None else self.get(one.revocation)
+            # It may come back to it; or it was about to leave it behind, and has it still.
+            is_wanted = (
+                goes_on is not None
+                and goes_on.revoked_at is None
+                and (one.revoked_at > lost_before or goes_on.store_id == one.store_id)
+            )
+            if not is_wanted:
+                return StaleKey(one.id, one.store_id)
+            self._update([one.id], {"due_at": clock.now() + _RECHECK}, where={})
+            return None
+
+        for batch in self.redis.due(clock.now()):
+            yield [key for key in map(key_of, batch) if key is not None]
+
+    def forget_stale_keys(self, ids: Sequence[uuid.UUID], *, before: dt.datetime) -> None:
+        for one in self.redis.get(ids).values():
+            if one.revoked_reason == base.ROTATED:
+                if one.has_ended_by(before):
+                    self.forget([one.id])
+            elif one.rotated_at is not None and one.rotated_at <= before:
+                self._change(one, {"previous_store_id": None}, where={"rotated_at": one.rotated_at})
+
+    def find_outdated(
+        self, *, before: dt.datetime, window: t.Any = None
+    ) -> Iterator[list[StoreEntry]]:
+        return self._due(
+            lambda session: (
+                session.has_ended_by(before)
+                and session.revoked_reason != base.ROTATED
+                and not session.is_unpurged
+            )
+        )
+
+    def forget(self, ids: Sequence[uuid.UUID]) -> int:
+        return self.redis.remove(ids)
+
+    def _due(self, condition: Callable[[RedisUserSession], bool]) -> Iterator[list[StoreEntry]]:
+        for batch in self.redis.due(clock.now()):
+            found = [session.entry for session in batch if condition(session)]
+            if found:
+                yield found

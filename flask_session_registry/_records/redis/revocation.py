@@ -1,0 +1,163 @@
+"""What ends the sessions of users in the Redis records.
+
+A transaction can't include Redis, so a revocation only counts before the commit, and ends the
+sessions after it. Until then, and if the process dies in between, the fingerprint keeps out every
+session that was opened with an earlier password.
+"""
+
+from __future__ import annotations
+
+import typing as t
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import sqlalchemy as sa
+
+from ... import _clock as clock
+from ..base import (
+    Execute,
+    PasswordChange,
+    RevocationOrder,
+    RevocationRecords,
+    RevocationResult,
+    StoreEntry,
+    SurvivingSession,
+)
+from .core import ACTIVE, ATTEMPTS, RedisCore, as_it_was
+from .session import RedisUserSession
+
+
+class RedisRevocationRecords(RedisCore, RevocationRecords):
+    def owner_of(self, execute: Execute, id: uuid.UUID) -> list[t.Any]:
+        session = self.get(id)
+        return [] if session is None else [session.user_id]
+
+    def lock_users(self, execute: Execute, user_ids: Sequence[t.Any]) -> set[t.Any]:
+        # Nothing to lock: what follows the commit changes one session at a time.
+        return set(user_ids)
+
+    def revoke(
+        self,
+        execute: Execute,
+        order: RevocationOrder,
+        *,
+        already: Sequence[RevocationOrder] | None = None,
+    ) -> RevocationResult:
+        has_survivor = order.change is not None and order.change.survivor is not None
+        if already is None:
+            return RevocationResult(1, has_survivor, ended_by_commit=0)
+        count = sum(
+            not any(_covers(earlier, session, is_open=True) for earlier in already)
+            for batch in self._covered_by(order, is_open=True)
+            for session in batch
+        )
+        return RevocationResult(count, has_survivor, ended_by_commit=0)
+
+    def complete(self, order: RevocationOrder) -> Iterator[list[StoreEntry]]:
+        if order.change is not None:
+            # If this fails, the session lacks the new fingerprint, and ends with the others.
+            self.update_credentials(order.change)
+        for batch in self._covered_by(order, is_open=False):
+            ended = self._end_by(order, batch)
+            if ended:
+                yield ended
+
+    def _covered_by(
+        self, order: RevocationOrder, *, is_open: bool
+    ) -> Iterator[list[RedisUserSession]]:
+        """Yield the active sessions that an order names, in batches."""
+        wanted = [order.only_id] if order.only_id is not None else order.where and order.where.ids
+        batches: Iterable[Iterable[RedisUserSession]]
+        if wanted is None:
+            batches = self.redis.of_users(order.user_ids)
+        else:
+            batches = [self.redis.get([*wanted]).values()]
+        for batch in batches:
+            yield [
+                session
+                for session in batch
+                if session.revoked_at is None and _covers(order, session, is_open=is_open)
+            ]
+
+    def _end_by(self, order: RevocationOrder, batch: list[RedisUserSession]) -> list[StoreEntry]:
+        values = {"revocation": order.id, "revoked_reason": order.reason}
+        if order.change is None:
+            return self._end([session.id for session in batch], values)
+        # If the password has changed again since, that change decides which sessions go on.
+        newest = self._newest_fingerprints(order.user_ids)
+        ended: list[StoreEntry] = []
+        for old in {session.fingerprint for session in batch}.difference(newest):
+            ids = [session.id for session in batch if session.fingerprint == old]
+            ended += self._end(ids, values, where={"fingerprint": old})
+        return ended
+
+    def _newest_fingerprints(self, user_ids: Sequence[t.Any]) -> list[str | None]:
+        try:
+            known = self.users.credentials_of(user_ids)
+        except sa.exc.SQLAlchemyError:
+            return []
+        return [stored.fingerprint for stored in known.values()]
+
+    def mark_revocation_purged(self, order: RevocationOrder, ids: Sequence[uuid.UUID]) -> None:
+        self.mark_purged(ids)
+
+    def sync_fingerprints(
+        self, execute: Execute, user_id: t.Any, *, before: str | None, after: str | None
+    ) -> Callable[[], None]:
+        # Not a 'partial', whose repr shows the fingerprints.
+        return lambda: self._sync_fingerprints(user_id, before, after)
+
+    def _sync_fingerprints(self, user_id: t.Any, before: str | None, after: str | None) -> None:
+        where = {**ACTIVE, "fingerprint": before}
+        for batch in self.redis.of_users([user_id]):
+            self._update([session.id for session in batch], {"fingerprint": after}, where=where)
+
+    def update_credentials(self, change: PasswordChange) -> bool:
+        """Give the survivor of a password change the new fingerprint and the next generation."""
+        if change.survivor is None:
+            return False
+        held = change.survivor.held
+        for _ in range(ATTEMPTS):
+            session = self.get(change.survivor.id)
+            # In any generation that its request doesn't hold, it belongs to another request.
+            if session is None or (session.generation, session.fingerprint) not in held:
+                return False
+            if self._update_credentials(session, change.survivor, change.fingerprint):
+                held.append((session.generation + 1, change.fingerprint))
+                return True
+        return False
+
+    def _update_credentials(
+        self, session: RedisUserSession, survivor: SurvivingSession, fingerprint: str | None
+    ) -> bool:
+        """Do the same, unless the session has got another key meanwhile."""
+        if survivor.store_id is not None:
+            self._leave_behind(session, session.previous_store_id)
+        values = {
+            "fingerprint": fingerprint,
+            "generation": session.generation + 1,
+            "rotated_at": clock.now(),
+            # Its entry is dead from here on; the response writes the next one.
+            "previous_store_id": session.store_id or session.previous_store_id,
+            "store_id": None,
+        }
+        return self._change(session, values, where=as_it_was(session))
+
+
+def _covers(order: RevocationOrder, session: RedisUserSession, *, is_open: bool) -> bool:
+    """Return whether a revocation ends an active session.
+
+    :param is_open: whether the transaction of the revocation has not committed yet.
+    """
+    return (
+        session.user_id in order.user_ids
+        and session.id != order.except_id
+        and (order.only_id is None or session.id == order.only_id)
+        and (order.where is None or order.where.covers(session))
+        and (order.change is None or _is_ended_by(order.change, session, is_open=is_open))
+    )
+
+
+def _is_ended_by(change: PasswordChange, session: RedisUserSession, *, is_open: bool) -> bool:
+    survives = change.survivor is not None and session.id == change.survivor.id
+    return session.fingerprint != change.fingerprint and not (is_open and survives)
