@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import json
 import typing as t
 import uuid
 from collections.abc import Callable
@@ -29,6 +30,8 @@ from stores import KINDS, STORES
 
 from flask_session_registry import SessionRegistry
 from flask_session_registry._records.redis import RedisRecords, RedisUserSession
+from flask_session_registry._records.redis.encoding import encode
+from flask_session_registry._records.redis.session import Tombstone
 
 COOKIES = ("session", "remember_token", "remember_token_session")
 __all__ = ["DATABASES", "HAS_FALLBACKS", "HOMES", "STORES", "Browser", "Site"]
@@ -175,8 +178,7 @@ class Site:
             if isinstance(records, RedisRecords):
                 kept = [one for batch in records.redis.all() for one in batch]
                 return sorted(
-                    (one for one in kept if one.user_id is not None and _has(one, by)),
-                    key=lambda one: one.created_at,
+                    (one for one in kept if _has(one, by)), key=lambda one: one.created_at
                 )
             model = self.sessions.UserSession
             found = self.db.session.scalars(
@@ -192,9 +194,13 @@ class Site:
 
         :param ended: change only rows that have ended, and all tombstones.
         """
+        left_at = values.get("revoked_at" if ended else "rotated_at")
         with self.context():
             records = self.registry.records
             if isinstance(records, RedisRecords):
+                if left_at is not None:
+                    for tombstone in _tombstones(records):
+                        _bury(records, dataclasses.replace(tombstone, left_at=left_at))
                 kept = [one for batch in records.redis.all() for one in batch]
                 for one in kept:
                     if not _has(one, by or {}) or (ended and one.revoked_at is None):
@@ -209,7 +215,6 @@ class Site:
                     records.redis.update([one.id], values | {"due_at": due_at}, where={})
                 return
             model = self.sessions.UserSession
-            left_at = values.get("revoked_at" if ended else "rotated_at")
             if left_at is not None:
                 self.db.session.execute(sa.update(self.tombstone).values(created_at=left_at))
             statement = sa.update(model).filter_by(**(by or {})).values(**values)
@@ -223,10 +228,7 @@ class Site:
         with self.context():
             records = self.registry.records
             if isinstance(records, RedisRecords):
-                kept = [one for batch in records.redis.all() for one in batch]
-                left = [one.store_id for one in kept if one.revoked_reason == "rotated"]
-                left += [one.previous_store_id for one in kept]
-                return [key for key in left if key is not None]
+                return [tombstone.store_id for tombstone in _tombstones(records)]
             statement = sa.select(self.tombstone.store_id)
             return [key for key in self.db.session.scalars(statement) if key is not None]
 
@@ -260,6 +262,8 @@ class Site:
                     ended = {"revoked_at": days_ago(0), "due_at": days_ago(0)}
                     records.redis.update(ids, ended, where={})
                     records.redis.remove(ids)
+                ids = [tombstone.id for tombstone in _tombstones(records)]
+                records.redis.remove_tombstones(ids, left_by=days_ago(-1))
                 return
             self.db.session.execute(sa.delete(self.sessions.UserSession))
             self.db.session.execute(sa.delete(self.tombstone))
@@ -392,6 +396,17 @@ class Browser:
         """Return another browser with copies of the cookies."""
         cookies = self.cookies
         return Browser(self.site, "Copy", {n: cookies[n] for n in names or cookies})
+
+
+def _tombstones(records: RedisRecords) -> list[Tombstone]:
+    return [one for batch in records.redis.tombstones(days_ago(-1000)) for one in batch]
+
+
+def _bury(records: RedisRecords, tombstone: Tombstone) -> None:
+    """Overwrite a tombstone, and look at it again when it was left."""
+    text = json.dumps(encode(dataclasses.asdict(tombstone)))
+    records.redis.client.set(records.redis._key(tombstone.id, "t"), text, keepttl=True)
+    records.redis.postpone_tombstones([tombstone.id], tombstone.left_at)
 
 
 def _has(session: t.Any, values: dict[str, t.Any]) -> bool:

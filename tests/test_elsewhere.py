@@ -504,8 +504,37 @@ def test_key_changes_meanwhile(away: Site, way: str, times: int) -> None:
         refused = way == "renew" and times > 1
         assert firefox.post(path, password="new").status_code == (503 if refused else 200)
     if times == 1:
-        assert away.rows()[0].previous_store_id == others[0]
+        assert away.stale_keys() == [others[0]]
     assert firefox.is_signed_in is (times == 1 or refused)
+
+
+def test_round_trips(away: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request takes one round trip to Redis. Keeping the key of before costs a rotation none."""
+
+    @away.app.post("/rotate")
+    def rotate() -> str:
+        away.sessions.rotate()
+        return "rotated"
+
+    firefox = away.browser()
+    firefox.login(remember="1")
+    sent: list[t.Any] = []
+    send = redis.connection.AbstractConnection.send_packed_command
+
+    def note(connection: t.Any, command: t.Any, *arguments: t.Any, **options: t.Any) -> None:
+        sent.append(command)
+        send(connection, command, *arguments, **options)
+
+    def count(visit: t.Callable[[], t.Any]) -> int:
+        sent.clear()
+        visit()
+        return len(sent)
+
+    monkeypatch.setattr(redis.connection.AbstractConnection, "send_packed_command", note)
+    assert count(lambda: firefox.get("/me")) == 1
+    # The check; the rotation reads, writes, and notes the keys.
+    assert [count(lambda: firefox.post("/rotate")) for _ in range(3)] == [4, 4, 4]
+    assert len(away.stale_keys()) == 3
 
 
 def test_request_between_the_commit_and_its_follow_up(away: Site) -> None:

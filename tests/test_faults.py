@@ -28,7 +28,10 @@ VERBS = {
     "INSERT": ("add",),
     "UPDATE": ("update",),
     "SELECT": ("get", "of_users"),
-    "": ("add", "all", "due", "get", "of_users", "remove", "update", "with_key"),
+    "": (
+        *("add", "all", "due", "get", "of_users", "remove", "update", "with_key"),
+        *("get_tombstones", "postpone_tombstones", "remove_tombstones", "tombstones"),
+    ),
 }
 
 

@@ -180,7 +180,13 @@ def test_session_of_a_deleted_user(database_site: Site) -> None:
     """Its row belongs to no user. It ends, and its entry is purged."""
     site = database_site
     site.browser().login()
-    age(site, user_id=None)
+    if site.home == "table":
+        age(site, user_id=None)
+    else:
+        # No foreign key reaches Redis.
+        with site.context():
+            site.db.session.execute(sa.delete(site.User).filter_by(name="ann"))
+            site.db.session.commit()
     assert prune(site) == (1, 1, 0)
     assert site.entries() == {}
 

@@ -18,7 +18,7 @@ import servers
 from flask_session_registry import RecordsError
 from flask_session_registry._records.base import StoreEntry
 from flask_session_registry._records.redis import RedisClient, RedisUserSession
-from flask_session_registry._records.redis.session import FIELDS
+from flask_session_registry._records.redis.session import FIELDS, KeyHolder, Tombstone
 
 NOW = dt.datetime(2026, 2, 3, 4, 5, 6, 789012, tzinfo=dt.timezone.utc)
 NOBODY = uuid.UUID(int=7)
@@ -85,7 +85,6 @@ def test_all_attributes_are_stored(client: RedisClient, user_id: t.Any) -> None:
         user_id,
         generation=3,
         store_id="session:a",
-        previous_store_id="session:b",
         ip_address="2001:db8::1",
         user_agent='Fire"fox/1.0 \\ {} \U0001f98a é',
         rotated_at=NOW,
@@ -146,7 +145,7 @@ def test_update_is_atomic(client: RedisClient) -> None:
 def test_of_users(client: RedisClient, user_id: t.Any) -> None:
     """Active or ended sessions of one or several users come back in order."""
     sessions = [session_of(client, user_id) for _ in range(4)]
-    other, nobodys = session_of(client, "other"), session_of(client, None, revoked_at=NOW)
+    other, ended = session_of(client, "other"), session_of(client, "other", revoked_at=NOW)
     mine = [one.id for one in sessions]
     assert ids(client.of_users([user_id])) == mine
     assert ids(client.of_users([user_id], ended=True)) == []
@@ -158,7 +157,7 @@ def test_of_users(client: RedisClient, user_id: t.Any) -> None:
     )
     assert ids(client.of_users(["nobody"])) == []
     assert ids(client.of_users([])) == []
-    assert nobodys.id not in ids(client.of_users([user_id], ended=True))
+    assert ids(client.of_users(["other"], ended=True)) == [ended.id]
 
 
 def test_users_with_like_keys(client: RedisClient) -> None:
@@ -183,7 +182,7 @@ def test_many_of_one_user(client: RedisClient) -> None:
 
 def test_all(client: RedisClient) -> None:
     mine = [session_of(client, number).id for number in range(20)]
-    mine.append(session_of(client, None, revoked_at=NOW).id)
+    mine.append(session_of(client, 20, revoked_at=NOW).id)
     client.update(mine[:3], {"revoked_at": NOW}, where={})
     assert sorted(ids(client.all())) == sorted(mine)
 
@@ -205,19 +204,88 @@ def test_with_key(client: RedisClient) -> None:
     """A store key leads to the last session that had it, even if that has another one now."""
     key, other = f"key {uuid.uuid4().hex}", f"key {uuid.uuid4().hex}"
     one = session_of(client, store_id=key)
-    assert client.with_key(key) == one.id
+    assert client.with_key(key) == KeyHolder(one.id)
     assert client.with_key(other) is None
     client.update([one.id], {"store_id": other, "due_at": moment(2)}, where={})
-    assert (client.with_key(key), client.with_key(other)) == (one.id, one.id)
-    left = session_of(client, None, store_id=key, revoked_at=NOW)
-    assert client.with_key(key) == left.id
+    assert client.with_key(key) == client.with_key(other) == KeyHolder(one.id)
+    next = session_of(client, store_id=key)
+    assert client.with_key(key) == KeyHolder(next.id)
+
+
+def leave(client: RedisClient, session: RedisUserSession, **values: t.Any) -> Tombstone:
+    """Let a session leave its key for another one."""
+    assert session.store_id is not None
+    id = uuid.UUID(hex=session.id.hex[:2] + uuid.uuid4().hex[2:])
+    values = {"id": id, "left_at": moment(0)} | values
+    tombstone = Tombstone(user_session_id=session.id, store_id=session.store_id, **values)
+    changes = {"store_id": f"key {uuid.uuid4().hex}", "due_at": moment(1)}
+    client.update([session.id], changes, where={"store_id": session.store_id}, leaves=tombstone)
+    return tombstone
+
+
+def tombstones(client: RedisClient, by: dt.datetime) -> list[Tombstone]:
+    return [one for batch in client.tombstones(by) for one in batch]
+
+
+def test_key_left_behind(client: RedisClient) -> None:
+    """The key leads to the session by its tombstone, as long as that is there."""
+    session = session_of(client, store_id=f"key {uuid.uuid4().hex}")
+    left = leave(client, session, is_linked=True)
+    assert client.get_tombstones([left.id, uuid.uuid4()]) == {left.id: left}
+    assert client.with_key(left.store_id) == KeyHolder(session.id, left.left_at)
+    client.remove_tombstones([left.id], left_by=left.left_at)
+    assert client.with_key(left.store_id) is None
+    # The session comes back to it.
+    client.update([session.id], {"store_id": left.store_id, "due_at": moment(2)}, where={})
+    assert client.with_key(left.store_id) == KeyHolder(session.id)
+
+
+def test_tombstone_that_is_used_again(client: RedisClient) -> None:
+    """The key that it kept before is unknown from then on."""
+    first = leave(client, session_of(client, store_id="a"))
+    second = leave(client, session_of(client, store_id="b"), id=first.id)
+    assert client.with_key(first.store_id) is None
+    assert client.with_key("b") == KeyHolder(second.user_session_id, second.left_at)
+
+
+def test_session_that_is_not_changed_leaves_no_key(client: RedisClient) -> None:
+    """The tombstone is added together with the change, or not at all."""
+    session = session_of(client, store_id="a")
+    leave(client, dataclasses.replace(session, store_id="b"))
+    assert tombstones(client, moment(1)) == []
+    assert client.with_key("b") is None
+
+
+def test_tombstones(client: RedisClient) -> None:
+    """They come up when they were left or later, and go if they were left long enough ago."""
+    first, second, third = (
+        leave(client, session_of(client, n, store_id=f"{n}"), left_at=moment(-n)) for n in (3, 2, 1)
+    )
+    found = tombstones(client, moment(-1.5))
+    assert {one.id: one for one in found} == {first.id: first, second.id: second}
+    client.postpone_tombstones([first.id, second.id, uuid.uuid4()], moment(5))
+    assert tombstones(client, moment(0)) == [third]
+    every = [first.id, second.id, third.id, uuid.uuid4()]
+    client.remove_tombstones(every, left_by=moment(-1.5))
+    assert tombstones(client, moment(9)) == [third]
+    client.postpone_tombstones([], moment(0))
+    client.remove_tombstones([], left_by=moment(0))
+
+
+def test_unreadable_tombstone_is_lost(client: RedisClient) -> None:
+    """An unreadable tombstone counts as missing and leaves its index."""
+    left = leave(client, session_of(client, store_id="a"))
+    client.client.set(client._key(left.id, "t"), "{broken")
+    assert tombstones(client, moment(1)) == []
+    assert client.with_key("a") is None
+    assert client.client.zcard(f"{client._base(left.id.hex[:2])}stale") == 0
 
 
 def test_remove(client: RedisClient) -> None:
     """Only ended sessions are removed, and nothing of them is left."""
     standing, ended = session_of(client), session_of(client, revoked_at=NOW)
-    nobodys = session_of(client, None, revoked_at=NOW)
-    assert client.remove([standing.id, ended.id, nobodys.id, uuid.uuid4()]) == 2
+    other = session_of(client, "other", revoked_at=NOW)
+    assert client.remove([standing.id, ended.id, other.id, uuid.uuid4()]) == 2
     assert client.remove([ended.id]) == 0
     assert client.remove([]) == 0
     assert ids(client.all()) == [standing.id]
@@ -234,11 +302,11 @@ def keys_of(client: RedisClient) -> list[t.Any]:
 def test_every_key_expires(client: RedisClient) -> None:
     """Every key expires, indexes included."""
     one = session_of(client, store_id="a", due_at=moment(1))
-    session_of(client, None, store_id="b", revoked_at=NOW, due_at=moment(2))
+    leave(client, one, left_at=moment(1))
     client.update([one.id], {"revoked_at": NOW, "due_at": moment(3)}, where=STANDS)
     session_of(client, due_at=moment(0.5))
     keys = keys_of(client)
-    assert len(keys) == 9
+    assert len(keys) == 9  # Two sessions, a tombstone, four indexes, two store keys.
     for key in keys:
         days = client.client.pttl(key) / 1000 / 3600 / 24
         assert 30 < days < 34 if ":k:" in str(key) else 400 < days < 404
@@ -268,6 +336,7 @@ def test_keys_of_one_user_share_a_slot(client: RedisClient) -> None:
     """All keys of one user share a slot, except those that map store keys."""
     for store_id in "abc":
         session_of(client, "ann", store_id=store_id)
+    leave(client, session_of(client, "ann", store_id="d"))
     session_of(client, "ann", revoked_at=NOW)
     tags = {str(key).partition("{")[2][:3] for key in keys_of(client) if ":k:" not in str(key)}
     assert len(tags) == 1
@@ -324,6 +393,9 @@ def test_errors(client: RedisClient, monkeypatch: pytest.MonkeyPatch) -> None:
         lambda: client.update([session.id], {"generation": 1}, where={}),
         lambda: client.remove([session.id]),
         lambda: client.with_key("key"),
+        lambda: client.get_tombstones([session.id]),
+        lambda: client.postpone_tombstones([session.id], moment(1)),
+        lambda: client.remove_tombstones([session.id], left_by=moment(1)),
         lambda: ids(client.of_users([17])),
         lambda: ids(client.all()),
         lambda: ids(client.due(moment(2))),

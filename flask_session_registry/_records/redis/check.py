@@ -39,17 +39,18 @@ class RedisCheckRecords(RedisCore, CheckRecords):
         return None if session is None else session.end
 
     def find_end_by_store_key(self, store_id: str) -> tuple[base.End | None, uuid.UUID | None]:
-        id = self.redis.with_key(store_id)
-        session = None if id is None else self.get(id)
-        if session is None:
+        holder = self.redis.with_key(store_id)
+        if holder is None:
             return None, None
-        if session.revoked_reason == base.ROTATED and session.revocation is not None:
-            # The session could have come back to this key: what matters is how that ended.
-            return self.find_end(session.revocation) or session.end, id
-        end = session.end
-        if end is None and session.store_id != store_id:
-            end = base.End(base.ROTATED, session.rotated_at or clock.EPOCH)
-        return end, id
+        session, left_at = self.get(holder.user_session_id), holder.left_at
+        if session is not None:
+            if session.revoked_at is not None or session.store_id == store_id:
+                return session.end, session.id
+            # Or the note that the key was left behind is lost.
+            left_at = left_at or session.rotated_at or clock.EPOCH
+        if left_at is None:
+            return None, None
+        return base.End(base.ROTATED, left_at), holder.user_session_id
 
     def can_be_restored(self, id: uuid.UUID, now: dt.datetime) -> bool:
         session = self.get(id)

@@ -1,4 +1,4 @@
-"""Storage of user sessions in Redis: it compares and writes, and decides nothing.
+"""Storage of user sessions in Redis. It compares and writes, and decides nothing.
 
 A session is a string of JSON. All keys of one user share a hash tag of two hexadecimal digits, the
 shard, and the ids of the user's sessions begin with it. So an id leads to its session, a script
@@ -7,9 +7,12 @@ touches one node of a cluster, and maintenance goes through 256 shards. Each sha
 - ``s:<id>``, a session;
 - ``u:<user>`` and ``e:<user>``, sorted sets of the ids of a user's active and ended sessions, in
   the order in which they were added;
-- ``due``, a sorted set of all ids by the moment at which maintenance looks at them.
+- ``due``, a sorted set of all ids by the moment at which maintenance looks at them;
+- ``t:<id>``, a tombstone: a store key that a session has left behind;
+- ``stale``, a sorted set of the ids of tombstones, like ``due``.
 
-Outside the shards, ``k:<store key>`` is the id of the session that had this key. Every key expires.
+Outside the shards, ``k:<store key>`` is the id of the session that has this key, or that of the
+tombstone that keeps it. Every key expires.
 """
 
 from __future__ import annotations
@@ -30,8 +33,16 @@ from ...errors import RecordsError
 from .. import base
 from ..base import StoreEntry
 from . import scripts
-from .encoding import as_text, decode, encode, microseconds, read_entry, user_text
-from .session import RedisUserSession
+from .encoding import (
+    as_text,
+    decode,
+    decode_tombstone,
+    encode,
+    microseconds,
+    read_entry,
+    user_text,
+)
+from .session import KeyHolder, RedisUserSession, Tombstone
 
 #: How long after its last write, or after it was due, Redis drops a session.
 _GRACE = dt.timedelta(days=400)
@@ -39,10 +50,17 @@ _GRACE = dt.timedelta(days=400)
 #: The same for store keys, which only tell why a session is gone.
 _KEY_GRACE = dt.timedelta(days=30)
 
+#: Before the id of a tombstone, where store keys lead to it.
+_TOMBSTONE = "t:"
+
 _SHARDS = [f"{number:02x}" for number in range(256)]
 
 _Parameters = t.ParamSpec("_Parameters")
 _Result = t.TypeVar("_Result")
+_Found = t.TypeVar("_Found")
+
+#: Reads what an index names.
+_Get = Callable[[Sequence[uuid.UUID]], dict[uuid.UUID, _Found]]
 
 
 def reporting(
@@ -86,7 +104,7 @@ def _failure(error: Exception) -> RecordsError:
 
 
 class RedisClient:
-    """The user sessions of one app in Redis 5 or newer: alone, a cluster, or behind Sentinel.
+    """The user sessions of one app, in Redis 5 or newer: alone, a cluster, or behind Sentinel.
 
     Other processes see at once what a method has written. Unknown ids are left out.
 
@@ -107,14 +125,14 @@ class RedisClient:
     def add(self, session: RedisUserSession) -> None:
         values = encode(dataclasses.asdict(session))
         known = {name: value for name, value in values.items() if value is not None}
-        self._run(scripts.ADD, session.id, [], json.dumps(known))
+        self._run(scripts.ADD, [session.id], json.dumps(known))
         self._point_to([session], session.due_at or clock.now())
 
     @reporting
     def get(self, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, RedisUserSession]:
         """Return the sessions with these ids; in one round trip if there is one id."""
         if len(ids) == 1:
-            texts = [self._run(scripts.GET, ids[0], [])]
+            texts = [self._run(scripts.GET, ids)]
         else:
             texts = [
                 text
@@ -131,24 +149,31 @@ class RedisClient:
         values: Mapping[str, t.Any],
         *,
         where: Mapping[str, t.Any],
+        leaves: Tombstone | None = None,
     ) -> list[StoreEntry]:
         """Give new values to those of these sessions that have all the values of ``where``.
 
         Comparing and writing a session is atomic.
 
         :param ids: at most a thousand.
+        :param leaves: the tombstone of the key that the session leaves behind, if it changes.
         :returns: the changed sessions.
         """
-        arguments = json.dumps(encode(values)), json.dumps(encode(where)), secrets.token_hex(8)
+        arguments = (
+            json.dumps(encode(values)),
+            json.dumps(encode(where)),
+            secrets.token_hex(8),
+            "" if leaves is None else json.dumps(encode(dataclasses.asdict(leaves))),
+        )
         changed = [
             read_entry(*texts)
             for part in _by_shard(ids)
-            for texts in self._run(scripts.UPDATE, part[0], part, *arguments)
+            for texts in self._run(scripts.UPDATE, part, *arguments)
         ]
         due_at = values.get("due_at")
         # The key of an ended session lives long enough by what was written while it was active.
         if due_at is not None and not {"revoked_at", "purged_at"} & values.keys():
-            self._point_to(changed, due_at)
+            self._point_to(changed, due_at, leaves if changed else None)
         return changed
 
     @_reporting_batches
@@ -160,67 +185,122 @@ class RedisClient:
         They may end meanwhile.
         """
         for user_id in user_ids:
-            base_key = self._base(_shard_of(user_id))
-            yield from self._in_order(f"{base_key}{'e' if ended else 'u'}:{user_text(user_id)}")
+            shard = self._base(_shard_of(user_id))
+            index = f"{shard}{'e' if ended else 'u'}:{user_text(user_id)}"
+            yield from self._in_order(index, self.get)
 
     @_reporting_batches
     def all(self) -> Iterator[list[RedisUserSession]]:
         """Yield all sessions, ended ones too, in any order."""
-        for index in self._occupied():
+        for index in self._occupied("due"):
             cursor = None
             # Not by score: meanwhile a session may move to a score that has been passed already.
             while cursor != 0:
                 cursor, found = self.client.zscan(index, cursor or 0, count=base.BATCH)
-                yield from self._read(index, [member for member, _ in found])
+                yield from self._resolve(index, [as_text(member) for member, _ in found], self.get)
 
     @_reporting_batches
     def due(self, by: dt.datetime) -> Iterator[list[RedisUserSession]]:
         """Yield the sessions that are due by a moment. They may change meanwhile, or be removed."""
         highest = microseconds(by)
-        for index in self._occupied(highest):
-            yield from self._in_order(index, highest)
+        for index in self._occupied("due", highest):
+            yield from self._in_order(index, self.get, highest)
 
     @reporting
-    def with_key(self, store_id: str) -> uuid.UUID | None:
+    def with_key(self, store_id: str) -> KeyHolder | None:
         """Return the session that had this store key last; ``None`` if unknown.
 
         Nothing may depend on it: it may be forgotten, or come a moment late.
         """
         found = self.client.get(self._pointer(store_id))
-        return None if found is None else uuid.UUID(hex=as_text(found))
+        if found is None:
+            return None
+        text = as_text(found)
+        id = uuid.UUID(hex=text.removeprefix(_TOMBSTONE))
+        if not text.startswith(_TOMBSTONE):
+            return KeyHolder(id)
+        left = self.get_tombstones([id]).get(id)
+        # A tombstone of a linked key is used again for another one.
+        if left is None or left.store_id != store_id:
+            return None
+        return KeyHolder(left.user_session_id, left.left_at)
 
     @reporting
     def remove(self, ids: Sequence[uuid.UUID]) -> int:
         """Delete those of these sessions that have ended; return how many."""
-        return sum(self._run(scripts.REMOVE, part[0], part) for part in _by_shard(ids))
+        return sum(self._run(scripts.REMOVE, part) for part in _by_shard(ids))
+
+    # -- tombstones ------------------------------------------------------------------------------
+
+    @reporting
+    def get_tombstones(self, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Tombstone]:
+        texts = [
+            text
+            for part in _by_shard(ids)
+            for text in self.client.mget([self._key(id, "t") for id in part])
+        ]
+        found = (decode_tombstone(text) for text in texts if text is not None)
+        return {tombstone.id: tombstone for tombstone in found if tombstone is not None}
+
+    @_reporting_batches
+    def tombstones(self, by: dt.datetime) -> Iterator[list[Tombstone]]:
+        """Yield the tombstones to look at by a moment. They may be postponed, or removed."""
+        highest = microseconds(by)
+        for index in self._occupied("stale", highest):
+            yield from self._in_order(index, self.get_tombstones, highest)
+
+    @reporting
+    def postpone_tombstones(self, ids: Sequence[uuid.UUID], moment: dt.datetime) -> None:
+        """Look at tombstones again at another moment."""
+        self._run_on_tombstones(scripts.POSTPONE_TOMBSTONES, ids, moment)
+
+    @reporting
+    def remove_tombstones(self, ids: Sequence[uuid.UUID], *, left_by: dt.datetime) -> None:
+        """Delete those of these tombstones whose keys were left by a moment."""
+        self._run_on_tombstones(scripts.REMOVE_TOMBSTONES, ids, left_by)
+
+    def _run_on_tombstones(
+        self, script: str, ids: Sequence[uuid.UUID], moment: dt.datetime
+    ) -> None:
+        for part in _by_shard(ids):
+            self._run(script, part, str(microseconds(moment)), kind="t")
 
     # -- keys and scripts ------------------------------------------------------------------------
 
     def _base(self, shard: str) -> str:
         return f"{self._prefix}{{{shard}}}:"
 
-    def _key(self, id: uuid.UUID) -> str:
-        return f"{self._base(id.hex[:2])}s:{id.hex}"
+    def _key(self, id: uuid.UUID, kind: str = "s") -> str:
+        return f"{self._base(id.hex[:2])}{kind}:{id.hex}"
 
     def _pointer(self, store_id: str) -> str:
         return f"{self._prefix}k:{store_id}"
 
-    def _run(self, script: str, id: uuid.UUID, ids: Sequence[uuid.UUID], *arguments: str) -> t.Any:
-        """Run a script on sessions of one shard, among them ``id``."""
-        keys = [self._key(one) for one in ids] or [self._key(id)]
+    def _run(
+        self, script: str, ids: Sequence[uuid.UUID], *arguments: str, kind: str = "s"
+    ) -> t.Any:
+        """Run a script on sessions or tombstones of one shard."""
+        keys = [self._key(id, kind) for id in ids]
         grace = _GRACE // dt.timedelta(milliseconds=1)
-        return self.client.eval(script, len(keys), *keys, self._base(id.hex[:2]), grace, *arguments)
+        shard = self._base(ids[0].hex[:2])
+        return self.client.eval(script, len(keys), *keys, shard, grace, *arguments)
 
     def _point_to(
-        self, sessions: Iterable[RedisUserSession | StoreEntry], due_at: dt.datetime
+        self,
+        sessions: Iterable[RedisUserSession | StoreEntry],
+        due_at: dt.datetime,
+        tombstone: Tombstone | None = None,
     ) -> None:
-        """Make store keys lead to their sessions for as long as those are kept."""
+        """Make store keys lead to their sessions, or a tombstone, for as long as those are kept."""
         pipeline = self.client.pipeline(transaction=False)
         now = clock.now()
         lifetime = max(due_at, now) + _KEY_GRACE - now
         for session in sessions:
             if session.store_id is not None:
                 pipeline.set(self._pointer(session.store_id), session.id.hex, px=lifetime)
+        if tombstone is not None:
+            value = f"{_TOMBSTONE}{tombstone.id.hex}"
+            pipeline.set(self._pointer(tombstone.store_id), value, px=lifetime)
         try:
             pipeline.execute()
         except Exception as error:
@@ -229,18 +309,18 @@ class RedisClient:
 
     # -- indexes ---------------------------------------------------------------------------------
 
-    def _occupied(self, highest: float = float("inf")) -> list[str]:
-        """Return the indexes of the shards in which something is due up to a moment."""
-        indexes = [f"{self._base(shard)}due" for shard in _SHARDS]
+    def _occupied(self, name: str, highest: float = float("inf")) -> list[str]:
+        """Return the indexes of this name, in all shards, that name something up to a score."""
+        indexes = [f"{self._base(shard)}{name}" for shard in _SHARDS]
         pipeline = self.client.pipeline(transaction=False)
         for index in indexes:
             pipeline.zcount(index, "-inf", highest)
         return [index for index, count in zip(indexes, pipeline.execute(), strict=True) if count]
 
     def _in_order(
-        self, index: str, highest: float = float("inf")
-    ) -> Iterator[list[RedisUserSession]]:
-        """Yield the sessions in an index up to a score, in the order of their scores."""
+        self, index: str, get: _Get[_Found], highest: float = float("inf")
+    ) -> Iterator[list[_Found]]:
+        """Yield what an index names up to a score, in the order of the scores."""
         score, member, ties = float("-inf"), "", 0
         while True:
             size = base.BATCH + ties
@@ -251,17 +331,19 @@ class RedisClient:
             new = [pair for pair in pairs if pair > (score, member)][: base.BATCH]
             if not new:
                 return
-            yield from self._read(index, [one for _, one in new])
+            yield from self._resolve(index, [one for _, one in new], get)
             score, member = new[-1]
             # The next page begins with these again, if they are still there.
             ties = sum(at == score for at, _ in pairs)
 
-    def _read(self, index: str, members: Sequence[t.Any]) -> Iterator[list[RedisUserSession]]:
-        """Yield sessions that an index names; remove from it those that are gone."""
+    def _resolve(
+        self, index: str, members: Sequence[str], get: _Get[_Found]
+    ) -> Iterator[list[_Found]]:
+        """Yield what some members of an index name; remove from it what is gone."""
         size = base.BATCH
         for n in range(0, len(members), size):
-            part = [uuid.UUID(hex=as_text(member)) for member in members[n : n + size]]
-            found = self.get(part)
+            part = [uuid.UUID(hex=member) for member in members[n : n + size]]
+            found = get(part)
             gone = [id.hex for id in part if id not in found]
             if gone:
                 self.client.zrem(index, *gone)

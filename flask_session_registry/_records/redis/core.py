@@ -9,15 +9,14 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 
 from ... import _clock as clock
-from .. import base, linked_keys
+from .. import base
 from ..base import StoreEntry
 from ..expiry import Expiry
-from ..linked_keys import LinkedKey
 from ..users import Users
 from .client import RedisClient
-from .session import RedisUserSession
+from .session import RedisUserSession, Tombstone
 
-#: How long a stale key is kept at least: a request under way may still come with it.
+#: How long an ended session is kept at least: a request under way may still come with its id.
 OVERLAP = dt.timedelta(minutes=1)
 
 #: How often a session that others keep changing is read again.
@@ -76,10 +75,14 @@ class RedisCore:
         values: t.Mapping[str, t.Any],
         *,
         where: t.Mapping[str, t.Any],
+        leaves: Tombstone | None = None,
     ) -> bool:
-        """Give an active session new values, and the moment at which they make it due."""
-        due_at = self._due_at(dataclasses.replace(session, **values))
-        return bool(self._update([session.id], {**values, "due_at": due_at}, where=where))
+        """Give an active session new values, and the moment at which they make it due.
+
+        :param leaves: the tombstone of the key that it leaves behind.
+        """
+        values = {**values, "due_at": self._due_at(dataclasses.replace(session, **values))}
+        return bool(self.redis.update([session.id], values, where=where, leaves=leaves))
 
     def _end(
         self,
@@ -99,59 +102,27 @@ class RedisCore:
 
     def _due_at(self, session: RedisUserSession) -> dt.datetime:
         """Return when an active session is due for maintenance."""
-        if session.previous_store_id is not None and session.rotated_at is not None:
-            return session.rotated_at
         return self._expiry().expires_at(
             session.last_seen_at, session.created_at, session.remember_until
         )
 
-    # -- stale keys ------------------------------------------------------------------------------
 
-    def _leave_behind(self, session: RedisUserSession, key: str | None) -> None:
-        """Keep a key of a session, before another takes its place, in a session of nobody."""
-        if key is not None and session.store_id is not None and session.revoked_at is None:
-            self._keep_left(self.redis.assign_id(base.new_id(), session.user_id), key)
+def stale_key_of(session: RedisUserSession) -> Tombstone | None:
+    """Return the tombstone of the key that a session leaves for good, if it has one."""
+    if session.store_id is None:
+        return None
+    return Tombstone(beside(session, base.new_id()), session.id, session.store_id, clock.now())
 
-    def _link(self, session: RedisUserSession, used: str) -> list[str]:
-        """The same of the key that a session has, to which the browser may come back.
 
-        :param used: the key that takes its place.
-        :returns: the key that loses its record for it, in a list; empty: none does.
-        """
-        left = session.store_id
-        if left is None:
-            return []
-        ids = [self.redis.assign_id(id, session.user_id) for id in linked_keys.ids_for(session.id)]
-        found = self.redis.get(ids)
-        kept = [
-            LinkedKey(one.id, one.store_id, t.cast(dt.datetime, one.revoked_at))
-            for one in found.values()
-        ]
-        link, displaced = linked_keys.choose(ids, kept, left=left, used=used)
-        if link in found:
-            self.redis.remove([link])
-        self._keep_left(link, left, link=session.id)
-        return [] if displaced is None else [displaced]
-
-    def _keep_left(self, id: uuid.UUID, key: str, *, link: uuid.UUID | None = None) -> None:
-        moment = clock.now()
-        self.redis.add(
-            RedisUserSession(
-                id=id,
-                user_id=None,
-                created_at=moment,
-                last_seen_at=moment,
-                authenticated_at=moment,
-                rotated_at=moment,
-                store_id=key,
-                revoked_at=moment,
-                revoked_reason=base.ROTATED,
-                revocation=link,
-                due_at=moment + OVERLAP,
-            )
-        )
+def beside(session: RedisUserSession, id: uuid.UUID) -> uuid.UUID:
+    """Return an id in the shard of a session."""
+    return uuid.UUID(hex=session.id.hex[:2] + id.hex[2:])
 
 
 def as_it_was(session: RedisUserSession) -> dict[str, t.Any]:
-    """Return what must still be true of an active session when it moves to another key."""
-    return {**ACTIVE, "generation": session.generation, "store_id": session.store_id}
+    """Return what must still be true of an active session when it moves to another key.
+
+    Its key might be the same again after two moves, but not the time of the last one.
+    """
+    names = ("generation", "store_id", "rotated_at")
+    return {**ACTIVE, **{name: getattr(session, name) for name in names}}

@@ -1,4 +1,4 @@
-"""How a user session is written in Redis: as JSON, in which every value is text."""
+"""How user sessions and tombstones are written in Redis: as JSON, in which every value is text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from ... import _clock as clock
 from ..base import StoreEntry
-from .session import FIELDS, RedisUserSession
+from .session import FIELDS, RedisUserSession, Tombstone
 
 _MICROSECOND = dt.timedelta(microseconds=1)
 
@@ -41,10 +41,25 @@ def decode(text: str | bytes) -> RedisUserSession | None:
         return None
 
 
+def decode_tombstone(text: str | bytes) -> Tombstone | None:
+    """Return a tombstone; ``None`` if it is unreadable."""
+    try:
+        written: dict[str, str] = json.loads(text)
+        return Tombstone(
+            id=uuid.UUID(hex=written["id"]),
+            user_session_id=uuid.UUID(hex=written["user_session_id"]),
+            store_id=written["store_id"],
+            left_at=_moment(written["left_at"]),
+            is_linked=written["is_linked"] == str(True),
+        )
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+        return None
+
+
 def read_entry(id: t.Any, user_id: t.Any, store_id: t.Any) -> StoreEntry:
     return StoreEntry(
         uuid.UUID(hex=as_text(id)),
-        None if user_id is None else _user_id(as_text(user_id)),
+        _user_id(as_text(user_id)),
         None if store_id is None else as_text(store_id),
     )
 

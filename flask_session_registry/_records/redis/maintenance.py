@@ -8,11 +8,10 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ... import _clock as clock
-from .. import base
 from ..base import MaintenanceRecords, StaleKey, StoreEntry
 from ..expiry import Expiry
 from .core import ACTIVE, RedisCore
-from .session import RedisUserSession
+from .session import RedisUserSession, Tombstone
 
 #: How often maintenance looks at a stale key that a browser may come back to.
 _RECHECK = dt.timedelta(hours=1)
@@ -96,44 +95,25 @@ class RedisMaintenanceRecords(RedisCore, MaintenanceRecords):
     def find_stale_keys(
         self, *, lost_before: dt.datetime, window: t.Any = None
     ) -> Iterator[list[StaleKey]]:
-        def key_of(one: RedisUserSession) -> StaleKey | None:
-            if one.previous_store_id is not None:
-                return StaleKey(one.id, one.previous_store_id)
-            if one.revoked_reason != base.ROTATED or one.revoked_at is None or one.store_id is None:
-                return None
-            goes_on = None if one.revocation is None else self.get(one.revocation)
-            # It may come back to it; or it was about to leave it behind, and has it still.
-            is_wanted = (
-                goes_on is not None
-                and goes_on.revoked_at is None
-                and (one.revoked_at > lost_before or goes_on.store_id == one.store_id)
-            )
-            if not is_wanted:
-                return StaleKey(one.id, one.store_id)
-            self._update([one.id], {"due_at": clock.now() + _RECHECK}, where={})
-            return None
-
-        for batch in self.redis.due(clock.now()):
-            yield [key for key in map(key_of, batch) if key is not None]
+        for batch in self.redis.tombstones(clock.now()):
+            sessions = self.redis.get(list({tombstone.user_session_id for tombstone in batch}))
+            wanted = {
+                tombstone.id
+                for tombstone in batch
+                if _is_wanted(tombstone, sessions.get(tombstone.user_session_id), lost_before)
+            }
+            self.redis.postpone_tombstones([*wanted], clock.now() + _RECHECK)
+            stale = [StaleKey(one.id, one.store_id) for one in batch if one.id not in wanted]
+            if stale:
+                yield stale
 
     def forget_stale_keys(self, ids: Sequence[uuid.UUID], *, before: dt.datetime) -> None:
-        for one in self.redis.get(ids).values():
-            if one.revoked_reason == base.ROTATED:
-                if one.has_ended_by(before):
-                    self.forget([one.id])
-            elif one.rotated_at is not None and one.rotated_at <= before:
-                self._change(one, {"previous_store_id": None}, where={"rotated_at": one.rotated_at})
+        self.redis.remove_tombstones(ids, left_by=before)
 
     def find_outdated(
         self, *, before: dt.datetime, window: t.Any = None
     ) -> Iterator[list[StoreEntry]]:
-        return self._due(
-            lambda session: (
-                session.has_ended_by(before)
-                and session.revoked_reason != base.ROTATED
-                and not session.is_unpurged
-            )
-        )
+        return self._due(lambda session: session.has_ended_by(before) and not session.is_unpurged)
 
     def forget(self, ids: Sequence[uuid.UUID]) -> int:
         return self.redis.remove(ids)
@@ -143,3 +123,13 @@ class RedisMaintenanceRecords(RedisCore, MaintenanceRecords):
             found = [session.entry for session in batch if condition(session)]
             if found:
                 yield found
+
+
+def _is_wanted(
+    tombstone: Tombstone, session: RedisUserSession | None, lost_before: dt.datetime
+) -> bool:
+    """Return whether a session has the key again, or its browser may come back to it."""
+    if session is None or session.revoked_at is not None:
+        return False
+    may_return = tombstone.is_linked and tombstone.left_at > lost_before
+    return may_return or session.store_id == tombstone.store_id

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ... import _clock as clock
 from ..._revocation.fingerprint import SUPERSEDED, CheckedCredential
 from ...errors import RecordsError
-from .. import base
+from .. import base, linked_keys
 from ..base import (
     NOT_IN_THE_FUTURE,
     Limit,
@@ -21,8 +21,9 @@ from ..base import (
     SupersededError,
 )
 from ..expiry import Expiry
-from .core import ACTIVE, ATTEMPTS, RedisCore, as_it_was
-from .session import RedisUserSession
+from ..linked_keys import LinkedKey
+from .core import ACTIVE, ATTEMPTS, RedisCore, as_it_was, beside, stale_key_of
+from .session import RedisUserSession, Tombstone
 
 
 class RedisOwnSessionRecords(RedisCore, OwnSessionRecords):
@@ -113,33 +114,44 @@ class RedisOwnSessionRecords(RedisCore, OwnSessionRecords):
         store_id: str | None,
         is_confirmed: bool = False,
     ) -> list[str] | None:
-        displaced: list[str] = []
-        # In the same generation the old key stays good: the browser may come back to it.
-        rotates = becomes != generation
         for _ in range(ATTEMPTS):
             session = self._get_active(id)
             if session is None or session.generation != generation:
                 return None
-            if store_id is not None and rotates:
-                self._leave_behind(session, session.previous_store_id)
-            elif store_id is not None:
-                displaced += self._link(session, store_id)
-            if self._move(session, becomes, store_id, is_confirmed=is_confirmed):
+            moment = clock.now()
+            values = {"generation": becomes, "rotated_at": moment, "store_id": store_id}
+            if is_confirmed:
+                values["authenticated_at"] = moment
+            leaves, displaced = self._leave(session, store_id, for_good=becomes != generation)
+            # Unless it has another key by now, which would get no tombstone.
+            if self._change(session, values, where=as_it_was(session), leaves=leaves):
                 return displaced
         raise RecordsError("Other requests kept changing the user session. Retry the operation.")
 
-    def _move(
-        self, session: RedisUserSession, becomes: int, store_id: str | None, *, is_confirmed: bool
-    ) -> bool:
-        """Move a session, unless it has another key by now, which would be left behind."""
-        moment = clock.now()
-        values: dict[str, t.Any] = {"generation": becomes, "rotated_at": moment}
-        if is_confirmed:
-            values["authenticated_at"] = moment
-        if becomes != session.generation:
-            values["previous_store_id"] = session.store_id or session.previous_store_id
-        values["store_id"] = store_id
-        return self._change(session, values, where=as_it_was(session))
+    def _leave(
+        self, session: RedisUserSession, used: str | None, *, for_good: bool
+    ) -> tuple[Tombstone | None, list[str]]:
+        """Return the tombstone of the key that a session leaves; and a key that is given up for it.
+
+        :param used: the key that takes its place.
+        :param for_good: whether a new generation begins. In the same one the old key stays good:
+            the browser may come back to it.
+        """
+        left = session.store_id
+        if left is None or left == used:
+            return None, []
+        if for_good:
+            return stale_key_of(session), []
+        if used is None:
+            return None, []
+        ids = [beside(session, id) for id in linked_keys.ids_for(session.id)]
+        kept = [
+            LinkedKey(tombstone.id, tombstone.store_id, tombstone.left_at)
+            for tombstone in self.redis.get_tombstones(ids).values()
+        ]
+        id, displaced = linked_keys.choose(ids, kept, left=left, used=used)
+        tombstone = Tombstone(id, session.id, left, clock.now(), is_linked=True)
+        return tombstone, [] if displaced is None else [displaced]
 
     def touch(self, id: uuid.UUID, values: dict[str, t.Any]) -> None:
         session = self.get(id)
@@ -164,14 +176,9 @@ class RedisOwnSessionRecords(RedisCore, OwnSessionRecords):
         return None if session is None else session.end
 
     def find_by_store_key(self, store_id: str, user_id: t.Any) -> list[StoreEntry]:
-        id = self.redis.with_key(store_id)
-        session = None if id is None else self.get(id)
-        if session is not None and session.user_id is None and session.revocation is not None:
-            # A stale key names the session that left it behind.
-            session = self.get(session.revocation)
-        if session is None or session.user_id != user_id or session.revoked_at is not None:
-            return []
-        return [session.entry]
+        holder = self.redis.with_key(store_id)
+        session = None if holder is None else self._get_active(holder.user_session_id)
+        return [] if session is None or session.user_id != user_id else [session.entry]
 
     def find_never_resumed(
         self, user_id: t.Any, *, ip_address: str | None, user_agent: str | None, skip: int

@@ -21,15 +21,14 @@ from ..base import (
     RevocationRecords,
     RevocationResult,
     StoreEntry,
-    SurvivingSession,
 )
-from .core import ACTIVE, ATTEMPTS, RedisCore, as_it_was
+from .core import ACTIVE, ATTEMPTS, RedisCore, as_it_was, stale_key_of
 from .session import RedisUserSession
 
 
 class RedisRevocationRecords(RedisCore, RevocationRecords):
     def owner_of(self, execute: Execute, id: uuid.UUID) -> list[t.Any]:
-        session = self.get(id)
+        session = self._get_active(id)
         return [] if session is None else [session.user_id]
 
     def lock_users(self, execute: Execute, user_ids: Sequence[t.Any]) -> set[t.Any]:
@@ -122,26 +121,19 @@ class RedisRevocationRecords(RedisCore, RevocationRecords):
             # In any generation that its request doesn't hold, it belongs to another request.
             if session is None or (session.generation, session.fingerprint) not in held:
                 return False
-            if self._update_credentials(session, change.survivor, change.fingerprint):
+            values = {
+                "fingerprint": change.fingerprint,
+                "generation": session.generation + 1,
+                "rotated_at": clock.now(),
+                # Its entry is dead from here on; the response writes the next one.
+                "store_id": None,
+            }
+            leaves = stale_key_of(session)
+            # Unless it has another key by now, which would get no tombstone.
+            if self._change(session, values, where=as_it_was(session), leaves=leaves):
                 held.append((session.generation + 1, change.fingerprint))
                 return True
         return False
-
-    def _update_credentials(
-        self, session: RedisUserSession, survivor: SurvivingSession, fingerprint: str | None
-    ) -> bool:
-        """Do the same, unless the session has got another key meanwhile."""
-        if survivor.store_id is not None:
-            self._leave_behind(session, session.previous_store_id)
-        values = {
-            "fingerprint": fingerprint,
-            "generation": session.generation + 1,
-            "rotated_at": clock.now(),
-            # Its entry is dead from here on; the response writes the next one.
-            "previous_store_id": session.store_id or session.previous_store_id,
-            "store_id": None,
-        }
-        return self._change(session, values, where=as_it_was(session))
 
 
 def _covers(order: RevocationOrder, session: RedisUserSession, *, is_open: bool) -> bool:

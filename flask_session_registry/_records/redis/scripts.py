@@ -12,11 +12,13 @@ local base = ARGV[1]
 -- An unreadable session counts as lost.
 local function read(text)
     local is_text, session = pcall(cjson.decode, text or '')
-    return is_text and type(session) == 'table' and session.id and session.due_at and session or nil
+    if is_text and type(session) == 'table' and session.id and session.user_id then
+        return session.due_at and session or nil
+    end
 end
 """
 
-#: Writing a session, with every index that leads to it.
+#: Writing a session or a tombstone, with every index that leads to it.
 _WRITE = (
     _READ
     + """
@@ -33,25 +35,31 @@ local function move(id, to, from)
     redis.call('ZADD', to, last[to], id)
 end
 
+-- Set a key that is due at a moment, and add it to an index; return when it expires.
+local function set(key, value, index, id, due_at)
+    local expires = math.floor(math.max(tonumber(due_at), now) / 1000) + grace
+    redis.call('SET', key, cjson.encode(value))
+    redis.call('PEXPIREAT', key, expires)
+    redis.call('ZADD', index, due_at, id)
+    expirations[index] = math.max(expirations[index] or 0, expires)
+    return expires
+end
+
+local function bury(tombstone, due_at)
+    set(base .. 't:' .. tombstone.id, tombstone, base .. 'stale', tombstone.id, due_at)
+end
+
 local function write(session, is_new, had_ended)
-    local id, due, ended = session.id, base .. 'due', session.revoked_at ~= nil
-    local expires = math.floor(math.max(tonumber(session.due_at), now) / 1000) + grace
-    redis.call('SET', base .. 's:' .. id, cjson.encode(session))
-    redis.call('PEXPIREAT', base .. 's:' .. id, expires)
-    redis.call('ZADD', due, session.due_at, id)
-    expirations[due] = math.max(expirations[due] or 0, expires)
-    if session.user_id then
-        local active_index = base .. 'u:' .. session.user_id
-        local ended_index = base .. 'e:' .. session.user_id
-        local to, from = active_index, ended_index
-        if ended then
-            to, from = ended_index, active_index
-        end
-        if is_new or ended ~= had_ended then
-            move(id, to, from)
-        end
-        expirations[to] = math.max(expirations[to] or 0, expires)
+    local id, ended = session.id, session.revoked_at ~= nil
+    local expires = set(base .. 's:' .. id, session, base .. 'due', id, session.due_at)
+    local to, from = base .. 'u:' .. session.user_id, base .. 'e:' .. session.user_id
+    if ended then
+        to, from = from, to
     end
+    if is_new or ended ~= had_ended then
+        move(id, to, from)
+    end
+    expirations[to] = math.max(expirations[to] or 0, expires)
 end
 
 -- An index lives as long as what is in it.
@@ -75,7 +83,8 @@ extend_indexes()
 )
 
 #: Change the sessions that have all the expected values. Arguments: the new values, the expected
-#: ones, a random token; keys: of the sessions.
+#: ones, a random token, a tombstone to add if a session has changed, or nothing; keys: of the
+#: sessions.
 UPDATE = (
     _WRITE
     + """
@@ -98,9 +107,13 @@ for _, key in ipairs(KEYS) do
         end
         session.token = ARGV[5]
         write(session, false, had_ended)
+        if ARGV[6] ~= '' then
+            local tombstone = cjson.decode(ARGV[6])
+            bury(tombstone, tombstone.left_at)
+        end
         changed[#changed + 1] = {
             session.id,
-            session.user_id or false,
+            session.user_id,
             session.store_id or false,
         }
     end
@@ -117,7 +130,7 @@ GET = (
     + """
 local text = redis.call('GET', KEYS[1])
 local session = read(text)
-if session and session.user_id and not session.revoked_at then
+if session and not session.revoked_at then
     if not redis.call('ZSCORE', base .. 'u:' .. session.user_id, session.id) then
         return nil
     end
@@ -136,12 +149,38 @@ for _, key in ipairs(KEYS) do
     if session and session.revoked_at then
         redis.call('DEL', key)
         redis.call('ZREM', base .. 'due', session.id)
-        if session.user_id then
-            redis.call('ZREM', base .. 'e:' .. session.user_id, session.id)
-        end
+        redis.call('ZREM', base .. 'e:' .. session.user_id, session.id)
         removed = removed + 1
     end
 end
 return removed
 """
 )
+
+#: Look at tombstones again at another moment. Argument: the moment; keys: of the tombstones.
+POSTPONE_TOMBSTONES = (
+    _WRITE
+    + """
+for _, key in ipairs(KEYS) do
+    local text = redis.call('GET', key)
+    if text then
+        bury(cjson.decode(text), ARGV[3])
+    end
+end
+extend_indexes()
+"""
+)
+
+#: Delete the tombstones of keys that were left by a moment. Argument: the moment; keys: of the
+#: tombstones.
+REMOVE_TOMBSTONES = """
+local base = ARGV[1]
+for _, key in ipairs(KEYS) do
+    local text = redis.call('GET', key)
+    local tombstone = text and cjson.decode(text)
+    if tombstone and tonumber(tombstone.left_at) <= tonumber(ARGV[3]) then
+        redis.call('DEL', key)
+        redis.call('ZREM', base .. 'stale', tombstone.id)
+    end
+end
+"""

@@ -1,4 +1,4 @@
-"""The record of a user session in Redis."""
+"""What is stored in Redis: user sessions, and the keys they have left behind."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from ..expiry import Expiry
 
 @dataclasses.dataclass
 class RedisUserSession:
-    """A copy of one user session, with the attributes of :class:`UserSessionMixin`.
+    """A copy of one user session, with the attributes of :class:`UserSessionRecord`.
 
     All times are aware UTC, with microseconds.
     """
 
     id: uuid.UUID
+    #: The user's key: an integer, text or a UUID.
+    user_id: t.Any
     created_at: dt.datetime
     last_seen_at: dt.datetime
     authenticated_at: dt.datetime
-    #: The user's key: an integer, text or a UUID; ``None`` for a stale key.
-    user_id: t.Any = None
     generation: int = 0
     store_id: str | None = dataclasses.field(default=None, repr=False)
-    previous_store_id: str | None = dataclasses.field(default=None, repr=False)
     ip_address: str | None = None
     user_agent: str | None = None
     rotated_at: dt.datetime | None = None
@@ -58,12 +57,7 @@ class RedisUserSession:
     @property
     def is_unpurged(self) -> bool:
         """Whether the session has ended and its entry may still be in the session store."""
-        return (
-            self.revoked_at is not None
-            and self.purged_at is None
-            and self.revoked_reason != base.ROTATED
-            and bool(self.entry.keys)
-        )
+        return self.revoked_at is not None and self.purged_at is None and bool(self.entry.keys)
 
     def has_ended_by(self, moment: dt.datetime) -> bool:
         return self.revoked_at is not None and self.revoked_at <= moment
@@ -72,5 +66,25 @@ class RedisUserSession:
         return expiry.has_expired(self.last_seen_at, self.created_at, self.remember_until)
 
 
-#: The names of all attributes.
+@dataclasses.dataclass(frozen=True)
+class Tombstone:
+    """A store key that a user session has left behind, until its entry is deleted."""
+
+    id: uuid.UUID
+    user_session_id: uuid.UUID
+    store_id: str = dataclasses.field(repr=False)
+    left_at: dt.datetime
+    #: Whether the browser may come back to the key.
+    is_linked: bool = False
+
+
+class KeyHolder(t.NamedTuple):
+    """The user session that has, or had, a store key."""
+
+    user_session_id: uuid.UUID
+    #: When it left the key behind; ``None`` if it still has it, or that is unknown.
+    left_at: dt.datetime | None = None
+
+
+#: The names of all attributes of a user session.
 FIELDS = tuple(field.name for field in dataclasses.fields(RedisUserSession))
