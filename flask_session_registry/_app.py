@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
-import time
 import typing as t
-from collections.abc import Hashable
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from flask import Flask, current_app, has_app_context
 
 from . import _clock as clock
-from ._compat.flask import request_context
 from ._config import Settings
+from ._log import OnceLogger
 from ._ops.prune_schedule import PruneSchedule
 from ._records.base import Limit, Records
 from ._records.expiry import Expiry
@@ -22,13 +20,11 @@ from ._records.redis import RedisRecords
 from ._records.sql import SQLRecords
 from ._records.users import Users
 from ._request import store_keys
-from ._request.context import RequestState
+from ._request.cookieless_logins import CookielessLogins
 from ._web.i18n import Texts
 from .errors import NotInstalledError, UserError
 
 if t.TYPE_CHECKING:
-    from werkzeug.wrappers import Request
-
     from ._adoption.hooks import NoAdoption
     from ._compat.databases import Database
     from ._records.redis import RedisClient
@@ -39,9 +35,6 @@ if t.TYPE_CHECKING:
 
 _EXTENSION = "session_registry"
 _REGISTRY = "session_registry.app"
-
-#: How many clients that sign in without cookies a process remembers.
-_MOST_CLIENTS = 10_000
 
 
 class Registry:
@@ -75,11 +68,11 @@ class Registry:
         self.interface = app.session_interface
         self.texts = Texts(self.settings.texts)
         self.prune_schedule = PruneSchedule(self.settings.auto_prune)
-        #: Where a request keeps its state, and when it began.
-        self._state_key = f"_session_registry_{id(self)}"
-        self._began_key = f"{self._state_key}_began"
-        self._happened: set[str] = set()
-        self._clients: dict[Hashable, int] = {}
+        #: The names under which a request keeps its context, and the time when it began.
+        self.context_key = f"_session_registry_{id(self)}"
+        self.began_key = f"{self.context_key}_began"
+        self.log_once = OnceLogger()
+        self.cookieless_logins = CookielessLogins()
 
     def manage_store_keys(self) -> None:
         """Take over how the session interface names its entries, once setup has found no fault."""
@@ -187,74 +180,6 @@ class Registry:
     def session_of(self, user: object) -> sa_orm.Session:
         """Return the database session that an instance belongs to, else the app's."""
         return sa_orm.object_session(unwrap(user)) or self.db_session
-
-    # -- once in a process ---------------------------------------------------------------------
-
-    def is_first_time(self, event: str) -> bool:
-        """Return whether this hasn't happened in this process before, so that it is logged once."""
-        is_first = event not in self._happened
-        self._happened.add(event)
-        return is_first
-
-    def counts_to(self, number: int, client: Hashable) -> bool:
-        """Count a login without cookies; return whether it is this client's n-th, and start over.
-
-        Each process counts for itself, and remembers a limited number of clients.
-        """
-        if len(self._clients) >= _MOST_CLIENTS and client not in self._clients:
-            self._clients.clear()
-        count = self._clients[client] = self._clients.get(client, 0) + 1
-        if count < number:
-            return False
-        self._clients.pop(client, None)
-        return True
-
-    # -- the request ---------------------------------------------------------------------------
-
-    def begin_request(self, app: Flask, request: Request) -> None:
-        """Do the first thing in each request: raise if the app is misconfigured."""
-        self.check(app)
-        vars(request)[self._began_key] = time.monotonic()
-
-    def end_request(self, request: Request) -> None:
-        """Do the last thing in each request: let go of what was known of it.
-
-        Werkzeug's requests are in a cycle with their environment, and freed some time later.
-        """
-        vars(request).pop(self._state_key, None)
-
-    @property
-    def is_in_request(self) -> bool:
-        """Whether there is a request, and it belongs to this app."""
-        context = request_context()
-        return context is not None and self is context.app.extensions.get(_REGISTRY)
-
-    @property
-    def known_state(self) -> RequestState | None:
-        """What is known of this request; ``None`` if nothing is, or there is no request."""
-        context = request_context()
-        return None if context is None else self.known_state_of(context.request)
-
-    def known_state_of(self, request: Request) -> RequestState | None:
-        """Return what is known of a request, if anything."""
-        return t.cast("RequestState | None", vars(request).get(self._state_key))
-
-    @property
-    def state(self) -> RequestState:
-        """What is known of this request. There must be one.
-
-        It is kept with the request itself. An app context may outlive many requests, and what is in
-        ``g`` with it; so may a WSGI environment: that of a web socket lives as long as the socket.
-        """
-        return self.state_of(t.cast(t.Any, request_context()).request)
-
-    def state_of(self, request: Request) -> RequestState:
-        """Return what is known of a request; new if nothing is known yet."""
-        kept = vars(request)
-        state: RequestState | None = kept.get(self._state_key)
-        if state is None:
-            state = kept[self._state_key] = RequestState(kept.get(self._began_key))
-        return state
 
 
 def _touches_often(app: Flask) -> bool:

@@ -84,3 +84,16 @@ def error_code(error: BaseException) -> str | None:
 
 log = logging.getLogger("flask_session_registry")
 log.addFilter(_hide_texts)
+
+
+class OnceLogger:
+    """Logs each event once."""
+
+    def __init__(self) -> None:
+        self._logged: set[str] = set()
+
+    def warning(self, event: str, message: str, *arguments: object) -> None:
+        """Log a warning, unless this event has been logged before."""
+        if event not in self._logged:
+            self._logged.add(event)
+            log.warning(message, *arguments)

@@ -1,4 +1,4 @@
-"""The extension: its set-up, and the verbs of an app."""
+"""The extension: what an app sets up, and calls."""
 
 from __future__ import annotations
 
@@ -9,41 +9,33 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
-from flask import Blueprint, Flask, Response, current_app, request
+from flask import Blueprint, Flask, current_app
 from flask_login import user_accessed
-from werkzeug.exceptions import Conflict
 
 from ._app import Registry, get_registry, install, unwrap
 from ._compat.databases import check_app
-from ._compat.flask import (
-    handle_wherever_raised,
-    request_context,
-    response_to,
-    set_error_handler,
-    surround_requests,
-)
-from ._diagnosis import check_records, explaining_table
-from ._log import log
+from ._compat.flask import handle_wherever_raised, request_context
+from ._diagnosis import explaining_table
 from ._ops import maintenance
 from ._ops.cli import commands
 from ._ops.maintenance import PruneResult
 from ._records.base import as_id
-from ._records.redis import RedisUserSession
+from ._request import auth_events, credential_check, refusal
 from ._request import check as session_check
-from ._request import credential_check, persistence
-from ._request.sync import sync_current
+from ._request.context import is_in_request
+from ._request.hooks import answer_stale_changes, follow_requests
 from ._revocation import password_watch
 from ._revocation import revoke as revocation
 from ._setup import Setup
 from ._store.purge import LONG_TIMEOUT, Purge
-from .errors import ConfigurationError, SessionRegistryError, StaleRequestError
+from .errors import ConfigurationError, SessionRegistryError
 from .models import UserSessionRecord
 
 _View = t.TypeVar("_View", bound=Callable[..., t.Any])
 
 
 class SessionRegistry:
-    """Knows where each user is signed in, and ends it, for certain, when a password changes.
+    """Records where each user is signed in, and ends that reliably when the password changes.
 
     ::
 
@@ -54,12 +46,12 @@ class SessionRegistry:
             db.init_app(app); login_manager.init_app(app); Session(app); Migrate(app, db)
             sessions.init_app(app)
 
-    :param app: calls :meth:`init_app`.
-    :param db: the app's Flask-SQLAlchemy, if it can't be found in ``app.extensions``.
-    :param user_model: the class of those who sign in. By default the one mapped class that is a
-        Flask-Login user; its subclasses count as it.
-    :param session_model: a class of your own, built on :class:`UserSessionMixin`. By default the
-        table ``user_sessions`` is defined beside the table of the users.
+    :param app: if given, :meth:`init_app` is called with it.
+    :param db: the app's Flask-SQLAlchemy extension, if it isn't in ``app.extensions``.
+    :param user_model: the class of users. By default the one mapped class that is a Flask-Login
+        user; its subclasses are included.
+    :param session_model: your own class of user sessions, built on :class:`UserSessionMixin`. By
+        default the table ``user_sessions`` is defined, in the bind and schema of the users' table.
     """
 
     def __init__(
@@ -77,14 +69,15 @@ class SessionRegistry:
             self.init_app(app)
 
     def init_app(self, app: Flask, db: t.Any = None) -> None:
-        """Set the registry up on an app. One registry may serve several apps.
+        """Set the registry up on an app. One registry can serve several apps.
 
-        ``Session(app)`` comes before it. Flask-SQLAlchemy, Flask-Login, Flask-Migrate and the user
-        model may come before or after.
+        Call it after ``Session(app)``. Flask-SQLAlchemy, Flask-Login, Flask-Migrate and the user
+        model may be set up before or after.
 
-        :raises ConfigurationError: a wrong setting, several user models, a table of that name, or
-            Flask-Session not set up yet. What can only be seen later is raised at the first
-            request.
+        :param db: overrides the ``db`` of the constructor.
+        :raises ConfigurationError: a setting is invalid, there are several user models or another
+            table of that name, or Flask-Session isn't set up yet. What only shows later is raised
+            at the first request.
         """
         check_app(app)
         if "session_registry" in app.extensions:
@@ -104,58 +97,65 @@ class SessionRegistry:
         install(app, self, registry)
         registry.adoption.prepare(app)
         user_accessed.connect(session_check.check, app)
-        persistence.connect(app)
-        _follow_requests(app, registry)
-        _answer_stale_changes(app, registry)
-        handle_wherever_raised(app, session_check.Unavailable)
+        auth_events.connect(app)
+        follow_requests(app, registry)
+        answer_stale_changes(app, registry)
+        handle_wherever_raised(app, refusal.Unavailable)
         for command in commands:
             app.cli.add_command(command)
         registry.setup.complete_when_possible(app)
 
-    # -- where a user is signed in -------------------------------------------------------------
+    # -- where users are signed in -----------------------------------------------------------------
 
     @property
     def UserSession(self) -> type[t.Any]:
-        """The class of user sessions of the current app: mapped, unless they are in Redis."""
-        return get_registry().session_model or RedisUserSession
+        """The class of user sessions of the current app; it is mapped if they are kept in SQL."""
+        model = get_registry().session_model
+        if model is None:
+            from ._records.redis import RedisUserSession
+
+            return RedisUserSession
+        return model
 
     @property
     def current(self) -> UserSessionRecord | None:
-        """The user session of this request; ``None`` where nobody is signed in by a session.
+        """The user session of this request; ``None`` if no user is signed in by a session.
 
-        In the request of a login it is ``None`` too: the row is written when the view is done.
+        It is also ``None`` in the request of a login, whose row is written after the view.
         """
         registry = get_registry()
         current = session_check.current(registry)
         if current is None:
             return None
         session = registry.db_session
-        if current.row[0] is not session.get_transaction():
-            # Or an app that does not let commits expire its instances would see the old values.
-            current.forget_row()
+        # Or an app whose commits don't expire instances would see the old values.
+        current.forget_row(unless_of=session.get_transaction())
         row: UserSessionRecord | None = registry.records.get(current.id)
-        current.row = session.get_transaction(), row
+        current.hold_row(row, session.get_transaction())
         return row
 
     @property
     def rejected(self) -> str | None:
-        """Why the session of this request was refused, or ``None``.
+        """Why the session of this request was refused; ``None`` if it wasn't.
 
-        ``"password_changed"``, ``"logged_out"``, ``"replaced"``, or the reason that a revocation
-        gave, even if the entry is gone from the store by now; ``"id_changed"``: ``get_id()`` says
-        something else of the user; ``"rotated"``: a session id from before a rotation;
-        ``"inactive"``: the user is not active; ``"unregistered"``: it never had a user session;
-        ``"unknown"``: it has none now; ``"expired"``: see the timeouts; ``"max_sessions"``: the
-        user has signed in elsewhere too often since.
+        - ``"password_changed"``, ``"logged_out"``, ``"replaced"`` by another login, or the reason
+          of a revocation, even if the store entry is gone by now;
+        - ``"max_sessions"``: newer logins of the user have reached the limit;
+        - ``"expired"``: a timeout has passed;
+        - ``"rotated"``: it has an id from before a rotation;
+        - ``"id_changed"``: ``get_id()`` returns another id for the user;
+        - ``"inactive"``: the user is not active;
+        - ``"unregistered"``: it never had a user session;
+        - ``"unknown"``: it has no user session now.
         """
         registry = get_registry()
         return session_check.reason_of_refusal(registry)
 
     @explaining_table()
     def active(self, user: t.Any) -> list[UserSessionRecord]:
-        """The user's active sessions, most recently seen first.
+        """Return the user's active sessions, most recently seen first.
 
-        :raises UserError: ``user`` is no user, or not saved.
+        :raises UserError: ``user`` is not a user of this app, or not saved.
         """
         registry = get_registry()
         user_id = registry.user_id_of(user)
@@ -167,15 +167,15 @@ class SessionRegistry:
 
     @property
     def blueprint(self) -> Blueprint:
-        """The page on which a user sees where they are signed in, and ends it.
+        """The page on which users see where they are signed in, and end these sessions.
 
         ::
 
             app.register_blueprint(sessions.blueprint, url_prefix="/account/sessions")
 
-        Its endpoint is ``session_registry.index``. To a request that accepts JSON rather than HTML
-        it answers in JSON. Ending a session needs a password that was given within ``REAUTH_AGE``,
-        else the app's ``refresh_view`` is asked for it (OWASP ASVS 5.0, 7.5.2).
+        Its endpoint is ``session_registry.index``. It responds in JSON to requests that prefer it
+        to HTML. To end a session, the user must have given the password within ``REAUTH_AGE``;
+        otherwise the app's ``refresh_view`` asks for it (OWASP ASVS 5.0, 7.5.2).
 
         :raises ConfigurationError: Flask-WTF or ua-parser is not installed.
         """
@@ -188,7 +188,7 @@ class SessionRegistry:
             ) from error
         return blueprint
 
-    # -- ending it -----------------------------------------------------------------------------
+    # -- ending sessions ---------------------------------------------------------------------------
 
     def revoke_all(
         self,
@@ -198,20 +198,20 @@ class SessionRegistry:
         reason: str = "revoked",
         session: sa_orm.Session | sa_orm.scoped_session[t.Any] | None = None,
     ) -> int:
-        """End all sessions of a user, when the transaction commits that this joins.
+        """End all sessions of a user, in the caller's transaction. It doesn't commit.
 
-        It does not commit. A rollback, of a savepoint too, takes it back.
+        They end when the transaction commits. A rollback, also to a savepoint, undoes it.
 
-        :param except_current: spare the session of this request. Where there is none, or it is
-            another user's, all end.
-        :param reason: kept in the rows and sent with the signal; 1 to 64 characters.
-        :param session: whose transaction to join; by default that of the session ``user`` belongs
-            to, else ``db.session``.
-        :returns: how many it ended; what the same transaction ended before is not counted again. If
-            the records are in no table, two transactions at the same moment may count the same
-            sessions; the signal ``session_revoked`` names each once.
-        :raises UserError: ``user`` is no user, or not saved.
-        :raises ValueError: a reason that does not fit.
+        :param except_current: spare the session of this request. If there is none, or it belongs
+            to another user, all end.
+        :param reason: recorded and sent with the signal; 1 to 64 characters.
+        :param session: the database session whose transaction to join; by default the one that
+            ``user`` belongs to, or else ``db.session``.
+        :returns: how many sessions end; those that the same transaction has ended before are not
+            counted again. If the records are in Redis, two simultaneous transactions may count the
+            same sessions; the signal ``session_revoked`` names each once.
+        :raises UserError: ``user`` is not a user of this app, or not saved.
+        :raises ValueError: the reason is not text of that length.
         """
         registry = get_registry()
         user_id = registry.user_id_of(user)
@@ -228,15 +228,18 @@ class SessionRegistry:
     def revoke(
         self, user_session_or_id: t.Any, *, user: t.Any = None, reason: str = "revoked"
     ) -> bool:
-        """End one session, when the transaction commits that this joins. It does not commit.
+        """End one session, in the caller's transaction. It doesn't commit.
+
+        It ends when the transaction commits.
 
         :param user_session_or_id: a user session, or its id as a UUID or as text.
-        :param user: whose it must be. Somebody else's is treated as an unknown one.
-        :returns: whether it ended; ``False`` if it is unknown, no UUID, or had ended already. If
-            the records are in no table, two transactions that end it at the same moment may both
-            get ``True``; the signal ``session_revoked`` is sent for one of them.
-        :raises UserError: ``user`` is no user, or not saved.
-        :raises ValueError: a reason that does not fit.
+        :param user: the user it must belong to; another user's session counts as unknown.
+        :param reason: recorded and sent with the signal; 1 to 64 characters.
+        :returns: whether it ends; ``False`` if it is unknown, not a UUID, or had ended before. If
+            the records are in Redis, two simultaneous transactions may both get ``True``; the
+            signal ``session_revoked`` is sent once.
+        :raises UserError: ``user`` is not a user of this app, or not saved.
+        :raises ValueError: the reason is not text of that length.
         """
         registry = get_registry()
         revocation.check_reason(reason)
@@ -261,15 +264,14 @@ class SessionRegistry:
     def revoke_on_password_change(
         self, view: _View | None = None, *, reason: str = password_watch.PASSWORD_CHANGED
     ) -> _View | Callable[[_View], _View]:
-        """Decorate the view that changes the password.
+        """Decorate the view that changes the password (OWASP ASVS 5.0, 7.4.3).
 
-        When a commit in it changes the signed-in user's password, the user's other sessions end in
-        that same commit; this one goes on under a new id. If the view raises, what it has not
-        committed is rolled back. Does for this view what ``REVOKE_ON_PASSWORD_CHANGE`` does
-        everywhere. OWASP ASVS 5.0, 7.4.3.
+        When a commit in it changes the password of the signed-in user, their other sessions end in
+        that same commit; this one goes on under a new id. If the view raises, uncommitted changes
+        are rolled back. It does for this view what ``REVOKE_ON_PASSWORD_CHANGE`` does everywhere.
 
-        :param reason: kept in the rows and sent with the signal; 1 to 64 characters.
-        :raises ValueError: a reason that does not fit.
+        :param reason: recorded and sent with the signal; 1 to 64 characters.
+        :raises ValueError: the reason is not text of that length.
         """
         revocation.check_reason(reason)
         if view is None:
@@ -277,147 +279,86 @@ class SessionRegistry:
         return password_watch.watch_password(view, reason)
 
     def same_credentials(self, user: t.Any) -> contextlib.AbstractContextManager[None]:
-        """Within it, a new password hash of this user is one of the *same* password.
+        """Treat a new password hash of this user, within the block, as the *same* password.
 
-        For a rehash at login, or a new algorithm: nobody is signed out. The change is flushed at
-        the end of the block, if the block has not committed it.
+        For a rehash at login, or another algorithm: no session ends. The change is flushed at the
+        end of the block, unless the block has committed it.
 
-        :raises UserError: ``user`` is no user, or not saved.
+        :raises UserError: ``user`` is not a user of this app, or not saved.
         """
         return password_watch.same_credentials(get_registry(), user)
 
     def credentials_checked(self, user: t.Any) -> contextlib.AbstractContextManager[None]:
-        """Within it, the password of a user is checked who is signed in later.
+        """Check, within the block, the password of a user who is signed in later.
 
-        For a check that the registry can't see: of a hash that was not loaded with the user who is
-        passed to ``login_user``, or in the first of several steps. The login that follows, in this
-        request or in a later one of this browser, does not stand if the password has been changed
-        since the block began. ::
+        Needed where the registry can't see that check: the hash wasn't loaded with the user passed
+        to ``login_user``, or the login has several steps. The login that follows, in this request
+        or in a later one of this browser, is refused if the password has been changed since the
+        block began. ::
 
             with sessions.credentials_checked(user):
                 if not check_password_hash(stored_hash, form.password.data):
                     return "Wrong password.", 403
 
-        A block that raises leaves no trace, and one for another user takes its place.
+        A block that raises has no effect. A block for another user replaces an earlier one.
 
         :param user: the user, or their primary key.
         :raises UserError: ``user`` is not saved.
         :raises RuntimeError: there is no request.
         """
         registry = get_registry()
-        if not registry.is_in_request:
-            raise RuntimeError("'credentials_checked()' is for a login, and there is no request.")
+        if not is_in_request(registry):
+            raise RuntimeError("'credentials_checked()' needs a request. Call it in a view.")
         is_instance = sa.inspect(unwrap(user), raiseerr=False) is not None
         user_id = registry.user_id_of(user) if is_instance else user
         session = t.cast(t.Any, request_context()).session
         return credential_check.credentials_checked(unwrap(current_app), registry, session, user_id)
 
     def rotate(self) -> None:
-        """Give this request's session a new id; the old one is dead when the request has ended.
+        """Give the session of this request a new id; the old one is invalid when the request ends.
 
-        For a gain of privilege. Does nothing where nobody is signed in by a session, nor in the
-        request of a login, which rotates by itself, as ``confirm_login()`` does (OWASP ASVS 5.0,
-        7.2.4).
+        For a gain of privilege (OWASP ASVS 5.0, 7.2.4). It does nothing if no user is signed in by
+        a session, or in the request of a login, which rotates by itself, as ``confirm_login()``
+        does.
 
         :raises RuntimeError: there is no request.
         """
         registry = get_registry()
-        if not registry.is_in_request:
-            raise RuntimeError("'rotate()' works on the session of a request, and there is none.")
-        persistence.rotate(unwrap(current_app), registry)
+        if not is_in_request(registry):
+            raise RuntimeError("'rotate()' needs a request. Call it in a view.")
+        auth_events.rotate(unwrap(current_app), registry)
 
-    # -- housekeeping --------------------------------------------------------------------------
+    # -- maintenance -------------------------------------------------------------------------------
 
     @explaining_table()
     def prune(self, limit: int | None = None) -> PruneResult:
-        """End what has expired, purge what is pending, forget what is old.
+        """End what has expired, purge what is pending, delete what is old.
 
-        Ended sessions whose entries could not be deleted from the session store, because it was
-        down or the process died, are purged now; what a rotation has left behind there, too. Rows
-        that ended longer ago than ``RETENTION`` are deleted, after their entries once more.
+        Purge ended sessions whose entries could not be deleted from the session store, because it
+        was down or the process died, and store keys that rotations have left behind. Delete the
+        records of sessions that ended longer ago than ``RETENTION``, after purging them again.
 
-        It works in batches, each in a short transaction of its own, and may be run twice, or in
-        two processes at once. A store that is down ends it early, and is told by the signal
-        ``purge_failed``. Sessions of users whose rows somebody else is writing are left for the
-        next time.
+        It works in batches, each in a short transaction of its own, and may run repeatedly, or in
+        several processes at once. If the store is down, it stops early and sends the signal
+        ``purge_failed``. Sessions of users whose rows are locked are skipped until the next run.
 
-        :param limit: how many user sessions at most, of each kind; by default, all.
-        :returns: how many ended, were purged, and were forgotten.
-        :raises ValueError: a limit below one.
-        :raises SessionRegistryError: ``db.session`` has an open transaction, which would hold what
-            this waits for.
+        :param limit: the maximum number of user sessions, of each kind; by default, all.
+        :returns: how many have ended, were purged, and were deleted.
+        :raises ValueError: the limit is below one.
+        :raises SessionRegistryError: ``db.session`` has an open transaction, which might hold locks
+            that this waits for.
         """
         if limit is not None and limit < 1:
             raise ValueError(f"'limit' is {limit!r}. It must be above zero, or None.")
         registry = get_registry()
         if registry.users.is_in_transaction:
             raise SessionRegistryError(
-                "'prune()' works in transactions of its own, and 'db.session' has one open. Commit"
-                " or roll back first."
+                "'prune()' uses its own transactions, and 'db.session' has one open. Commit or roll"
+                " back first."
             )
         app = unwrap(current_app)
         purge = Purge(registry, app, timeout=LONG_TIMEOUT)
         return maintenance.prune(registry, app, limit=limit, purge=purge)
-
-
-def _follow_requests(app: Flask, registry: Registry) -> None:
-    """Take part in each request of an app.
-
-    By plain functions: of each, Flask finds out in each request whether it must be awaited, and of
-    a method or a partial that takes longer.
-    """
-
-    def begin(_: str | None, __: dict[str, t.Any] | None) -> None:
-        current = unwrap(request)
-        registry.begin_request(app, current)
-        if app.debug and not registry.was_looked_at:
-            _look(registry)
-        persistence.set_user_aside(current)
-
-    def finish(response: Response) -> Response:
-        response = persistence.finish(response, app, registry)
-        session_check.note_answer(unwrap(request))
-        return response
-
-    def end(_: BaseException | None) -> None:
-        current = unwrap(request)
-        persistence.restore_user(current)
-        registry.end_request(current)
-
-    def run_deferred(error: BaseException | None) -> None:
-        persistence.run_deferred(app)
-        if error is None:
-            registry.setup.app_was_used(app)
-
-    surround_requests(app, begin=begin, finish=finish, end=end, end_of_context=run_deferred)
-
-
-def _look(registry: Registry) -> None:
-    """Tell a developer at once if the table is missing, and not when somebody signs in.
-
-    Once in the life of a process, and in debug mode only: elsewhere a request that does not ask for
-    the user has nothing to do with the database, nor waits for one that is down.
-    """
-    if not registry.users.is_in_transaction:
-        registry.was_looked_at = True
-        diagnosis = check_records(registry)
-        if diagnosis is not None:
-            log.error("%s", diagnosis)
-
-
-def _answer_stale_changes(app: Flask, registry: Registry) -> None:
-    """Answer a refused change of a password as the app answers conflicts (409)."""
-
-    def refuse(error: StaleRequestError) -> Response:
-        # Or the error page could not ask the database anything.
-        registry.users.roll_back()
-        current = session_check.current(registry)
-        if current is not None:
-            # If it was changed in this very browser, the answer must not bring its old cookie back.
-            sync_current(registry, [current.user_id])
-        return response_to(app, Conflict(error.description))
-
-    set_error_handler(app, StaleRequestError, refuse)
 
 
 def _plain(

@@ -14,8 +14,8 @@ from flask_login import login_user
 from ._app import get_registry, unwrap
 from ._compat import flask_login
 from ._compat.flask import process_response, receive_cookies, send_cookies
-from ._request import persistence
-from ._request.context import MARKER
+from ._request import auth_events, hooks
+from ._request.marker import MARKER
 
 __all__ = ["SessionRegistryClient"]
 
@@ -67,7 +67,7 @@ class SessionRegistryClient(FlaskClient):
         with self._own_request(*args, **kwargs):
             user = flask_login.load_user(app, claimed)
             if user is not None:
-                persistence.begin_login(app, get_registry(), unwrap(user))
+                auth_events.begin_login(app, get_registry(), unwrap(user))
 
     @contextlib.contextmanager
     def _own_request(self, *args: t.Any, **kwargs: t.Any) -> Iterator[None]:
@@ -78,12 +78,12 @@ class SessionRegistryClient(FlaskClient):
         send_cookies(self, context.request.environ)
         with context:
             # An app context that a test holds may keep another user, and would keep this one.
-            persistence.set_user_aside(unwrap(request))
+            hooks.set_user_aside(unwrap(request))
             try:
                 yield
                 response = process_response(app, app.response_class())
             finally:
-                persistence.restore_user(unwrap(request))
+                hooks.restore_user(unwrap(request))
             is_signed_in = response.status_code == 200 and flask_login.USER_ID in session
         if not is_signed_in:
             raise RuntimeError("The user could not be signed in. Commit it to the database first.")

@@ -46,7 +46,7 @@ from site_under_test import HAS_FALLBACKS, HOMES, Browser, Site
 from stores import KINDS, STORES
 
 from flask_session_registry import session_registered
-from flask_session_registry._request import persistence as tracking
+from flask_session_registry._request import persistence
 
 USERS = ("ann", "bob")
 #: Limits for one story, because every jar is checked after each step.
@@ -1000,9 +1000,9 @@ class Story(RuleBasedStateMachine):
 @contextlib.contextmanager
 def open_stage(store: str, home: str) -> Iterator[Stage]:
     """Yield a site on one kind of store, without anything that varies between runs."""
-    late, sleep = tracking.LATE, flask_session._utils.time
+    late, sleep = persistence.LATE, flask_session._utils.time
     # A late request writes its session back, however slow the machine is.
-    tracking.LATE = float("inf")
+    persistence.LATE = float("inf")
     # Flask-Session waits before it retries a store.
     flask_session._utils.time = types.SimpleNamespace(sleep=lambda _: None)
     logging.disable(logging.CRITICAL)
@@ -1013,7 +1013,7 @@ def open_stage(store: str, home: str) -> Iterator[Stage]:
         finally:
             stage.close()
             logging.disable(logging.NOTSET)
-            tracking.LATE, flask_session._utils.time = late, sleep
+            persistence.LATE, flask_session._utils.time = late, sleep
 
 
 def tell(stage: Stage, number: int, **options: t.Any) -> None:

@@ -356,7 +356,7 @@ def test_checked_credentials_of_a_failed_check(site: Site) -> None:
         return str("_credentials_checked" in session)
 
     assert site.browser().post("/raises").text == "False"
-    with site.context(), pytest.raises(RuntimeError, match="there is no request"):
+    with site.context(), pytest.raises(RuntimeError, match="needs a request"):
         site.sessions.credentials_checked(site.user("ann"))
     with site.app.test_request_context():
         with pytest.raises(UserError, match="not in the database"):

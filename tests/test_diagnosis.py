@@ -108,11 +108,11 @@ def test_missing_table(migrated: SiteFactory, database: str, told: t.Any) -> Non
     answer = firefox.get("/me")
     assert answer.status_code == 503
     assert "Your session could not be checked. Please try again in a moment." in answer.text
-    assert told() == [f"ERROR The user sessions could not be read. {MISSING}"]
+    assert told() == [f"ERROR Could not read the user sessions. {MISSING}"]
     with site.context():
         assert site.browser().login().status_code == 503
     (line,) = told()
-    assert line.startswith("ERROR What became of a session could not be written down. The table")
+    assert line.startswith("ERROR Could not save the session changes of this request. The table")
 
 
 @pytest.mark.parametrize("way", ["debug mode", "level"])
@@ -134,7 +134,7 @@ def test_traceback(
         firefox.get("/me")
     (record,) = told()
     line, *trace = record.splitlines()
-    assert line == f"ERROR The user sessions could not be read. {MISSING}"
+    assert line == f"ERROR Could not read the user sessions. {MISSING}"
     assert trace[0] == "Traceback (most recent call last):"
     assert "SELECT" not in record
     assert "no such table" not in record
@@ -197,7 +197,7 @@ def test_database_is_down(migrated: SiteFactory, told: t.Any) -> None:
     stop_database(site)
     for _ in range(2):
         assert firefox.get("/me").status_code == 503
-        assert told() == [f"ERROR The user sessions could not be read. {DOWN}"]
+        assert told() == [f"ERROR Could not read the user sessions. {DOWN}"]
 
 
 def test_connection_was_cut(migrated: SiteFactory, database: str, told: t.Any) -> None:
@@ -221,7 +221,7 @@ def test_connection_was_cut(migrated: SiteFactory, database: str, told: t.Any) -
         for id in ids:
             connection.execute(sa.text(kill.format(id)))
     assert firefox.get("/me").status_code == 503
-    assert told() == [f"ERROR The user sessions could not be read. {DOWN}"]
+    assert told() == [f"ERROR Could not read the user sessions. {DOWN}"]
 
 
 def test_redis_is_down(migrated: SiteFactory, stop_redis: t.Any, told: t.Any) -> None:
@@ -230,7 +230,7 @@ def test_redis_is_down(migrated: SiteFactory, stop_redis: t.Any, told: t.Any) ->
     firefox.login()
     stop_redis(site)
     assert firefox.get("/me").status_code == 503
-    assert told() == [f"ERROR The user sessions could not be read. {REDIS_DOWN}"]
+    assert told() == [f"ERROR Could not read the user sessions. {REDIS_DOWN}"]
 
 
 # -- other errors ----------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from site_under_test import Browser, Site, days_ago
 
 from flask_session_registry import SessionRegistryError, StaleRequestError, purge_failed
 from flask_session_registry._records.redis.client import reporting
-from flask_session_registry._request import persistence as tracking
+from flask_session_registry._request import persistence
+from flask_session_registry._request.context import find_context_of
 from flask_session_registry._revocation import lost_updates
 from flask_session_registry._store import backends as entries
 
@@ -309,7 +310,7 @@ def test_deferred_work_fails(
     site.change(last_seen_at=days_ago(1))
     with Broken(site, "UPDATE user_sessions"):
         assert firefox.is_signed_in
-    assert "Housekeeping after a request failed" in caplog.text
+    assert "Could not finish the deferred work of a request" in caplog.text
     assert ("OperationalError" if site.home == "table" else "ConnectionError") in caplog.text
 
 
@@ -591,12 +592,12 @@ def test_request_drops_its_state(site: Site, firefox: Browser) -> None:
     def keep() -> str:
         assert current_user.is_authenticated
         kept.append(request._get_current_object())
-        assert site.registry.known_state_of(kept[0]) is not None
+        assert find_context_of(site.registry, kept[0]) is not None
         return "ok"
 
     firefox.login()
     assert firefox.get("/kept").text == "ok"
-    assert site.registry.known_state_of(kept[0]) is None
+    assert find_context_of(site.registry, kept[0]) is None
 
 
 def test_password_change_lets_go_of_its_connection(make_site: SiteFactory) -> None:
@@ -631,7 +632,7 @@ def test_late_response_with_one_connection(
     make_site: SiteFactory, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """33, 41: the second check of a late response needs no further connection."""
-    monkeypatch.setattr(tracking, "LATE", 0)
+    monkeypatch.setattr(persistence, "LATE", 0)
     options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 2}
     if database == "sqlite":
         options["poolclass"] = sa.QueuePool  # type: ignore[assignment]
@@ -738,6 +739,6 @@ def test_no_session_id_in_the_log(make_site: SiteFactory, caplog: pytest.LogCapt
         site.sessions.UserSession.__table__.drop(site.db.engine)
     with caplog.at_level(logging.DEBUG, "flask_session_registry"):
         assert firefox.get("/me").status_code == 200
-    assert "It could not be asked why a session is gone" in caplog.text
+    assert "Could not find out why a session is gone" in caplog.text
     assert "sqlalchemy.exc.OperationalError" in caplog.text
     assert id not in caplog.text

@@ -28,7 +28,7 @@ from conftest import SiteFactory
 from own_servers import OwnServer, own_redis, redis_client
 from site_under_test import Browser, Site
 
-from flask_session_registry._request.context import read_marker
+from flask_session_registry._request.marker import read_marker
 from flask_session_registry._revocation.fingerprint import fingerprint
 
 pytestmark = pytest.mark.once

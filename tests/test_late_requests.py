@@ -14,7 +14,7 @@ from flask_login import current_user, login_required, logout_user
 from site_under_test import Browser, Site, days_ago
 from test_races import Held
 
-from flask_session_registry._request import persistence as tracking
+from flask_session_registry._request import persistence
 
 #: So long ago that a browser's earlier requests can no longer be in flight.
 LONG_AGO = days_ago(1 / 144)
@@ -279,7 +279,7 @@ def test_session_interface_that_saves_in_its_own_way(
     make_site: SiteFactory, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """12: it still saves on each request. A slow request checks the session before it saves."""
-    monkeypatch.setattr(tracking, "LATE", 0)
+    monkeypatch.setattr(persistence, "LATE", 0)
     site = make_site("cookie", init=False)
     site.app.session_interface = OwnInterface()
     site.sessions.init_app(site.app)
@@ -331,7 +331,7 @@ def test_late_answer_with_refreshed_remember_cookies(
     make_site: SiteFactory, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """14: with REMEMBER_COOKIE_REFRESH_EACH_REQUEST, a response without its session sets none."""
-    monkeypatch.setattr(tracking, "LATE", 0)
+    monkeypatch.setattr(persistence, "LATE", 0)
     site = make_site("redis", REMEMBER_COOKIE_REFRESH_EACH_REQUEST=True)
     add_poll(site, held)
     chrome = site.browser("Chrome")

@@ -17,7 +17,7 @@ from site_under_test import STORES, Browser, Site, days_ago, user_class
 from flask_session_registry import ConfigurationError, session_revoked
 from flask_session_registry import _app as registry
 from flask_session_registry import _clock as clock
-from flask_session_registry._request import persistence as tracking
+from flask_session_registry._request import cookieless_logins
 from flask_session_registry._store import backends as entries
 
 HOUR = 3600
@@ -616,7 +616,7 @@ def test_login_at_each_request(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A client that keeps no cookies, signed in by a proxy's header, doesn't fill the table."""
-    monkeypatch.setattr(tracking, "_NEVER_RESUMED", 3)
+    monkeypatch.setattr(cookieless_logins, "NEVER_RESUMED", 3)
     site = make_site(store)
     sign_in_at_each_request(site)
     firefox = site.browser("Firefox")
@@ -637,7 +637,7 @@ def test_login_at_each_request(
 
 def test_logins_of_many_browsers(make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sessions opened on a login page all stay, such as a class that shares one account."""
-    monkeypatch.setattr(tracking, "_NEVER_RESUMED", 3)
+    monkeypatch.setattr(cookieless_logins, "NEVER_RESUMED", 3)
     site = make_site("cookie")
     browsers = [site.browser("Firefox") for _ in range(7)]
     for browser in browsers:
@@ -649,7 +649,7 @@ def test_login_at_each_request_while_the_store_is_down(
     make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A session that can't be purged is kept for the next prune."""
-    monkeypatch.setattr(tracking, "_NEVER_RESUMED", 1)
+    monkeypatch.setattr(cookieless_logins, "NEVER_RESUMED", 1)
     site = make_site()
     sign_in_at_each_request(site)
     visit(site.browser("Robot"))
@@ -666,7 +666,7 @@ def test_logins_of_many_without_cookies(
     make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a process remembers about them doesn't grow without bound."""
-    monkeypatch.setattr(tracking, "_NEVER_RESUMED", 2)
+    monkeypatch.setattr(cookieless_logins, "NEVER_RESUMED", 2)
     monkeypatch.setattr(registry, "_MOST_CLIENTS", 1)
     site = make_site()
     sign_in_at_each_request(site)

@@ -470,7 +470,7 @@ def test_prunes_a_bounded_batch_by_itself(
     make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """AUTO_PRUNE processes at most one batch at the end of one request."""
-    monkeypatch.setattr("flask_session_registry._request.persistence.BATCH", 3)
+    monkeypatch.setattr("flask_session_registry._request.deferred.BATCH", 3)
     site = make_site(SESSION_REGISTRY_AUTO_PRUNE=3600)
     for _ in range(7):
         site.browser().login()

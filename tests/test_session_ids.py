@@ -17,7 +17,7 @@ from site_under_test import HAS_FALLBACKS, Browser, Site, days_ago, is_signed_co
 from flask_session_registry import _clock as clock
 from flask_session_registry import session_registered, session_rejected
 from flask_session_registry._request import store_keys
-from flask_session_registry._request.context import MARKER
+from flask_session_registry._request.marker import MARKER
 
 
 def anonymous_session(browser: Browser) -> None:

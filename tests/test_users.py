@@ -17,7 +17,7 @@ from site_under_test import Site, days_ago
 from sqlalchemy.dialects import mysql
 
 from flask_session_registry import ConfigurationError, SessionRegistry, UserSessionMixin
-from flask_session_registry._request import persistence as tracking
+from flask_session_registry._request import persistence
 
 
 def columns(**more: t.Any) -> dict[str, t.Any]:
@@ -297,7 +297,7 @@ def test_users_of_two_kinds(
     make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch, database: str, model: t.Any
 ) -> None:
     """26: both kinds can rotate, be pruned and be deleted, and a late request is checked again."""
-    monkeypatch.setattr(tracking, "LATE", 0)
+    monkeypatch.setattr(persistence, "LATE", 0)
     site = make_site("redis", database, model=model)
     add_views(site)
     with site.context():

@@ -16,7 +16,7 @@ from site_under_test import Site
 from test_page import end, with_page
 
 from flask_session_registry._records.sql import transactions as own_transaction
-from flask_session_registry._request import persistence as tracking
+from flask_session_registry._request import persistence
 
 pytestmark = [pytest.mark.table, pytest.mark.parametrize("database", ["postgresql", "mariadb"])]
 
@@ -98,7 +98,7 @@ def test_late_request_of_a_session_whose_row_is_locked(
     make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch, database: str, what: str
 ) -> None:
     """It checks the committed state, and writes its session."""
-    monkeypatch.setattr(tracking, "LATE", 0)
+    monkeypatch.setattr(persistence, "LATE", 0)
     site = make_site("files", database)
 
     @site.app.post("/late")

@@ -2,7 +2,7 @@
 
 The rest of the package calls hooks of ``Registry.adoption``, which do nothing unless the setting is
 ``"adopt"``. To remove it: delete this folder, ``tests/test_adoption.py``, the setting in
-``_config.py``, and these lines; ``check_unregistered`` becomes ``("unregistered", None)``.
+``_config.py``, and these lines; ``check_unregistered`` becomes ``UNREGISTERED``.
 
 - ``_app.py``: ``from ._adoption.hooks import NoAdoption``
 - ``_app.py``: ``adoption: NoAdoption``
@@ -11,7 +11,12 @@ The rest of the package calls hooks of ``Registry.adoption``, which do nothing u
 - ``_setup.py``: ``registry.adoption = adoption_for(registry)``
 - ``extension.py``: ``adoption.prepare``
 - ``_request/context.py``: ``from .._adoption.adoption import AdoptionState``
-- ``_request/context.py``: ``adoption: AdoptionState | None = None``
+- ``_request/context.py``: ``_adoption: AdoptionState | None = None``
+- ``_request/context.py``: ``def adoption(self) -> AdoptionState | None:``
+- ``_request/context.py``: ``return self._adoption``
+- ``_request/context.py``: ``self._adoption = result.adoption or self._adoption``
+- ``_request/values.py``: ``from .._adoption.adoption import AdoptionState``
+- ``_request/values.py``: ``adoption: AdoptionState | None = None``
 - ``_request/check.py``: ``adoption.check_unregistered``
 - ``_request/check.py``: ``adoption.check_remembered``
 - ``_request/check.py``: ``adoption.advice``
@@ -25,5 +30,5 @@ The rest of the package calls hooks of ``Registry.adoption``, which do nothing u
 - ``_web/views.py``: ``adoption.is_pending``
 - ``_ops/doctor/sql.py``: ``adoption.find_overdue``
 
-Nothing else uses ``schedule_purge`` in ``_request/persistence.py``.
+Nothing else uses ``schedule_purge`` in ``_request/deferred.py``.
 """

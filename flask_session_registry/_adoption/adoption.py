@@ -17,10 +17,12 @@ from .._app import Registry, unwrap
 from .._compat import flask_login
 from .._records.base import Execute, RevocationOrder
 from .._request import check as session_check
-from .._request import persistence, remember_cookies, store_keys
-from .._request.check import Verdict
+from .._request import deferred, persistence, remember_cookies, store_keys
 from .._request.client_info import client_info
-from .._request.context import MARKER, OTHER, Current, RequestState
+from .._request.context import RequestContext, find_context
+from .._request.current_session import CurrentSession
+from .._request.marker import MARKER, OTHER
+from .._request.values import UNREGISTERED, CheckResult
 from ..errors import ConfigurationError
 from . import without_app
 from .hooks import NoAdoption
@@ -82,7 +84,7 @@ class Adoption(NoAdoption):
         if self.registry.settings.hash_session_ids:
             migrate_unhashed_entries(
                 app.session_interface,
-                on_moved=functools.partial(persistence.schedule_purge, registry=self.registry),
+                on_moved=functools.partial(deferred.schedule_purge, registry=self.registry),
             )
 
     def listen(self) -> None:
@@ -90,67 +92,56 @@ class Adoption(NoAdoption):
 
     # -- in a request --------------------------------------------------------------------------
 
-    def check_unregistered(self, app: Flask, state: RequestState, claimed: str) -> Verdict:
+    def check_unregistered(self, app: Flask, claimed: str) -> CheckResult:
         if session_check.is_left_alone(app, self.registry, claimed):
-            session[MARKER] = OTHER
-            return None, None
-        return self._check(app, state, claimed, id=_id_of_cookie(app))
+            return CheckResult(marker=OTHER)
+        return self._check(app, claimed, id=_id_of_cookie(app))
 
-    def check_remembered(self, app: Flask, state: RequestState, claimed: str) -> Verdict | None:
+    def check_remembered(self, app: Flask, claimed: str) -> CheckResult | None:
         if remember_cookies.binding_cookie_name(app) in request.cookies:
             return None
-        _state_in(state).lacks_binding_cookie = True
         # The same each time, or one account could fill the table.
         id = _id_of_remember_cookie(app)
-        return self._check(app, state, claimed, id=id, is_remembered=True)
+        result = self._check(app, claimed, id=id, is_remembered=True)
+        adoption = result.adoption or AdoptionState()
+        adoption.lacks_binding_cookie = True
+        return result._replace(adoption=adoption)
 
     def _check(
-        self,
-        app: Flask,
-        state: RequestState,
-        claimed: str,
-        *,
-        id: uuid.UUID,
-        is_remembered: bool = False,
-    ) -> Verdict:
+        self, app: Flask, claimed: str, *, id: uuid.UUID, is_remembered: bool = False
+    ) -> CheckResult:
         """Accept a session under this id, unless it was adopted before and has ended since."""
-        registry = self.registry
-        if not self.records.exists(id):
-            return (None if self._begin(app, state, claimed, id=id) else "unregistered"), None
-        reason = session_check.check_row(
-            app, registry, state, (id, 0), claimed, is_remembered=is_remembered
-        )
-        if state.current is not None:
-            session[MARKER] = state.current.marker
-        return reason, id
+        if self.records.exists(id):
+            result = session_check.check_record(
+                app, self.registry, (id, 0), claimed, is_remembered=is_remembered
+            )
+        else:
+            result = self._begin(app, claimed, id=id)
+        if result.session is None:
+            return result
+        return result._replace(marker=result.session.marker)
 
-    def _begin(self, app: Flask, state: RequestState, claimed: str, *, id: uuid.UUID) -> bool:
-        """Accept a session that has no row yet; return ``False`` if it must not go on."""
+    def _begin(self, app: Flask, claimed: str, *, id: uuid.UUID) -> CheckResult:
+        """Accept a session that has no row yet, or refuse it."""
         registry = self.registry
         user = flask_login.load_user(app, claimed)
         if not isinstance(user, registry.credentials.user_model) or not user.is_active:
-            return False
+            return UNREGISTERED
         if registry.users.is_transient(user):
             user = registry.users.with_key_of(user)
             if user is None:
-                return False
+                return UNREGISTERED
         user_id = registry.user_id_of(user)
         if self.records.is_adoption_blocked(user_id):
-            return False
+            return UNREGISTERED
         moment, session_id = clock.now(), store_keys.session_id(unwrap(session))
         key = store_keys.store_key(app.session_interface, session_id)
         fingerprint = registry.users.fingerprint_of(user_id)
-        state.current = Current(
-            id=id,
-            generation=0,
-            user=user,
-            session_id=session_id,
-            store_id=key,
-            is_touch_due=False,
-            held=[(0, fingerprint)],
+        current = CurrentSession(
+            id, 0, user, session_id=session_id, store_id=key, held=[(0, fingerprint)]
         )
         is_remembered = remember_cookies.claimed_user(app) == flask_login.get_id(app, user)
-        _state_in(state).values = {
+        values = {
             "id": id,
             "generation": 0,
             "user_id": user_id,
@@ -161,35 +152,34 @@ class Adoption(NoAdoption):
             "fingerprint": fingerprint,
             **client_info(moment),
         }
-        session[MARKER] = state.current.marker
-        return True
+        return CheckResult(current, adoption=AdoptionState(values))
 
-    def finish(self, app: Flask, state: RequestState) -> dt.datetime | None:
-        adoption = state.adoption
+    def finish(self, app: Flask, context: RequestContext) -> dt.datetime | None:
+        adoption = context.adoption
         if adoption is None:
             return None
         values, adoption.values = adoption.values, None
         if values is not None:
-            self._write_row(app, state, values)
+            self._write_row(app, context, values)
             if values["remember_until"] is not None:
                 return t.cast(dt.datetime, values["remember_until"])
         if adoption.lacks_binding_cookie:
             return clock.now() + remember_cookies.duration(app)
         return None
 
-    def _write_row(self, app: Flask, state: RequestState, values: dict[str, t.Any]) -> None:
+    def _write_row(self, app: Flask, context: RequestContext, values: dict[str, t.Any]) -> None:
         self.registry.users.release()
         generation = self.records.adopt_late(values)
-        if state.current is None or generation == state.current.generation:
+        current = context.current
+        if current is None or generation == current.generation:
             return
         # Its user has had a revocation since the check, or a request in parallel has rotated it.
-        if session.get(MARKER) == state.current.marker:
-            persistence.drop(app, state)
+        if session.get(MARKER) == current.marker:
+            persistence.drop(app, context)
             return
         # Another login has replaced it since.
-        state.current = None
-        if state.login is not None:
-            state.login.replaces = None
+        context.drop_current()
+        context.detach_login()
 
     @property
     def is_pending(self) -> bool:
@@ -197,8 +187,9 @@ class Adoption(NoAdoption):
 
     @property
     def _pending_values(self) -> dict[str, t.Any] | None:
-        state = self.registry.known_state
-        return state.adoption.values if state is not None and state.adoption is not None else None
+        context = find_context(self.registry)
+        adoption = context.adoption if context is not None else None
+        return adoption.values if adoption is not None else None
 
     # -- in a transaction of the app, whose users are locked -----------------------------------
 
@@ -233,12 +224,6 @@ class Adoption(NoAdoption):
             " installation has expired by now.",
             'Remove the setting, unless you wait for users who have only a "remember me" cookie.',
         )
-
-
-def _state_in(state: RequestState) -> AdoptionState:
-    if state.adoption is None:
-        state.adoption = AdoptionState()
-    return state.adoption
 
 
 # -- ids of adopted sessions -----------------------------------------------------------------------

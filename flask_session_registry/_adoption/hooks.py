@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 from flask import Flask
 
+from .._request.values import UNREGISTERED, CheckResult
+
 if t.TYPE_CHECKING:
     from .._records.base import Execute, RevocationOrder
-    from .._request.check import Verdict
-    from .._request.context import RequestState
+    from .._request.context import RequestContext
 
 
 class NoAdoption:
@@ -39,21 +40,21 @@ class NoAdoption:
 
     # -- in a request --------------------------------------------------------------------------
 
-    def check_unregistered(self, app: Flask, state: RequestState, claimed: str) -> Verdict:
+    def check_unregistered(self, app: Flask, claimed: str) -> CheckResult:
         """Check a session without a marker.
 
         :param claimed: the user that Flask-Login is about to load.
         """
-        return "unregistered", None
+        return UNREGISTERED
 
-    def check_remembered(self, app: Flask, state: RequestState, claimed: str) -> Verdict | None:
+    def check_remembered(self, app: Flask, claimed: str) -> CheckResult | None:
         """Check a request without a session; return ``None`` to check it as any other.
 
         :param claimed: the user that the "remember me" cookie names.
         """
         return None
 
-    def finish(self, app: Flask, state: RequestState) -> dt.datetime | None:
+    def finish(self, app: Flask, context: RequestContext) -> dt.datetime | None:
         """End a request, before anything else is recorded.
 
         :returns: until when the browser is to be given new "remember me" cookies, if at all.

@@ -1,185 +1,332 @@
-"""What is known of one request."""
+"""The state of one request. Only its methods change it."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 import typing as t
 import uuid
+from collections.abc import Iterable, Iterator, Sequence
 
-import sqlalchemy as sa
-
-from .._records.base import new_id
-from .._revocation.after_commit import Pending
-from .._revocation.fingerprint import CheckedCredential
+from .._app import registry_on
+from .._compat.flask import request_context
 
 if t.TYPE_CHECKING:
+    from werkzeug.wrappers import Request
+
     from .._adoption.adoption import AdoptionState
-
-#: Where the marker stands in ``flask.session``.
-MARKER = "_user_session"
-
-
-#: Stands there for a user of another kind, whom the registry leaves alone.
-OTHER = "other"
+    from .._app import Registry
+    from .._records.base import End
+    from .._revocation.after_commit import Pending
+    from .current_session import CurrentSession
+    from .values import CheckResult, EndedSession, Login, Rehash, ScheduledEnd
 
 
-def marker(id: uuid.UUID, generation: int) -> str:
-    """What a browser carries: which user session it is, in which generation."""
-    return f"{id.hex}.{generation}"
-
-
-def read_marker(value: object) -> tuple[uuid.UUID, int] | None:
-    """The id and the generation of a marker; ``None`` if it is none."""
-    if not isinstance(value, str):
-        return None
-    id, _, generation = value.partition(".")
-    try:
-        return uuid.UUID(hex=id), int(generation)
-    except ValueError:
-        return None
-
-
-@dataclasses.dataclass(slots=True)
-class Current:
-    """The user session that the check has accepted in this request."""
-
-    id: uuid.UUID
-    #: The generation that stands in the row, as far as this request knows.
-    generation: int
-    user: t.Any
-    #: The session id when it was accepted; ``None`` for signed cookies.
-    session_id: str | None = dataclasses.field(repr=False)
-    #: The key of the entry that the row names.
-    store_id: str | None = dataclasses.field(repr=False)
-    #: Whether it is time to write when it was last seen.
-    is_touch_due: bool
-    #: The generations that this request knows it by, with their fingerprints: the one that the
-    #: check has accepted, then those that this request itself has made of it, in transactions which
-    #: may not be committed yet. In any other one, somebody else has it.
-    held: list[tuple[int, str | None]] = dataclasses.field(repr=False)
-    #: The fingerprints of the credentials that this request has stored, committed or not.
-    stored: list[str | None] = dataclasses.field(default_factory=list, repr=False)
-    #: The row, and the transaction of the app's session in which it was read: it is read once in
-    #: each, because the session does not hold it by itself.
-    row: tuple[object, t.Any] = dataclasses.field(default=(None, None), repr=False)
-    #: Whether ``rotate()`` was called.
-    is_rotating: bool = False
-    #: Whether the password was given once more.
-    is_confirmed: bool = False
-    #: Whether a "remember me" cookie brought it back under a new session id.
-    is_restored: bool = False
-    #: Whether this request has given it another credential, and that is committed.
-    credentials_updated: bool = False
-    #: Whether a commit of this request was heard of that has not changed the row yet.
-    awaits_commit: bool = False
-
-    @property
-    def marker(self) -> str:
-        return marker(self.id, self.generation)
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return () if self.store_id is None else (self.store_id,)
-
-    def forget_row(self) -> None:
-        """Let the row be read again: it has been written, or the transaction is another one."""
-        self.row = None, None
-
-    def settle(self, generation: int, fingerprint: str | None) -> None:
-        """Note in which generation it stands, now that a transaction has ended."""
-        self.generation = generation
-        self.held[:] = [(generation, fingerprint)]
-
-    def knows(self, fingerprint: str | None) -> bool:
-        """Whether this request has seen, or stored, a credential of its user."""
-        return fingerprint in self.stored or any(fingerprint == one for _, one in self.held)
-
-    def sync_fingerprints(self, before: str | None, after: str | None) -> None:
-        """Note that the same password is stored otherwise, by this request."""
-        self.held += [(generation, after) for generation, one in self.held if one == before]
-
-    @property
-    def user_id(self) -> t.Any:
-        """The primary key of the user."""
-        return sa.inspect(self.user).identity[0]
-
-
-@dataclasses.dataclass(slots=True)
-class Login:
-    """A login of this request, which has no row yet."""
-
-    user: t.Any
-    #: The user session whose place it takes.
-    replaces: Current | None
-    #: The session id from before, which an attacker may have set.
-    session_id: str | None = dataclasses.field(repr=False)
-    #: The key that the browser's cookie names, if there is no such entry.
-    missing_store_key: str | None = dataclasses.field(repr=False)
-    #: What is known of the credential that was checked.
-    evidence: CheckedCredential = dataclasses.field(repr=False)
-    #: Whether a client that keeps no cookies is likely to sign in so at each request.
-    is_of_each_request: bool = False
-    id: uuid.UUID = dataclasses.field(default_factory=new_id)
-
-    @property
-    def marker(self) -> str:
-        return marker(self.id, 0)
-
-
-class RequestState:
+class RequestContext:
     """Everything that the registry remembers until the request ends.
 
-    What it begins with stands in the class: there is one of these for each request.
+    Initial values are in the class: there is one of these for each request that is checked.
+
+    :param began: when the request began, on the monotonic clock; now, if unknown.
     """
 
-    current: Current | None = None
-    login: Login | None = None
-    adoption: AdoptionState | None = None
-    #: The user session of a login that has been written down in this request.
-    registered: uuid.UUID | None = None
-    #: The key that the browser's cookie names, if there is no such entry.
-    missing_store_key: str | None = None
-    #: Why the session of this request was refused.
-    rejected: str | None = None
-    #: Which user session that was; ``None`` if it named none.
-    rejected_id: uuid.UUID | None = None
-    #: Whether it was refused although its browser is, or will be, signed in.
-    is_superseded: bool = False
-    #: The database could not be asked: nothing may be written, no cookie touched.
-    is_unavailable: bool = False
-    #: The session was emptied, and what the browser holds is not to be taken away.
-    discards_session: bool = False
-    #: The "remember me" cookie was refused, and its browser is to forget it.
-    clears_remember_cookie: bool = False
-    #: The reason that a password change in this request gives; ``None``: see the setting.
-    watch_reason: str | None = None
-    #: A user session that the check has refused and that is to end: its id, keys and the reason.
-    to_end: tuple[uuid.UUID, tuple[str, ...], str] | None = None
+    _current: CurrentSession | None = None
+    _login: Login | None = None
+    _recorded: uuid.UUID | None = None
+    _adoption: AdoptionState | None = None
+    _missing_store_key: str | None = None
+    _rejected: str | None = None
+    _rejected_id: uuid.UUID | None = None
+    _is_superseded = False
+    _is_unavailable = False
+    _discards_session = False
+    _clears_remember_cookie = False
+    _watch_reason: str | None = None
+    _to_end: ScheduledEnd | None = None
+    _ended: tuple[EndedSession, ...] = ()
+    _forgotten: tuple[EndedSession, ...] = ()
+    _left_behind: tuple[str, ...] = ()
 
     def __init__(self, began: float | None) -> None:
-        #: When the request began, on the clock that goes on; now, if that was not taken down.
-        self.began = time.monotonic() if began is None else began
-        #: Revocations of this request that wait for their commit.
-        self.pending: list[Pending] = []
-        #: Keys of entries that this request has left behind.
-        self.left_behind: list[str] = []
-        #: New hashes of the same password that this request has stored: whose, the fingerprint
-        #: before, and the one after.
-        self.rehashes: list[tuple[t.Any, str | None, str | None]] = []
-        #: User sessions that this request has ended: their ids and keys.
-        self.ended: list[tuple[uuid.UUID, tuple[str, ...]]] = []
-        #: The same of those of which nothing is to be kept.
-        self.forgotten: list[tuple[uuid.UUID, tuple[str, ...]]] = []
+        self._began = time.monotonic() if began is None else began
+        # Lists, because threads that a view starts may append to them.
+        self._pending: list[Pending] = []
+        self._rehashes: list[Rehash] = []
+
+    # -- what is known -------------------------------------------------------------------------
+
+    @property
+    def age(self) -> float:
+        """The seconds since the request began."""
+        return time.monotonic() - self._began
+
+    @property
+    def current(self) -> CurrentSession | None:
+        """The user session that the check has accepted, or that a login has opened."""
+        return self._current
+
+    @property
+    def login(self) -> Login | None:
+        """The login of this request, until its row is written."""
+        return self._login
+
+    @property
+    def adoption(self) -> AdoptionState | None:
+        """What is known of a session from before the installation."""
+        return self._adoption
+
+    @property
+    def missing_store_key(self) -> str | None:
+        """The store key that the browser's cookie names, if there is no such entry."""
+        return self._missing_store_key
+
+    @property
+    def rejected(self) -> str | None:
+        """Why the session of this request was refused."""
+        return self._rejected
+
+    @property
+    def rejected_id(self) -> uuid.UUID | None:
+        """The id of the refused user session, if known."""
+        return self._rejected_id
+
+    @property
+    def is_superseded(self) -> bool:
+        """Whether the session was refused although its browser is, or will be, signed in."""
+        return self._is_superseded
+
+    @property
+    def is_unavailable(self) -> bool:
+        """Whether the records couldn't be used: nothing is written, no cookie is changed."""
+        return self._is_unavailable
+
+    @property
+    def discards_session(self) -> bool:
+        """Whether the session was emptied, while the browser keeps what it holds."""
+        return self._discards_session
+
+    @property
+    def clears_remember_cookie(self) -> bool:
+        """Whether the "remember me" cookie was refused, and is cleared in the browser."""
+        return self._clears_remember_cookie
+
+    @property
+    def watch_reason(self) -> str | None:
+        """The reason that a password change in this request gives; ``None`` as configured."""
+        return self._watch_reason
+
+    @property
+    def pending(self) -> Sequence[Pending]:
+        """The work of this request that follows commits, done or not."""
+        return self._pending
+
+    @property
+    def rehashes(self) -> Sequence[Rehash]:
+        """New hashes of the same password that this request has stored."""
+        return self._rehashes
+
+    @property
+    def ended(self) -> tuple[EndedSession, ...]:
+        """The user sessions that this request has ended."""
+        return self._ended
+
+    @property
+    def forgotten(self) -> tuple[EndedSession, ...]:
+        """Those of them that are to be deleted from the records."""
+        return self._forgotten
+
+    @property
+    def left_behind(self) -> tuple[str, ...]:
+        """The store keys that sessions of this request have left behind."""
+        return self._left_behind
+
+    @property
+    def to_end(self) -> ScheduledEnd | None:
+        """The refused user session that is to end after the response."""
+        return self._to_end
+
+    @property
+    def has_deferred_work(self) -> bool:
+        """Whether anything of this request is to be ended, purged or deleted after the response."""
+        return bool(self._ended or self._left_behind or self._to_end or self._forgotten)
 
     def is_known(self, carried: object) -> bool:
-        """Whether this very session was accepted, or opened, earlier in this request."""
-        current, login = self.current, self.login
+        """Return whether this very session was accepted, or opened, earlier in this request."""
+        current, login = self._current, self._login
         return (current is not None and current.marker == carried) or (
             login is not None and login.marker == carried
         )
 
-    def leave_behind(self, store_id: str | None, *, but: str | None) -> None:
-        """Note the key of an entry that is to be deleted, unless it is the one in use."""
-        if store_id is not None and store_id != but and store_id not in self.left_behind:
-            self.left_behind.append(store_id)
+    # -- the check -----------------------------------------------------------------------------
+
+    def apply(self, result: CheckResult) -> None:
+        """Take over the result of a check. A refusal follows by :meth:`refuse`."""
+        if result.session is not None:
+            self._current = result.session
+        if result.reason is not None:
+            self._is_superseded = result.is_superseded
+            self._to_end = result.to_end or self._to_end
+        self._adoption = result.adoption or self._adoption
+
+    def note_missing_entry(self, store_key: str | None) -> None:
+        """Note the store key that the browser's cookie names, if there is no such entry."""
+        self._missing_store_key = store_key
+
+    def refuse(self, reason: str, id: uuid.UUID | None, *, clears_remember_cookie: bool) -> None:
+        """Refuse the session that the browser came with."""
+        self._rejected, self._rejected_id = reason, id
+        self._clears_remember_cookie = clears_remember_cookie
+
+    def explain_refusal(self, end: End, id: uuid.UUID | None, *, is_superseded: bool) -> None:
+        """Note how the session ended whose entry is missing."""
+        self._rejected, self._rejected_id = end.reason, id
+        self._is_superseded = is_superseded
+
+    def supersede(self, reason: str, id: uuid.UUID) -> None:
+        """Refuse the session because its browser is, or will be, signed in by another one."""
+        self._rejected, self._rejected_id, self._is_superseded = reason, id, True
+
+    def mark_unavailable(self) -> None:
+        """Write nothing and change no cookie: the records couldn't be used."""
+        self._is_unavailable = True
+
+    # -- the session ---------------------------------------------------------------------------
+
+    def drop_current(self) -> None:
+        """Go on without a user session: it has ended, or belongs to another request."""
+        self._current = None
+
+    def discard_session(self) -> None:
+        """Note that the session was emptied, while the browser keeps what it holds."""
+        self._discards_session = True
+
+    def end_current(self) -> None:
+        """Go on without the user session: this request has ended it."""
+        if self._current is not None:
+            self._ended += ((self._current.id, self._current.keys),)
+            self._current = None
+
+    def leave_behind(self, store_key: str | None, *, except_key: str | None) -> None:
+        """Note the key of a store entry to delete, unless it is the one in use."""
+        if store_key not in (None, except_key, *self._left_behind):
+            self._left_behind += (t.cast(str, store_key),)
+
+    def clear_remember_cookie(self, clears: bool = True) -> None:
+        """Clear the "remember me" cookie in the browser, or leave it alone after all."""
+        self._clears_remember_cookie = clears
+
+    # -- logins --------------------------------------------------------------------------------
+
+    def begin_login(self, login: Login) -> None:
+        """Note a login, whose row is written at the end of the request."""
+        self._login = login
+
+    def assign_id(self, login: Login, id: uuid.UUID) -> Login:
+        """Give a login the id of its row; return the login."""
+        self._login = dataclasses.replace(login, id=id)
+        return self._login
+
+    def detach_login(self) -> None:
+        """Let a login no longer depend on the session from before."""
+        if self._login is not None:
+            self._login = dataclasses.replace(self._login, replaces=None)
+
+    def drop_login(self) -> None:
+        """Undo a login: the session that it depends on has ended or been rotated."""
+        self._login = None
+
+    def finish_login(
+        self,
+        current: CurrentSession,
+        *,
+        ended: Iterable[EndedSession],
+        forgotten: Iterable[EndedSession],
+    ) -> None:
+        """Go on with the session of a login, whose row has been written.
+
+        :param ended: the sessions that it has ended.
+        :param forgotten: those of them that are to be deleted from the records.
+        """
+        self._login, self._current, self._recorded = None, current, current.id
+        self._ended += (*ended,)
+        self._forgotten += (*forgotten,)
+
+    def take_recorded_login(self) -> uuid.UUID | None:
+        """Return the id of the user session that a login has opened, the first time only."""
+        recorded, self._recorded = self._recorded, None
+        return recorded
+
+    # -- transactions --------------------------------------------------------------------------
+
+    def await_commit(self, pending: Pending) -> None:
+        """Note what follows a commit, so that it isn't left uncommitted unnoticed."""
+        self._pending.append(pending)
+
+    def record_rehash(self, user_id: t.Any, before: str | None, after: str | None) -> None:
+        """Note a new hash of the same password, by its fingerprints."""
+        self._rehashes.append((user_id, before, after))
+
+    @contextlib.contextmanager
+    def watching_password(self, reason: str) -> Iterator[None]:
+        """Give password changes within the block this reason."""
+        before, self._watch_reason = self._watch_reason, reason
+        try:
+            yield
+        finally:
+            self._watch_reason = before
+
+
+# -- access --------------------------------------------------------------------------------------
+
+
+def get_context(registry: Registry) -> RequestContext:
+    """Return the context of the current request, new if there is none yet. There must be a request.
+
+    It is kept with the request itself. An app context, and ``g``, may outlive many requests; so may
+    a WSGI environment: that of a web socket lives as long as the socket.
+    """
+    found = request_context()
+    assert found is not None  # noqa: S101 -- callers have made sure
+    return context_of(registry, found.request)
+
+
+def find_context(registry: Registry) -> RequestContext | None:
+    """Return the context of the current request; ``None`` if there is no context or no request."""
+    found = request_context()
+    return None if found is None else find_context_of(registry, found.request)
+
+
+def context_of(registry: Registry, request: Request) -> RequestContext:
+    """Return the context of a request, new if there is none yet."""
+    kept = vars(request)
+    context: RequestContext | None = kept.get(registry.context_key)
+    if context is None:
+        context = RequestContext(kept.get(registry.began_key))
+        kept[registry.context_key] = context
+    return context
+
+
+def find_context_of(registry: Registry, request: Request) -> RequestContext | None:
+    """Return the context of a request; ``None`` if there is none."""
+    context: RequestContext | None = vars(request).get(registry.context_key)
+    return context
+
+
+def is_in_request(registry: Registry) -> bool:
+    """Return whether there is a request, and it belongs to the app of this registry."""
+    found = request_context()
+    return found is not None and registry_on(found.app) is registry
+
+
+def begin_request(registry: Registry, request: Request) -> None:
+    """Note when a request begins."""
+    vars(request)[registry.began_key] = time.monotonic()
+
+
+def end_request(registry: Registry, request: Request) -> None:
+    """Let go of the context.
+
+    Werkzeug's requests are in a cycle with their environment, and freed some time later.
+    """
+    vars(request).pop(registry.context_key, None)

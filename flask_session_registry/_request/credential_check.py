@@ -1,6 +1,7 @@
 """The credential that an earlier step of a login was checked against.
 
-Kept in ``flask.session`` until the login: as a keyed digest, because a signed cookie can be read.
+It is kept in ``flask.session`` until the login: as a keyed digest, because a signed cookie is
+readable.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from flask.sessions import SessionMixin
 
 from .._app import Registry
 from . import signing
+from .context import get_context
 
-#: Where it stands in ``flask.session``.
+#: The key in ``flask.session``.
 CREDENTIAL_CHECK = "_credentials_checked"
 
 _PURPOSE = "credential"
@@ -28,20 +30,22 @@ def credentials_checked(
     app: Flask, registry: Registry, session: SessionMixin, user_id: t.Any
 ) -> Iterator[None]:
     """Keep the credential that is stored when the block begins, unless the block raises."""
-    # Made before the block, in which another hash of the same password may be stored.
-    rehashes = registry.state.rehashes
+    # Before the block, in which another hash of the same password may be stored: only an existing
+    # context records that.
+    context = get_context(registry)
     fingerprint = registry.users.fingerprint_of(user_id)
     yield
-    for owner, before, after in rehashes:
+    for owner, before, after in context.rehashes:
         fingerprint = after if (owner, before) == (user_id, fingerprint) else fingerprint
     newest, *_ = _digests(app, user_id, fingerprint)
     session[CREDENTIAL_CHECK] = [str(user_id), newest]
 
 
 def take(app: Flask, session: SessionMixin, user: t.Any) -> Callable[[str | None], bool] | None:
-    """Take the witness for a login out of the session: whether a fingerprint is the one kept.
+    """Remove the credential check from the session, for a login of this user.
 
-    ``None``: there is none for this user.
+    :returns: a function that returns whether a fingerprint is that of the checked credential;
+        ``None`` if no credential of this user was checked.
     """
     kept = session.pop(CREDENTIAL_CHECK, None)
     identity = sa.inspect(user).identity

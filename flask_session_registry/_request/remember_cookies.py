@@ -21,7 +21,8 @@ from werkzeug.http import dump_cookie, parse_date
 from .. import _clock as clock
 from .._compat.flask_login import USER_ID
 from . import signing
-from .context import Current, read_marker
+from .current_session import CurrentSession
+from .marker import read_marker
 
 _PURPOSE = "remember"
 
@@ -127,7 +128,7 @@ def drop_change(app: Flask, response: Response) -> None:
 
 
 def bind(
-    app: Flask, response: Response, change: RememberCookieChange, current: Current | None
+    app: Flask, response: Response, change: RememberCookieChange, current: CurrentSession | None
 ) -> None:
     """Set or delete the binding cookie as this response does the first, with its attributes.
 
@@ -146,7 +147,7 @@ def leave_unbound(app: Flask, response: Response, change: RememberCookieChange) 
 
 
 def reissue(
-    app: Flask, response: Response, current: Current, *, until: dt.datetime | None = None
+    app: Flask, response: Response, current: CurrentSession, *, until: dt.datetime | None = None
 ) -> None:
     """Set both cookies again.
 
@@ -186,7 +187,7 @@ def _decoded(value: str, key: str | bytes | None = None) -> str | None:
         return None
 
 
-def _signed(app: Flask, current: Current, until: int) -> str:
+def _signed(app: Flask, current: CurrentSession, until: int) -> str:
     return signing.sign(app, [current.marker, until], purpose=_PURPOSE)
 
 

@@ -19,7 +19,7 @@ from .._compat import flask_session
 from .._compat.flask import PERMANENT
 from .._compat.flask_login import LOGIN_KEYS
 from .._store.backends import store_of
-from .context import MARKER, OTHER
+from .marker import MARKER, OTHER
 
 # The ids that Flask-Session issues. Anything else in a cookie is not a session id, and must not
 # reach a store as a key. Nor must a hash, which may come from a dump of hashed keys.

@@ -13,12 +13,13 @@ from flask import session as flask_session
 from .. import signals
 from .._app import Registry, unwrap
 from .._compat.flask import within_request
-from .._records.base import UNAVAILABLE, End
+from .._records.base import ROTATED, UNAVAILABLE, End
 from .._store.purge import Purge
 from ..errors import RecordsError
-from . import check as session_check
-from . import remember_cookies, store_keys
-from .context import MARKER, Current, RequestState, read_marker
+from . import refusal, remember_cookies, store_keys
+from .context import RequestContext, get_context, is_in_request
+from .current_session import CurrentSession
+from .marker import MARKER, read_marker
 
 _REASON = "password_changed"
 
@@ -31,76 +32,73 @@ def sync_current(registry: Registry, user_ids: Sequence[t.Any]) -> None:
 
     :param user_ids: the users whose sessions the transaction has written.
     """
-    if registry.is_in_request:
+    if is_in_request(registry):
         with within_request():
             _sync_current(registry, user_ids)
 
 
 def _sync_current(registry: Registry, user_ids: Sequence[t.Any]) -> None:
-    state = registry.state
-    current = state.current
+    context = get_context(registry)
+    current = context.current
     if current is None:
-        _sync_unchecked(registry, state)
+        _sync_unchecked(registry, context)
     elif current.user_id in user_ids:
-        standing = _current_state(registry, current.id)
-        if standing is None:
-            _follow_end(registry, state, current)
-        elif standing[0] == current.generation:
-            # A session may be bound to a connection whose transaction goes on.
-            current.awaits_commit = current.held[-1][0] != current.generation
-        elif standing in current.held:
-            _follow_new_credentials(registry, state, current, standing)
+        state = _current_state(registry, current.id)
+        if state is None:
+            _follow_end(registry, context, current)
+        elif state[0] == current.generation:
+            current.note_commit()
+        elif state in current.held:
+            _follow_new_credentials(registry, context, current, state)
         else:
-            _follow_rotation_elsewhere(state, current)
+            _follow_rotation_elsewhere(context, current)
 
 
-def _sync_unchecked(registry: Registry, state: RequestState) -> None:
+def _sync_unchecked(registry: Registry, context: RequestContext) -> None:
     """Keep a session that has ended from being written back, where no check has accepted it."""
     carried = unwrap(flask_session).get(MARKER)
-    marker = None if state.is_known(carried) else read_marker(carried)
+    marker = None if context.is_known(carried) else read_marker(carried)
     if marker is not None and _current_state(registry, marker[0]) is None:
-        _sign_out(state, marker[0], _find_end(registry, marker[0]))
+        _sign_out(context, marker[0], _find_end(registry, marker[0]))
 
 
-def _follow_end(registry: Registry, state: RequestState, current: Current) -> None:
-    state.current = None
+def _follow_end(registry: Registry, context: RequestContext, current: CurrentSession) -> None:
+    context.drop_current()
     end = _find_end(registry, current.id)
-    if state.login is not None and end is not None and end.revocation in _own_revocations(state):
+    if end is not None and end.revocation in _own_revocations(context):
         # A login of this request doesn't depend on what the request itself has ended.
-        state.login.replaces = None
+        context.detach_login()
     if _is_carried(current):
-        _sign_out(state, current.id, end)
+        _sign_out(context, current.id, end)
 
 
 def _follow_new_credentials(
     registry: Registry,
-    state: RequestState,
-    current: Current,
-    standing: tuple[int, str | None],
+    context: RequestContext,
+    current: CurrentSession,
+    state: tuple[int, str | None],
 ) -> None:
-    if session_check.is_answered():
-        state.current = None
+    if refusal.is_answered():
+        context.drop_current()
         _end_unreachable(registry, current)
         return
     is_carried = _is_carried(current)
-    current.settle(*standing)
-    current.credentials_updated = True
+    current.update_credentials(*state)
     if is_carried:
         app, browser = unwrap(current_app), unwrap(flask_session)
         store_keys.regenerate_id(app.session_interface, browser)
         browser[MARKER] = current.marker
 
 
-def _follow_rotation_elsewhere(state: RequestState, current: Current) -> None:
-    is_carried = _is_carried(current)
-    state.current = None
-    if is_carried:
-        # The answer to another request signs this browser in, or has done so.
-        state.rejected, state.rejected_id, state.is_superseded = "rotated", current.id, True
-        session_check.make_anonymous(unwrap(current_app), state)
+def _follow_rotation_elsewhere(context: RequestContext, current: CurrentSession) -> None:
+    context.drop_current()
+    if _is_carried(current):
+        # The response to another request signs this browser in, or has done so.
+        context.supersede(ROTATED, current.id)
+        refusal.make_anonymous(unwrap(current_app), context)
 
 
-def _end_unreachable(registry: Registry, current: Current) -> None:
+def _end_unreachable(registry: Registry, current: CurrentSession) -> None:
     """End a session whose browser can't learn its new id: it has its answer already.
 
     A teardown function has committed the password change, or the session store has, which saves
@@ -120,7 +118,7 @@ def _end_unreachable(registry: Registry, current: Current) -> None:
             )
 
 
-def _is_carried(current: Current) -> bool:
+def _is_carried(current: CurrentSession) -> bool:
     """Return whether ``flask.session`` is still that of this user session."""
     carried: object = unwrap(flask_session).get(MARKER)
     return carried == current.marker
@@ -142,18 +140,18 @@ def _find_end(registry: Registry, id: uuid.UUID) -> End | None:
         return None
 
 
-def _own_revocations(state: RequestState) -> set[uuid.UUID]:
+def _own_revocations(context: RequestContext) -> set[uuid.UUID]:
     """Return the ids of the revocations of this request, committed or not."""
-    orders = (getattr(pending.subject, "order", None) for pending in state.pending)
+    orders = (getattr(pending.subject, "order", None) for pending in context.pending)
     return {order.id for order in orders if order is not None}
 
 
-def _sign_out(state: RequestState, id: uuid.UUID, end: End | None) -> None:
+def _sign_out(context: RequestContext, id: uuid.UUID, end: End | None) -> None:
     """Treat the rest of this request as anonymous: its session has ended."""
     app: Flask = unwrap(current_app)
-    if end is not None and session_check.is_superseded(end):
+    if end is not None and refusal.is_superseded(end):
         # The browser may be signed in again by now.
-        state.rejected, state.rejected_id, state.is_superseded = end.reason, id, True
+        context.supersede(end.reason, id)
     else:
-        state.clears_remember_cookie = remember_cookies.is_ours(app)
-    session_check.make_anonymous(app, state)
+        context.clear_remember_cookie(remember_cookies.is_ours(app))
+    refusal.make_anonymous(app, context)

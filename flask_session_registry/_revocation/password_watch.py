@@ -18,7 +18,8 @@ from .._diagnosis import explaining_table
 from .._log import log
 from .._records.base import PasswordChange, RevocationOrder, SurvivingSession
 from .._request import check as session_check
-from .._request.context import Current
+from .._request.context import find_context, get_context
+from .._request.current_session import CurrentSession
 from ..errors import RecordsError, StaleRequestError
 from .after_commit import on_commit
 from .fingerprint import CredentialChange
@@ -95,7 +96,7 @@ class _WrittenUser:
             if not current.knows(change.before):
                 # Changed since the check, whatever the view may have loaded later.
                 self._refuse()
-            current.stored.append(change.after)
+            current.store_credential(change.after)
         self._registry.adoption.before_change(self._connection.execute, [self._user_id])
         if is_rehash(self._user) or change.is_same_password:
             self._sync_fingerprints(change)
@@ -104,7 +105,7 @@ class _WrittenUser:
 
     def _sync_fingerprints(self, change: CredentialChange) -> None:
         """Let the user's sessions go on: the same password is stored in another way."""
-        registry, state = self._registry, self._registry.known_state
+        registry, context = self._registry, find_context(self._registry)
         finish = registry.records.sync_fingerprints(
             self._connection.execute, self._user_id, before=change.before, after=change.after
         )
@@ -115,10 +116,10 @@ class _WrittenUser:
             self._session,
             functools.partial(_finish_sync, unwrap(current_app), finish),
         )
-        if state is not None:
-            state.rehashes.append((self._user_id, change.before, change.after))
+        if context is not None:
+            context.record_rehash(self._user_id, change.before, change.after)
             # Left uncommitted, it must not be stored, any more than a new password.
-            state.pending.append(pending)
+            context.await_commit(pending)
 
     def _revoke_others(self, change: CredentialChange) -> None:
         """End the user's sessions, except the one in which the password is changed."""
@@ -159,16 +160,16 @@ class _WrittenUser:
     @property
     def _reason(self) -> str | None:
         """The reason that a password change gives; ``None`` if it is not watched."""
-        state = self._registry.known_state
-        if state is not None and state.watch_reason is not None:
-            return state.watch_reason
+        context = find_context(self._registry)
+        if context is not None and context.watch_reason is not None:
+            return context.watch_reason
         return PASSWORD_CHANGED if self._registry.settings.revoke_on_password_change else None
 
     @property
-    def _current(self) -> Current | None:
+    def _current(self) -> CurrentSession | None:
         """The user session of this request, if it is this user's."""
-        state = self._registry.known_state
-        current = state.current if state else None
+        context = find_context(self._registry)
+        current = context.current if context else None
         is_theirs = current is not None and current.user_id == self._user_id
         return current if is_theirs else None
 
@@ -227,16 +228,13 @@ def watch_password(view: _View, reason: str) -> _View:
     def watched(*args: t.Any, **kwargs: t.Any) -> t.Any:
         registry = get_registry()
         session_check.current(registry)
-        state = registry.state
-        before, state.watch_reason = state.watch_reason, reason
-        try:
-            return current_app.ensure_sync(view)(*args, **kwargs)
-        except BaseException:
-            # A session store in SQL would commit what the view has left behind.
-            registry.users.roll_back()
-            raise
-        finally:
-            state.watch_reason = before
+        with get_context(registry).watching_password(reason):
+            try:
+                return current_app.ensure_sync(view)(*args, **kwargs)
+            except BaseException:
+                # A session store in SQL would commit what the view has left behind.
+                registry.users.roll_back()
+                raise
 
     return t.cast(_View, watched)
 

@@ -22,6 +22,7 @@ from .._records.base import (
     RevocationResult,
     StoreEntry,
 )
+from .._request.context import find_context, get_context, is_in_request
 from .._request.sync import sync_current
 from .._store.purge import Purge
 from ..errors import RecordsError
@@ -71,16 +72,16 @@ class Revocation:
         """
         registry, order = self._registry, self.order
         self._result = registry.records.revoke(execute, order, already=already)
-        state = registry.known_state
-        if state is not None and state.current is not None:
-            state.current.forget_row()
+        context = find_context(registry)
+        if context is not None and context.current is not None:
+            context.current.forget_row()
         self._has_blocked = registry.adoption.after_revocation(execute, order, self.count)
 
     def run_after_commit_of(self, session: sa_orm.Session) -> None:
         """Finish once the transaction of ``session`` has committed."""
         pending = on_commit(session, self._after_commit, subject=self)
-        if self._registry.is_in_request:
-            self._registry.state.pending.append(pending)
+        if is_in_request(self._registry):
+            get_context(self._registry).await_commit(pending)
 
     def _after_commit(self) -> None:
         if not (self.count or self.has_survivor):

@@ -39,6 +39,7 @@ from .._compat.flask_login import FRESH
 from .._diagnosis import report
 from .._records.base import UNAVAILABLE, PageEnd, as_id
 from .._request import check as session_check
+from .._request import refusal
 from .._revocation.revoke import Revocation, revoke_one, revoke_users
 from .i18n import date, exact_time, language
 from .presenter import present
@@ -96,7 +97,7 @@ def _session_required(view: _View) -> _View:
             except UNAVAILABLE as error:
                 report("Could not answer a request for the page of a user's sessions.", error)
                 registry.users.release()
-                raise session_check.unavailable("Your sessions could not be read.", error) from None
+                raise refusal.unavailable("Your sessions could not be read.", error) from None
         except HTTPException as error:
             if not _wants_json():
                 raise

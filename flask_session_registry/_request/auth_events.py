@@ -1,0 +1,231 @@
+"""Flask-Login's signals: login, logout, restored by a remember cookie, confirmed."""
+
+from __future__ import annotations
+
+import typing as t
+
+import sqlalchemy as sa
+from flask import Flask, request, session
+from flask_login import (
+    user_loaded_from_cookie,
+    user_logged_in,
+    user_logged_out,
+    user_login_confirmed,
+)
+from werkzeug.local import LocalProxy
+
+from .._app import Registry, get_registry, registry_on, unwrap
+from .._compat import flask_login
+from .._compat.flask import is_before_request, within_request
+from .._diagnosis import report
+from .._records.base import UNAVAILABLE
+from .._revocation.fingerprint import CheckedCredential
+from ..errors import UserError
+from . import check as session_check
+from . import credential_check, refusal, store_keys
+from .context import find_context, get_context
+from .current_session import CurrentSession
+from .marker import MARKER, OTHER
+from .opened import session_at_the_beginning
+from .values import Login
+
+_NOT_RECORDED = "Your session could not be recorded."
+
+
+def connect(app: Flask) -> None:
+    """Listen to Flask-Login on this app."""
+    user_logged_in.connect(_logged_in, app)
+    user_logged_out.connect(_logged_out, app)
+    user_loaded_from_cookie.connect(_restored, app)
+    user_login_confirmed.connect(_confirmed, app)
+
+
+# -- login ---------------------------------------------------------------------------------------
+
+
+def _logged_in(app: Flask, user: t.Any) -> None:
+    try:
+        begin_login(app, get_registry(), unwrap(user))
+    except BaseException as error:
+        # Flask-Login has signed the user in already.
+        undo_login(app)
+        if isinstance(error, UNAVAILABLE):
+            report("Could not prepare a login.", error)
+            raise refusal.unavailable(_NOT_RECORDED, error) from None
+        raise
+
+
+def undo_login(app: Flask) -> None:
+    """Sign out, in memory, a user that Flask-Login has signed in."""
+    flask_login.take_cached_user()
+    registry = registry_on(app)
+    refusal.make_anonymous(app, find_context(registry) if registry else None)
+
+
+def begin_login(app: Flask, registry: Registry, user: t.Any) -> None:
+    """Give the session of this request a new id; its row is written at the end of the request.
+
+    :raises UserError: the login can't be recorded for this user.
+    """
+    before = session_check.current_before(registry, app)
+    if isinstance(user, LocalProxy) and before is not None:
+        # Flask-Login turns 'login_user(current_user)' into a proxy for itself.
+        user = before.user
+        flask_login.cache_user(user)
+    if not isinstance(user, registry.credentials.user_model):
+        _leave_alone(app, registry, user)
+        return
+    context = get_context(registry)
+    earlier = context.login
+    transient = registry.credentials.transient_password(user)
+    user = _saved(registry, user)
+    evidence = _evidence(app, registry, user, before)._replace(transient=transient)
+    previous_user = earlier.user if earlier else before and before.user
+    if MARKER in session and not is_same_user(previous_user, user):
+        _drop_data_of_previous_user(app, registry, is_first=earlier is None)
+    # Not the missing key that the context has: the session may not have been checked before.
+    left, missing = (
+        (earlier.session_id, earlier.missing_store_key)
+        if earlier
+        else (store_keys.session_id(session), store_keys.missing_store_key(app, session))
+    )
+    login = Login(
+        user=user,
+        replaces=before,
+        session_id=left,
+        missing_store_key=missing,
+        evidence=evidence,
+        is_repeated=not request.cookies and is_before_request(),
+    )
+    context.begin_login(login)
+    store_keys.regenerate_id(app.session_interface, session)
+    session[MARKER] = login.marker
+
+
+def _saved(registry: Registry, user: t.Any) -> t.Any:
+    """Return the user, or the one in the database with the key of an instance made by hand.
+
+    Flask-Login needs only ``get_id()``, so an app may construct its users.
+    """
+    users = registry.users
+    if not users.is_transient(user):
+        return user
+    saved = users.with_key_of(user)
+    if saved is None:
+        raise UserError(
+            f"The '{type(user).__name__}' passed to 'login_user' was made by hand, and its key is"
+            " in no row of the database. Save the user first."
+        )
+    return saved
+
+
+def _evidence(
+    app: Flask, registry: Registry, user: t.Any, before: CurrentSession | None
+) -> CheckedCredential:
+    """Return what is known about the credential that this login was checked against."""
+    is_known = credential_check.take(app, session, user)
+    if is_known is None and before is not None and is_same_user(before.user, user):
+        # Seen by the session check, before anything that the view has loaded.
+        is_known = before.knows
+    return registry.credentials.evidence(user, is_known=is_known)
+
+
+def is_same_user(one: t.Any, other: t.Any) -> bool:
+    return one is not None and (
+        one is other or sa.inspect(one).identity_key == sa.inspect(other).identity_key
+    )
+
+
+def _drop_data_of_previous_user(app: Flask, registry: Registry, *, is_first: bool) -> None:
+    """Keep only what belongs to the login, and what this request has added for its user.
+
+    :param is_first: whether this is the first login of the request. Otherwise what was added since
+        may belong to the user who signed in before.
+    """
+    opened = session_at_the_beginning(registry, app)
+    # If the entry is missing, nothing says what was there before.
+    is_known = is_first and MARKER in opened
+    written = store_keys.written_since(opened, session) if is_known else {}
+    store_keys.keep_login_only(session, written)
+
+
+def _leave_alone(app: Flask, registry: Registry, user: t.Any) -> None:
+    """Sign in a user of another kind: as without the registry, but over no session of ours.
+
+    :raises UserError: the user model wasn't passed, and this unmapped class might stand for it.
+    """
+    kind, known = type(user).__name__, registry.credentials.user_model.__name__
+    if not registry.leaves_alone(user):
+        raise UserError(
+            f"'login_user' was given a '{kind}', and the registry was set up for '{known}'. If that"
+            " is another kind of user, which the registry is to leave alone, pass the user model"
+            f" explicitly: 'SessionRegistry(user_model={known})'."
+        )
+    if sa.inspect(user, raiseerr=False) is None:
+        registry.log_once.warning(
+            f"left alone: {kind}",
+            "A '%s' has signed in, which is not mapped and not a '%s', for which the registry was"
+            " set up. It is left alone: no password change signs it out. If it stands for one of"
+            " them, pass that one to 'login_user' instead.",
+            kind,
+            known,
+        )
+    if MARKER in session:
+        opened = session_at_the_beginning(registry, app)
+        written = store_keys.written_since(opened, session) if MARKER in opened else {}
+        is_again = (
+            opened.get(MARKER) == OTHER
+            and opened[flask_login.USER_ID] == session[flask_login.USER_ID]
+        )
+        if not is_again:
+            store_keys.keep_login_only(session, written)
+    store_keys.regenerate_id(app.session_interface, session)
+    session[MARKER] = OTHER
+
+
+# -- logout --------------------------------------------------------------------------------------
+
+
+def _logged_out(app: Flask, **_: t.Any) -> None:
+    """Check the session that a view ends which got its user elsewhere than from this request."""
+    registry = get_registry()
+    try:
+        session_check.current_before(registry, app)
+    except UNAVAILABLE as error:
+        report("Could not prepare a logout.", error)
+        get_context(registry).mark_unavailable()
+        raise refusal.unavailable(_NOT_RECORDED, error) from None
+
+
+# -- restored, confirmed -------------------------------------------------------------------------
+
+
+def _restored(app: Flask, **_: t.Any) -> None:
+    """Give a session that a "remember me" cookie has restored a new id."""
+    current = get_context(get_registry()).current
+    store_keys.regenerate_id(app.session_interface, session)
+    if current is None:
+        # Of another kind of user: from all others the check would have hidden the cookie.
+        session[MARKER] = OTHER
+        return
+    current.restore()
+    session[MARKER] = current.marker
+
+
+def _confirmed(app: Flask, **_: t.Any) -> None:
+    """Rotate the session whose password was given again, as after a login."""
+    current = rotate(app, get_registry())
+    if flask_login.USER_ID in session:
+        # A "remember me" cookie that is only read now has made the session stale again.
+        session[flask_login.FRESH] = True
+    if current is not None:
+        current.confirm()
+
+
+def rotate(app: Flask, registry: Registry) -> CurrentSession | None:
+    """Give the session of this request a new id; return ``None`` if no user is signed in by one."""
+    current = session_check.current(registry)
+    if current is not None and current.begin_rotation():
+        with within_request():
+            store_keys.regenerate_id(app.session_interface, unwrap(session))
+    return current

@@ -1,0 +1,104 @@
+"""The functions that the registry runs around each request of an app."""
+
+from __future__ import annotations
+
+import typing as t
+
+from flask import Flask, Response, request
+from werkzeug.exceptions import Conflict
+
+from .._app import Registry, unwrap
+from .._compat import flask_login
+from .._compat.flask import response_to, set_error_handler, surround_requests
+from .._diagnosis import check_records
+from .._log import log
+from ..errors import StaleRequestError
+from . import check as session_check
+from . import context, deferred, persistence, refusal
+from .sync import sync_current
+
+if t.TYPE_CHECKING:
+    from werkzeug.wrappers import Request
+
+_OUTER_USER = "_session_registry_outer_user"
+
+
+def follow_requests(app: Flask, registry: Registry) -> None:
+    """Take part in each request of an app.
+
+    By plain functions: Flask finds out on each request whether they must be awaited, which takes
+    longer for methods and partials.
+    """
+
+    def begin(_: str | None, __: dict[str, t.Any] | None) -> None:
+        current = unwrap(request)
+        registry.check(app)
+        context.begin_request(registry, current)
+        if app.debug and not registry.was_looked_at:
+            _look(registry)
+        set_user_aside(current)
+
+    def finish(response: Response) -> Response:
+        response = persistence.finish(response, app, registry)
+        refusal.note_answer(unwrap(request))
+        return response
+
+    def end(_: BaseException | None) -> None:
+        current = unwrap(request)
+        restore_user(current)
+        context.end_request(registry, current)
+
+    def run_deferred(error: BaseException | None) -> None:
+        deferred.run(app)
+        if error is None:
+            registry.setup.app_was_used(app)
+
+    surround_requests(app, begin=begin, finish=finish, end=end, end_of_context=run_deferred)
+
+
+def set_user_aside(request: Request) -> None:
+    """Begin a request without the user of another one.
+
+    Requests share an app context that was pushed before them: at import, by a test, or by a request
+    that makes another one. Flask-Login keeps the user there.
+    """
+    vars(request)[_OUTER_USER] = flask_login.take_cached_user()
+
+
+def restore_user(request: Request) -> None:
+    """Leave the app context as this request has found it."""
+    kept = vars(request)
+    if _OUTER_USER in kept:
+        user = kept.pop(_OUTER_USER)
+        flask_login.take_cached_user()
+        if user is not None:
+            flask_login.cache_user(user)
+
+
+def _look(registry: Registry) -> None:
+    """Tell a developer at once if the table is missing, rather than at the first login.
+
+    Once in a process, in debug mode only: elsewhere a request that doesn't ask for the user neither
+    uses the database, nor waits for one that is down.
+    """
+    if not registry.users.is_in_transaction:
+        registry.was_looked_at = True
+        diagnosis = check_records(registry)
+        if diagnosis is not None:
+            log.error("%s", diagnosis)
+
+
+def answer_stale_changes(app: Flask, registry: Registry) -> None:
+    """Answer a refused password change as the app answers conflicts (409)."""
+
+    def refuse(error: StaleRequestError) -> Response:
+        # Otherwise the error page could not use the database.
+        registry.users.roll_back()
+        current = session_check.current(registry)
+        if current is not None:
+            # If it was changed in this very browser, the response must not bring its old cookie
+            # back.
+            sync_current(registry, [current.user_id])
+        return response_to(app, Conflict(error.description))
+
+    set_error_handler(app, StaleRequestError, refuse)
