@@ -14,8 +14,9 @@ from . import _clock as clock
 from ._config import Settings
 from ._log import OnceLogger
 from ._ops.prune_schedule import PruneSchedule
-from ._records.base import Limit, Records
+from ._records.base import Limit
 from ._records.expiry import Expiry
+from ._records.protocols import Records
 from ._records.redis import RedisRecords
 from ._records.sql import SQLRecords
 from ._records.users import Users

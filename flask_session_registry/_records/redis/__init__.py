@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..base import Records
+from ..protocols import Records
 from .check import RedisCheckRecords
 from .client import RedisClient
 from .listing import RedisListingRecords

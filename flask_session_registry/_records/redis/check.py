@@ -7,7 +7,8 @@ import uuid
 
 from ... import _clock as clock
 from .. import base
-from ..base import CheckRecords, LoadedSession
+from ..base import LoadedSession
+from ..protocols import CheckRecords
 from .core import RedisCore
 
 

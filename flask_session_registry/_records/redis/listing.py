@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import sqlalchemy.orm as sa_orm
 
 from ... import _clock as clock
-from ..base import ListingRecords, PageEnd
+from ..base import PageEnd
 from ..expiry import Expiry
+from ..protocols import ListingRecords
 from .core import RedisCore
 from .session import RedisUserSession
 

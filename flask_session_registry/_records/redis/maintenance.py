@@ -8,8 +8,9 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ... import _clock as clock
-from ..base import MaintenanceRecords, StaleKey, StoreEntry
+from ..base import StaleKey, StoreEntry
 from ..expiry import Expiry
+from ..protocols import MaintenanceRecords
 from .core import ACTIVE, RedisCore
 from .session import RedisUserSession, Tombstone
 

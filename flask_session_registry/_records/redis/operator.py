@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 
 from ... import _clock as clock
 from ..._ops.filters import Filter
-from ..base import OperatorRecords, SessionSummary
+from ..base import SessionSummary
 from ..expiry import Expiry
+from ..protocols import OperatorRecords
 from .core import RedisCore
 from .session import RedisUserSession
 

@@ -15,13 +15,13 @@ from ..base import (
     NOT_IN_THE_FUTURE,
     Limit,
     LimitReachedError,
-    OwnSessionRecords,
     Replaced,
     StoreEntry,
     SupersededError,
 )
 from ..expiry import Expiry
 from ..linked_keys import LinkedKey
+from ..protocols import OwnSessionRecords
 from .core import ACTIVE, ATTEMPTS, RedisCore, as_it_was, beside, stale_key_of
 from .session import RedisUserSession, Tombstone
 

@@ -14,14 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import sqlalchemy as sa
 
 from ... import _clock as clock
-from ..base import (
-    Execute,
-    PasswordChange,
-    RevocationOrder,
-    RevocationRecords,
-    RevocationResult,
-    StoreEntry,
-)
+from ..base import Execute, PasswordChange, RevocationOrder, RevocationResult, StoreEntry
+from ..protocols import RevocationRecords
 from .core import ACTIVE, ATTEMPTS, RedisCore, as_it_was, stale_key_of
 from .session import RedisUserSession
 

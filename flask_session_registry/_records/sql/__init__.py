@@ -6,7 +6,7 @@ that write use short transactions of their own (see ``transactions``).
 
 from __future__ import annotations
 
-from ..base import Records
+from ..protocols import Records
 from .check import SQLCheckRecords
 from .listing import SQLListingRecords
 from .maintenance import SQLMaintenanceRecords

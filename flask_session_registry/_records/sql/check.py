@@ -12,7 +12,8 @@ import sqlalchemy as sa
 from flask_login import UserMixin
 
 from ... import _clock as clock
-from ..base import ROTATED, CheckRecords, End, LoadedSession, as_id
+from ..base import ROTATED, End, LoadedSession, as_id
+from ..protocols import CheckRecords
 from .table import SessionTable, end_of
 
 if t.TYPE_CHECKING:

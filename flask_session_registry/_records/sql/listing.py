@@ -8,7 +8,8 @@ import uuid
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
-from ..base import ListingRecords, PageEnd
+from ..base import PageEnd
+from ..protocols import ListingRecords
 from .table import SessionTable
 
 if t.TYPE_CHECKING:

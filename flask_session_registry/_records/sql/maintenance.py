@@ -12,7 +12,8 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from ...models import STALE_KEY
-from ..base import MaintenanceRecords, StaleKey, StoreEntry, new_id
+from ..base import StaleKey, StoreEntry, new_id
+from ..protocols import MaintenanceRecords
 from .table import SessionTable, batches_of
 
 if t.TYPE_CHECKING:

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 
 import sqlalchemy as sa
 
-from ..base import OperatorRecords, SessionSummary
+from ..base import SessionSummary
+from ..protocols import OperatorRecords
 from .table import SessionTable, batches_of
 
 if t.TYPE_CHECKING:

@@ -18,11 +18,11 @@ from ..base import (
     Execute,
     Limit,
     LimitReachedError,
-    OwnSessionRecords,
     Replaced,
     StoreEntry,
     SupersededError,
 )
+from ..protocols import OwnSessionRecords
 from .tombstones import TombstoneTable
 from .transactions import transaction_without_waiting
 

@@ -13,11 +13,11 @@ from ..base import (
     Execute,
     PasswordChange,
     RevocationOrder,
-    RevocationRecords,
     RevocationResult,
     StoreEntry,
     SurvivingSession,
 )
+from ..protocols import RevocationRecords
 from . import innodb
 from .table import batches_of, hiding_parameters
 from .tombstones import TombstoneTable
