@@ -415,7 +415,7 @@ class Stopwatch:
             user_accessed.disconnect(check, app)
             user_accessed.connect(self._timed("gate.check", check), app, weak=False)
             registry = app.extensions["session_registry.app"]
-            records, home = registry.records, registry.home
+            records, home = registry.records, registry.redis
             vars(records)["load"] = self._timed("records.load", records.load)
             if home is not None:
                 vars(home)["get"] = self._timed("home.get", home.get)

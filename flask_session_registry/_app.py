@@ -54,7 +54,7 @@ class Registry:
     #: The mapped class of user sessions; ``None`` if they are kept in Redis.
     session_model: type[t.Any] | None = None
     #: The Redis that user sessions are kept in; ``None`` if they are kept in SQL.
-    home: RedisClient | None
+    redis: RedisClient | None
     #: What locates IP addresses, if anything does.
     geoip: GeoIPDatabase | None
     #: What becomes of sessions from before the installation.
@@ -99,10 +99,10 @@ class Registry:
 
     @functools.cached_property
     def records(self) -> Records:
-        if self.home is not None:
+        if self.redis is not None:
             return RedisRecords(
                 self.users,
-                self.home,
+                self.redis,
                 expiry=lambda: self.expiry(unwrap(current_app)),
                 retention=self.settings.retention,
             )
@@ -114,7 +114,7 @@ class Registry:
         )
 
     @property
-    def table(self) -> SQLRecords:
+    def sql_records(self) -> SQLRecords:
         """The records, where they must be in SQL."""
         return t.cast(SQLRecords, self.records)
 

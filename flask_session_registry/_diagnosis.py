@@ -118,7 +118,7 @@ def database_unreachable(error: BaseException) -> Diagnosis:
 
 
 def _read_sql(registry: Registry) -> None:
-    records = registry.table
+    records = registry.sql_records
     with records.connection() as connection:
         for table in records.tables:
             connection.execute(sa.select(table).where(sa.false()))
@@ -198,7 +198,7 @@ def _tables() -> tuple[sa.Table, ...]:
     registry = find_registry()
     if registry is None or registry.session_model is None:
         return ()
-    return registry.table.tables
+    return registry.sql_records.tables
 
 
 def _remedy_for_missing_table() -> str:

@@ -75,7 +75,7 @@ class Setup:
         registry.database = database_of(app, db)
         registry.geoip = geoip_of(registry.settings.geoip_database)
         registry.entries = entries_of(app)
-        registry.home = self._redis_of(app)
+        registry.redis = self._redis_of(app)
         self._find_models(app)
 
     def _redis_of(self, app: Flask) -> RedisClient | None:
@@ -221,7 +221,7 @@ class Setup:
             return False
         user_model = self._broadest(user_model)
         credentials = Credentials(user_model, self._password_attributes(user_model))
-        if registry.home is None:
+        if registry.redis is None:
             registry.session_model = self._session_model_for(user_model)
         else:
             _check_key(credentials)

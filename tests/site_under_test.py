@@ -306,7 +306,7 @@ class Site:
             for engine in self.db.engines.values():
                 engine.dispose()
         if self.home == "redis" and "session_registry.app" in self.app.extensions:
-            client = self.registry.home.client
+            client = self.registry.redis.client
             for key in client.scan_iter(f"home:{self.prefix}*", count=10_000):
                 client.delete(key)
             if self.app.config.get("SESSION_TYPE") != "redis":

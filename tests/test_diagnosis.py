@@ -75,7 +75,7 @@ def stop_redis(migrated: SiteFactory, monkeypatch: pytest.MonkeyPatch) -> Callab
 
     def stop(site: Site) -> None:
         client = redis.Redis(port=servers.free_port(), retry=None)
-        monkeypatch.setattr(site.registry.home, "client", client)
+        monkeypatch.setattr(site.registry.redis, "client", client)
 
     return stop
 

@@ -941,7 +941,7 @@ def test_unsupported_user_key(make_site: SiteFactory, kind: t.Any) -> None:
 def test_client_of_the_session_store(make_site: SiteFactory) -> None:
     """Without a client of its own, the registry uses the session store's."""
     site = make_site("redis", home="redis")
-    assert site.registry.home.client is site.redis
+    assert site.registry.redis.client is site.redis
 
 
 # -- the doctor ------------------------------------------------------------------------------------
@@ -958,7 +958,7 @@ def examined(site: Site) -> list[str]:
 
 def test_doctor_on_redis(on_own: Site, persistent_redis: OwnServer) -> None:
     """The doctor warns if Redis may drop sessions or doesn't persist them, and reports it down."""
-    client = on_own.registry.home.client
+    client = on_own.registry.redis.client
     assert examined(on_own) == []
     client.config_set("maxmemory-policy", "volatile-lru")
     client.config_set("appendonly", "no")
@@ -982,7 +982,7 @@ def test_doctor_on_a_redis_that_hides_its_settings(
     def refuse(*_: t.Any) -> None:
         raise redis.ResponseError("unknown command 'CONFIG'")
 
-    monkeypatch.setattr(on_own.registry.home.client, "config_get", refuse)
+    monkeypatch.setattr(on_own.registry.redis.client, "config_get", refuse)
     assert examined(on_own) == []
 
 
@@ -990,7 +990,7 @@ def test_doctor_on_a_client_without_a_timeout(
     on_own: Site, persistent_redis: OwnServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client without a timeout is a warning, as each request would hang with the server."""
-    home = on_own.registry.home
+    home = on_own.registry.redis
     host, port = (home.client.get_connection_kwargs()[name] for name in ("host", "port"))
     for_ever = redis.Redis(host=host, port=port, socket_timeout=None)
     monkeypatch.setattr(home, "client", for_ever)

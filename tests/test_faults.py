@@ -46,7 +46,7 @@ class Broken:
         with site.context():
             self.engine = site.db.engine
         self.text = text
-        self.home = site.registry.home
+        self.home = site.registry.redis
         self.verbs = VERBS[text.partition("user_sessions")[0].partition(" ")[0]]
 
     def _fail(self, _: t.Any, __: t.Any, statement: str, *___: t.Any) -> None:

@@ -146,7 +146,7 @@ def check_homes(names: dict[str, t.Any]) -> None:
     app.config.update(SECRET_KEY="only for tests", SQLALCHEMY_DATABASE_URI="sqlite://")
     names["keep_records_in_redis"](app, servers.redis_url())
     SessionRegistry(app)
-    assert app.extensions["session_registry.app"].home is not None
+    assert app.extensions["session_registry.app"].redis is not None
 
 
 def check_stores(names: dict[str, t.Any]) -> None:

@@ -295,7 +295,7 @@ def test_error_of_the_records_shows_no_text_of_their_client(
     firefox = site.browser()
     firefox.login()
     for command in ("eval", "zrangebyscore"):
-        monkeypatch.setattr(site.registry.home.client, command, refuse)
+        monkeypatch.setattr(site.registry.redis.client, command, refuse)
     with site.context(), pytest.raises(RecordsError, match=r"\(ConnectionError\)") as error:
         site.sessions.revoke_all(site.user("ann"))
     assert SECRET not in "".join(traceback.format_exception(error.value))

@@ -16,7 +16,7 @@ from .findings import Finding, error, error_of, warning
 
 
 def examine(app: Flask, registry: Registry) -> Iterator[Finding]:
-    records = registry.table
+    records = registry.sql_records
     try:
         with records.connection() as connection:
             findings = [
