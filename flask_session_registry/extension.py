@@ -165,6 +165,20 @@ class SessionRegistry:
             expiry=registry.expiry(unwrap(current_app)),
         )
 
+    def device_name(self, user_session: UserSessionRecord) -> str | None:
+        """Return the name of the device that a session is on, such as ``"Firefox on Linux"``.
+
+        It is in English, and derived from the user agent, which may be any text: escape it.
+        ``None`` if the user agent names no device.
+
+        :raises ConfigurationError: ua-parser is not installed.
+        """
+        try:
+            from ._web.user_agents import device_of
+        except ImportError as error:
+            raise _web_is_missing("The name of a device", error) from error
+        return device_of(user_session.user_agent).name
+
     @property
     def blueprint(self) -> Blueprint:
         """The page on which users see where they are signed in, and end these sessions.
@@ -182,10 +196,7 @@ class SessionRegistry:
         try:
             from ._web.views import blueprint
         except ImportError as error:
-            raise ConfigurationError(
-                f"The page needs a package that is not installed ({error.name}). Install"
-                " 'Flask-Session-Registry[web]'."
-            ) from error
+            raise _web_is_missing("The page", error) from error
         return blueprint
 
     # -- ending sessions ---------------------------------------------------------------------------
@@ -359,6 +370,13 @@ class SessionRegistry:
         app = unwrap(current_app)
         purge = Purge(registry, app, timeout=LONG_TIMEOUT)
         return maintenance.prune(registry, app, limit=limit, purge=purge)
+
+
+def _web_is_missing(what: str, error: ImportError) -> ConfigurationError:
+    return ConfigurationError(
+        f"{what} needs a package that is not installed ({error.name}). Install"
+        " 'Flask-Session-Registry[web]'."
+    )
 
 
 def _plain(

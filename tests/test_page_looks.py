@@ -456,6 +456,19 @@ def test_invalid_geoip_database(
         make_site(SESSION_REGISTRY_GEOIP_DATABASE=str(path))
 
 
+def test_device_name(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An app names a device, in a mail for example, as the page does."""
+    site.browser("Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0").login()
+    site.browser("").login()
+    with site.context():
+        rows = site.sessions.active(site.user("ann"))
+        assert {site.sessions.device_name(row) for row in rows} == {"Firefox on Linux", None}
+        monkeypatch.delitem(sys.modules, "flask_session_registry._web.user_agents")
+        monkeypatch.setitem(sys.modules, "ua_parser", None)
+        with pytest.raises(ConfigurationError, match=r"ua_parser.*'Flask-Session-Registry\[web\]'"):
+            site.sessions.device_name(rows[0])
+
+
 @pytest.mark.parametrize("missing", ["flask_wtf", "ua_parser"])
 def test_page_without_what_it_needs(
     make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch, missing: str

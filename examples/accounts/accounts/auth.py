@@ -19,8 +19,6 @@ from flask.typing import ResponseReturnValue
 from flask_login import current_user, login_fresh, login_user, logout_user
 from flask_wtf import FlaskForm
 
-from flask_session_registry._web.user_agents import device_of
-
 from . import mail, reset
 from .extensions import db, login_manager, sessions
 from .forms import ForgotPasswordForm, NewPasswordForm, SignInForm, SignUpForm
@@ -139,7 +137,7 @@ def tell_of_new_device(_app: Flask, user_session_id: UUID, user_id: int, new_dev
         facts = {
             "time": device.created_at.strftime("%Y-%m-%d %H:%M UTC"),
             "address": device.ip_address or "an unknown address",
-            "device": device_of(device.user_agent).name or "an unknown device",
+            "device": sessions.device_name(device) or "an unknown device",
             "end_link": _link("session_registry.revoke", id=device.id),
             "password_link": _link("account.change_password"),
         }
