@@ -50,7 +50,7 @@ class Setup:
     :param user_model: the user model, if it was passed.
     :param session_model: the class of user sessions, if it was passed.
     :param on_complete: called once the user model is known.
-    :raises ConfigurationError: the app is misconfigured, as far as that can be seen by now.
+    :raises ConfigurationError: the app is misconfigured, and that can be seen already.
     """
 
     def __init__(

@@ -145,7 +145,7 @@ class SurvivingSession(t.NamedTuple):
     #: The generations in which its request knows the session, oldest first, each with its
     #: fingerprint. Updating the credentials appends the new one.
     held: list[tuple[int, str | None]]
-    #: The key of its store entry, as far as its request knows.
+    #: The key of its store entry, as its request knows it.
     store_id: str | None
 
     def __repr__(self) -> str:
@@ -188,7 +188,7 @@ class RevocationOrder:
 class RevocationResult:
     """What :meth:`RevocationRecords.revoke` has done within the transaction."""
 
-    #: How many sessions the revocation ends, as far as known before the commit.
+    #: How many sessions the revocation ends, as known before the commit.
     count: int
     #: Whether the session that the password was changed in goes on.
     has_survivor: bool

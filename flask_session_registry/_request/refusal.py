@@ -36,7 +36,7 @@ _ANSWERED = "_session_registry_answered"
 
 
 class Unavailable(ServiceUnavailable):
-    """The response if the records can't be used, so that nobody can tell who signs in."""
+    """The response if the records can't be used, so that it is unknown who is signed in."""
 
 
 def unavailable(problem: str, error: BaseException) -> Unavailable:

@@ -23,7 +23,7 @@ def password_attributes(
 ) -> tuple[str, ...]:
     """Return the mapped attributes of the user model that hold the password.
 
-    :param names: the attributes; with ``search``, candidates of which exactly one must be mapped.
+    :param names: the attributes; with ``search``, candidates, exactly one of which must be mapped.
     :raises ConfigurationError: the model doesn't map them; or with ``search``, it or a class that
         inherits from it maps several.
     """

@@ -135,7 +135,7 @@ class _WrittenUser:
         if current is not None and not revocation.has_survivor:
             # The session that does it has ended, or belongs to another request by now.
             self._refuse()
-        # Also where nobody was signed in: left uncommitted, the password must not be stored.
+        # Even if no user was signed in: left uncommitted, the password must not be stored.
         revocation.run_after_commit_of(self._session)
 
     def _end_all(self, reason: str, **order: t.Any) -> None:

@@ -50,7 +50,7 @@ class Revocation:
 
     @property
     def count(self) -> int:
-        """How many sessions it ends, as far as known before the commit."""
+        """How many sessions it ends, as known before the commit."""
         return self._result.count
 
     @property
@@ -140,7 +140,7 @@ class Revocation:
         """Send the signal, once for each user."""
         owned: dict[t.Any, list[uuid.UUID]] = {}
         for row in batch:
-            # The row of a deleted user may not name the user any more.
+            # The row of a deleted user might no longer name the user.
             is_deleted = self.order.users_are_deleted
             owner = self.order.user_ids[0] if is_deleted else row.user_id
             owned.setdefault(owner, []).append(row.id)
