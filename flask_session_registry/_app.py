@@ -86,10 +86,6 @@ class Registry:
         """Whether the user model is known, and the tables are defined."""
         return hasattr(self, "credentials")
 
-    def check(self, app: Flask) -> None:
-        """Raise ``ConfigurationError`` if the app is misconfigured."""
-        self.setup.check(app)
-
     # -- services ------------------------------------------------------------------------------
 
     @functools.cached_property
@@ -236,5 +232,5 @@ def checked_registry_on(app: Flask) -> Registry:
         raise NotInstalledError(
             "'SessionRegistry' is not set up on this app. Call 'init_app(app)' first."
         )
-    registry.check(app)
+    registry.setup.check(app)
     return registry

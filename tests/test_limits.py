@@ -15,7 +15,6 @@ from flask_login import current_user, login_user
 from site_under_test import STORES, Browser, Site, days_ago, user_class
 
 from flask_session_registry import ConfigurationError, session_revoked
-from flask_session_registry import _app as registry
 from flask_session_registry import _clock as clock
 from flask_session_registry._request import cookieless_logins
 from flask_session_registry._store import backends as entries
@@ -667,7 +666,7 @@ def test_logins_of_many_without_cookies(
 ) -> None:
     """What a process remembers about them doesn't grow without bound."""
     monkeypatch.setattr(cookieless_logins, "NEVER_RESUMED", 2)
-    monkeypatch.setattr(registry, "_MOST_CLIENTS", 1)
+    monkeypatch.setattr(cookieless_logins, "_MOST_CLIENTS", 1)
     site = make_site()
     sign_in_at_each_request(site)
     for name in ("ann", "bob") * 2:

@@ -409,7 +409,7 @@ def test_rotate_without_a_user(site: Site, firefox: Browser) -> None:
 
     assert firefox.post("/sudo").status_code == 200
     assert "session" not in firefox.cookies
-    with site.context(), pytest.raises(RuntimeError, match="there is none"):
+    with site.context(), pytest.raises(RuntimeError, match="needs a request"):
         site.sessions.rotate()
 
 

@@ -11,7 +11,6 @@ import typing as t
 import uuid
 
 from flask import Flask, request, session
-from flask.sessions import SessionMixin
 from flask_login import UserMixin, current_user
 
 from .. import _clock as clock
@@ -19,7 +18,7 @@ from .._app import Registry, checked_registry_on, unwrap
 from .._compat import flask_login
 from .._compat.flask import request_context, within_request
 from .._diagnosis import report
-from .._records.base import ROTATED, UNAVAILABLE
+from .._records.base import ROTATED, UNAVAILABLE, LoadedSession
 from . import refusal, remember_cookies, store_keys
 from .context import RequestContext, context_of, find_context, get_context, is_in_request
 from .current_session import CurrentSession
@@ -51,16 +50,18 @@ def check(app: Flask) -> None:
     elif context.is_known(browser.get(MARKER)):
         return
     try:
-        result = _examine(app, registry, browser, claimed)
+        if claimed is None:
+            result = _check_remembered(app, registry)
+        else:
+            result = _check_session(app, registry, browser.get(MARKER), claimed)
     except UNAVAILABLE as error:
         _fail(app, registry, context, error)
         return
-    _apply(context, result, browser)
+    context.apply(result, browser)
     if result.reason is not None:
         _refuse(app, registry, context, result.reason, result.id)
-    elif claimed is not None and remember_cookies.names_another_user(app, str(claimed)):
-        # Flask-Login would turn to it if the app's user loader finds no user for the session.
-        remember_cookies.hide(app)
+    elif claimed is not None:
+        _hide_cookie_of_another_user(app, str(claimed))
 
 
 def current(registry: Registry) -> CurrentSession | None:
@@ -100,12 +101,15 @@ def current_before(registry: Registry, app: Flask) -> CurrentSession | None:
     if carried is None and app.config["SESSION_COOKIE_NAME"] in request.cookies:
         opened = session_at_the_beginning(registry, app)
         carried, claimed = opened.get(MARKER), opened.get(flask_login.USER_ID)
+    result = None
     if carried is not None:
-        _apply(context, _check_carried(app, registry, carried, None), browser)
+        result = _check_session(app, registry, carried, None)
     elif claimed is not None:
-        _apply(context, registry.adoption.check_unregistered(app, claimed), browser)
+        result = _check_session(app, registry, None, claimed)
     elif remember_cookies.is_sent(app):
-        _apply(context, _check_remembered(app, registry), browser)
+        result = _check_remembered(app, registry)
+    if result is not None:
+        context.apply(result, browser)
     return context.current
 
 
@@ -123,6 +127,12 @@ def _offers_remember_cookie(app: Flask) -> bool:
     # Of another app on this host, say: it isn't refused.
     remember_cookies.hide(app)
     return False
+
+
+def _hide_cookie_of_another_user(app: Flask, claimed: str) -> None:
+    """Hide it from Flask-Login, which reads it if the user loader finds no user for the session."""
+    if remember_cookies.names_another_user(app, claimed):
+        remember_cookies.hide(app)
 
 
 def _fail(app: Flask, registry: Registry, context: RequestContext, error: BaseException) -> None:
@@ -146,30 +156,15 @@ def _refuse(
     refusal.refuse(app, registry, context, reason, id)
 
 
-def _apply(context: RequestContext, result: CheckResult, browser: SessionMixin) -> None:
-    context.apply(result)
-    if result.marker is not None:
-        browser[MARKER] = result.marker
-
-
 # -- what the browser carries --------------------------------------------------------------------
 
 
-def _examine(
-    app: Flask, registry: Registry, browser: SessionMixin, claimed: str | None
-) -> CheckResult:
-    if claimed is None:
-        return _check_remembered(app, registry)
-    carried = browser.get(MARKER)
-    if carried is None:
-        return registry.adoption.check_unregistered(app, claimed)
-    return _check_carried(app, registry, carried, claimed)
-
-
-def _check_carried(
+def _check_session(
     app: Flask, registry: Registry, carried: object, claimed: str | None
 ) -> CheckResult:
     """Check a session by its marker."""
+    if carried is None:
+        return registry.adoption.check_unregistered(app, t.cast(str, claimed))
     if carried == OTHER:
         is_others = claimed is None or is_left_alone(app, registry, claimed)
         return LEFT_ALONE if is_others else UNREGISTERED
@@ -217,7 +212,7 @@ def check_record(
     row = records.load(id, claimed if flask_login.has_usual_ids(app) else None)
     if row is None:
         return _refuse_ended(registry, id)
-    user, row_generation, fingerprint, last_seen_at, store_id, created_at, password = row
+    user, row_generation, fingerprint, last_seen_at, store_id, _, password = row
     if fingerprint != registry.credentials.fingerprint(password):
         # If records are updated after the commit of a new password, the session that it was changed
         # in has the previous fingerprint, too, for a moment.
@@ -225,17 +220,12 @@ def check_record(
     if row_generation != generation:
         # A late request with the id from before a rotation: its browser is signed in.
         return CheckResult(None, ROTATED, id, is_superseded=True)
-    last_seen_at = clock.as_utc(last_seen_at)
-    is_touch_due = _is_touch_due(registry.settings.touch_interval, last_seen_at)
-    reason = _fault_of_user(app, registry, user, claimed, is_remembered)
-    if reason is None and _has_expired(
-        app, registry, id, last_seen_at, created_at, is_touch_due, is_remembered
-    ):
-        reason = "expired"
-    if reason is not None:
-        keys = () if store_id is None else (store_id,)
-        to_end = None if reason == "unknown" else ScheduledEnd(id, keys, reason)
-        return CheckResult(None, reason, id, to_end=to_end)
+    age, interval = clock.now() - clock.as_utc(last_seen_at), registry.settings.touch_interval
+    # Negative by a clock that was ahead: a touch corrects that, or all timeouts would be longer.
+    is_touch_due = age < _NOTHING or (interval is not None and age >= interval)
+    fault = _find_fault(app, registry, id, row, claimed, is_touch_due, is_remembered)
+    if fault is not None:
+        return _refuse_fault(id, store_id, fault)
     return CheckResult(
         CurrentSession(
             id,
@@ -256,41 +246,50 @@ def _refuse_ended(registry: Registry, id: uuid.UUID) -> CheckResult:
     return CheckResult(None, end.reason, id, refusal.is_superseded(end))
 
 
-def _fault_of_user(
-    app: Flask, registry: Registry, user: t.Any, claimed: str | None, is_remembered: bool
-) -> str | None:
-    """Return why the user must not be signed in; ``None`` if there is no reason."""
-    if claimed is not None and flask_login.get_id(app, user) != str(claimed):
-        if is_remembered:
-            return "unknown"
-        if flask_login.has_usual_ids(app) and type(user).get_id is UserMixin.get_id:
-            # The id is a key that never changes: the session was written by hand.
-            _warn_developer(app, registry)
-            return "unknown"
-        return "id_changed"
-    return None if user.is_active else "inactive"
+def _refuse_fault(id: uuid.UUID, store_id: str | None, fault: str) -> CheckResult:
+    if fault == "unknown":
+        return CheckResult(None, fault, id)
+    keys = () if store_id is None else (store_id,)
+    return CheckResult(None, fault, id, to_end=ScheduledEnd(id, keys, fault))
 
 
-def _is_touch_due(interval: dt.timedelta | None, last_seen_at: dt.datetime) -> bool:
-    age = clock.now() - last_seen_at
-    # Negative by a clock that was ahead: a touch corrects that, or all timeouts would be longer.
-    return age < _NOTHING or (interval is not None and age >= interval)
-
-
-def _has_expired(
+def _find_fault(
     app: Flask,
     registry: Registry,
     id: uuid.UUID,
-    last_seen_at: dt.datetime,
-    created_at: dt.datetime | None,
+    row: LoadedSession,
+    claimed: str | None,
     is_touch_due: bool,
     is_remembered: bool,
+) -> str | None:
+    """Return why an active session must not go on; ``None`` if there is no reason."""
+    if claimed is not None and flask_login.get_id(app, row.user) != str(claimed):
+        return _fault_of_id(app, registry, row.user, is_remembered=is_remembered)
+    if not row.user.is_active:
+        return "inactive"
+    if not is_touch_due and row.created_at is None and registry.settings.touch_interval is not None:
+        # A session seen a moment ago can have expired by its age only.
+        return None
+    return "expired" if _has_expired(app, registry, id, row, is_remembered=is_remembered) else None
+
+
+def _fault_of_id(app: Flask, registry: Registry, user: t.Any, *, is_remembered: bool) -> str:
+    """Return why a browser names a user whose ``get_id()`` returns something else."""
+    if is_remembered:
+        return "unknown"
+    if flask_login.has_usual_ids(app) and type(user).get_id is UserMixin.get_id:
+        # The id is a key that never changes: the session was written by hand.
+        _warn_developer(app, registry)
+        return "unknown"
+    return "id_changed"
+
+
+def _has_expired(
+    app: Flask, registry: Registry, id: uuid.UUID, row: LoadedSession, *, is_remembered: bool
 ) -> bool:
+    last_seen_at, created_at = clock.as_utc(row.last_seen_at), row.created_at
     if created_at is not None:
         created_at = clock.as_utc(created_at)
-    elif not is_touch_due and registry.settings.touch_interval is not None:
-        # A session seen a moment ago can have expired by its age only.
-        return False
     expiry = registry.expiry(app)
     return expiry.has_timed_out(last_seen_at, created_at) or (
         last_seen_at <= expiry.unseen_since

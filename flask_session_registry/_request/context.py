@@ -11,8 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from .._app import registry_on
 from .._compat.flask import request_context
+from .marker import MARKER
 
 if t.TYPE_CHECKING:
+    from flask.sessions import SessionMixin
     from werkzeug.wrappers import Request
 
     from .._adoption.adoption import AdoptionState
@@ -160,13 +162,18 @@ class RequestContext:
 
     # -- the check -----------------------------------------------------------------------------
 
-    def apply(self, result: CheckResult) -> None:
-        """Take over the result of a check. A refusal follows by :meth:`refuse`."""
+    def apply(self, result: CheckResult, browser: SessionMixin) -> None:
+        """Take over the result of a check. A refusal follows by :meth:`refuse`.
+
+        :param browser: ``flask.session``.
+        """
         if result.session is not None:
             self._current = result.session
         if result.reason is not None:
             self._is_superseded = result.is_superseded
             self._to_end = result.to_end or self._to_end
+        if result.marker is not None:
+            browser[MARKER] = result.marker
         self._adoption = result.adoption or self._adoption
 
     def note_missing_entry(self, store_key: str | None) -> None:

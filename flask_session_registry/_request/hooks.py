@@ -32,7 +32,7 @@ def follow_requests(app: Flask, registry: Registry) -> None:
 
     def begin(_: str | None, __: dict[str, t.Any] | None) -> None:
         current = unwrap(request)
-        registry.check(app)
+        registry.setup.check(app)
         context.begin_request(registry, current)
         if app.debug and not registry.was_looked_at:
             _look(registry)

@@ -6,11 +6,12 @@ import datetime as dt
 import uuid
 
 from flask import Flask, Response, request, session
+from flask.sessions import SessionMixin
 from werkzeug.exceptions import Forbidden, HTTPException
 
 from .._app import Registry, unwrap
 from .._compat import flask_login
-from .._compat.flask import PERMANENT, response_to
+from .._compat.flask import PERMANENT, request_context, response_to
 from .._diagnosis import report
 from .._log import log
 from .._records.base import ROTATED, UNAVAILABLE, LimitReachedError, SupersededError
@@ -36,9 +37,25 @@ def finish(response: Response, app: Flask, registry: Registry) -> Response:
 
     Runs last before Flask saves the session, and again for the error page if that fails.
     """
-    context = find_context_of(registry, unwrap(request))
-    if context is None:
+    found = request_context()
+    context = None if found is None else find_context_of(registry, found.request)
+    if found is None or context is None:
         return response
+    browser = found.session
+    response = _record(app, registry, context, browser, response)
+    if context.is_unavailable or _must_not_be_written(registry, context, browser):
+        store_keys.discard(app.session_interface, browser)
+    return response
+
+
+def _record(
+    app: Flask,
+    registry: Registry,
+    context: RequestContext,
+    browser: SessionMixin,
+    response: Response,
+) -> Response:
+    """Record what became of the session; return the response, another one if that fails."""
     if context.pending:
         _roll_back_uncommitted(registry, context)
     try:
@@ -46,20 +63,18 @@ def finish(response: Response, app: Flask, registry: Registry) -> Response:
         if recorded is not None:
             _undo_recorded_login(app, registry, context, recorded)
         elif not context.is_unavailable:
-            _persist(app, registry, context, response)
+            _persist(app, registry, context, browser, response)
     except (*UNAVAILABLE, UserError) as error:
         report("Could not save the session changes of this request.", error)
-        response = _respond_signed_out(
+        return _respond_signed_out(
             app, context, refusal.unavailable("Your session could not be recorded.", error)
         )
     except LimitReachedError:
-        response = _respond_signed_out(app, context, Forbidden(_TOO_MANY))
+        return _respond_signed_out(app, context, Forbidden(_TOO_MANY))
     except SupersededError:
         context.drop_login()
         remember_cookies.drop_change(app, response)
         drop(app, context)
-    if context.is_unavailable or _must_not_be_written(registry, context):
-        store_keys.discard(app.session_interface, session)
     return response
 
 
@@ -96,9 +111,10 @@ def _respond_signed_out(app: Flask, context: RequestContext, error: HTTPExceptio
 # -- what must not be written --------------------------------------------------------------------
 
 
-def _must_not_be_written(registry: Registry, context: RequestContext) -> bool:
+def _must_not_be_written(
+    registry: Registry, context: RequestContext, browser: SessionMixin
+) -> bool:
     """Return whether writing the session would take from the browser what it has been given."""
-    browser = unwrap(session)
     if not browser.modified or context.current is not None or context.ended:
         return False
     if browser.get(MARKER) == OTHER:
@@ -129,37 +145,36 @@ def _is_late(registry: Registry, context: RequestContext) -> bool:
 # -- what became of the session ------------------------------------------------------------------
 
 
-def _persist(app: Flask, registry: Registry, context: RequestContext, response: Response) -> None:
+def _persist(
+    app: Flask,
+    registry: Registry,
+    context: RequestContext,
+    browser: SessionMixin,
+    response: Response,
+) -> None:
     change = remember_cookies.find_change(app, response)
     remember_until = registry.adoption.finish(app, context)
-    browser = unwrap(session)
     carried = browser.get(MARKER) if flask_login.USER_ID in browser else None
     login, current = context.login, context.current
     is_renewed = False
     if login is not None and login.marker == carried:
         record_login(app, registry, context, login, change, response)
-    elif current is not None:
-        is_renewed = _persist_current(app, registry, context, current, carried)
-    elif carried is None and MARKER in browser:
-        browser.pop(MARKER)
+    elif current is None:
+        _drop_marker(browser, carried)
+    elif current.marker == carried:
+        is_renewed = _continue_session(app, registry, context, current, browser)
+    else:
+        _log_out(app, registry, context, current)
     change = change and _complete_change(app, context, response, change, carried)
     if change is None:
         _update_remember_cookie(app, context, response, remember_until, is_renewed=is_renewed)
     deferred.schedule(registry, context, change)
 
 
-def _persist_current(
-    app: Flask,
-    registry: Registry,
-    context: RequestContext,
-    current: CurrentSession,
-    carried: object,
-) -> bool:
-    """Record whether the session goes on; return whether its remember cookies must be set again."""
-    if current.marker == carried:
-        return _continue_session(app, registry, context, current)
-    _log_out(app, registry, context, current)
-    return False
+def _drop_marker(browser: SessionMixin, carried: object) -> None:
+    """Remove a marker without a user, which a view has signed out by hand."""
+    if carried is None and MARKER in browser:
+        browser.pop(MARKER)
 
 
 def _log_out(
@@ -178,10 +193,13 @@ def _log_out(
 
 
 def _continue_session(
-    app: Flask, registry: Registry, context: RequestContext, current: CurrentSession
+    app: Flask,
+    registry: Registry,
+    context: RequestContext,
+    current: CurrentSession,
+    browser: SessionMixin,
 ) -> bool:
     """Record a session that goes on; return whether its remember cookies must be set again."""
-    browser = unwrap(session)
     if current.awaits_commit:
         registry.users.release()
         sync_current(registry, [current.user_id])
@@ -196,7 +214,7 @@ def _continue_session(
     if rotates or store_keys.store_key(app.session_interface, session_id) != current.store_id:
         is_kept = _move(app, registry, context, current, rotates=rotates)
     else:
-        is_kept = _may_be_written(app, registry, context, current)
+        is_kept = _may_be_written(app, registry, context, current, browser)
     if not is_kept:
         drop(app, context)
         return False
@@ -234,13 +252,16 @@ def _move(
 
 
 def _may_be_written(
-    app: Flask, registry: Registry, context: RequestContext, current: CurrentSession
+    app: Flask,
+    registry: Registry,
+    context: RequestContext,
+    current: CurrentSession,
+    browser: SessionMixin,
 ) -> bool:
     """Return whether the session still belongs to this request. A late one compares once more."""
     is_slow = context.age > LATE
     if not is_slow and not current.is_touch_due:
         return True
-    browser = unwrap(session)
     is_changed = registry.is_written(app, browser)
     if not is_changed and current.is_touch_due:
         store_keys.refresh(browser)
