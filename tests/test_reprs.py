@@ -11,6 +11,7 @@ import dataclasses
 import datetime as dt
 import functools
 import importlib
+import inspect
 import ipaddress
 import pkgutil
 import types
@@ -21,6 +22,7 @@ import pytest
 
 import flask_session_registry
 from flask_session_registry import UserSessionMixin
+from flask_session_registry.models import TombstoneMixin
 
 #: Types whose values carry no secret.
 HARMLESS_TYPES = {
@@ -79,8 +81,8 @@ def classes() -> list[type[t.Any]]:
         if dataclasses.is_dataclass(cls)
         or hasattr(cls, "_fields")
         or {"__slots__", "__repr__", "__str__"} & vars(cls).keys()
-        # A base of mapped classes, of which 'test_secrets' makes rows.
-        if cls is not UserSessionMixin
+        # Bases of mapped classes, of which 'test_secrets' makes rows.
+        if cls not in (UserSessionMixin, TombstoneMixin)
     ]
     return sorted(found, key=lambda cls: f"{cls.__module__}.{cls.__name__}")
 
@@ -94,10 +96,13 @@ def fields_of(cls: type[t.Any]) -> dict[str, t.Any]:
         names = [field.name for field in dataclasses.fields(cls) if field.init]
     elif hasattr(cls, "_fields"):
         names = list(cls._fields)
+    elif "__init__" in vars(cls):
+        names = [*inspect.signature(cls).parameters]
     else:
         raise TypeError(f"{cls.__name__}: make it a dataclass or a NamedTuple, or make it here.")
     # The package imports some types for the type checker only.
-    hints = t.get_type_hints(cls, localns=dict(all_classes()))
+    source = cls if dataclasses.is_dataclass(cls) or hasattr(cls, "_fields") else cls.__init__
+    hints = t.get_type_hints(source, localns=dict(all_classes()))
     return {name: hints[name] for name in names}
 
 

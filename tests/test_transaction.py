@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
-from flask_session_registry._revocation.after_commit import on_commit
+from flask_session_registry._revocation.commit_hooks import on_commit
 
 
 @pytest.fixture

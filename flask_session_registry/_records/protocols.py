@@ -75,8 +75,8 @@ class CheckRecords(t.Protocol):
         """Return whether the session's id was changed within this time."""
 
 
-class OwnSessionRecords(t.Protocol):
-    """What a request does to its own session: login, rotation, touch, logout."""
+class LoginRecords(t.Protocol):
+    """What a login asks: its row, the sessions that end for it, whether the device is known."""
 
     def assign_id(self, id: uuid.UUID, user_id: t.Any) -> uuid.UUID:
         """Return the id for a new session of this user, derived from a fresh one."""
@@ -99,6 +99,29 @@ class OwnSessionRecords(t.Protocol):
         :raises LimitReachedError: the limit refuses the new session.
         :raises SupersededError: a session that the login depends on has ended or been rotated.
         """
+
+    def find_by_store_key(self, store_id: str, user_id: t.Any) -> list[StoreEntry]:
+        """Return the user's active sessions that have, or had, this store key."""
+
+    def find_never_resumed(
+        self, user_id: t.Any, *, ip_address: str | None, user_agent: str | None, skip: int
+    ) -> list[StoreEntry]:
+        """Return active sessions that were never seen after their login, newest first.
+
+        :param ip_address: only those from this address, with this user agent.
+        :param skip: the number of the newest to leave out.
+        """
+
+    def was_seen(self, user_id: t.Any, *, ip_address: str | None, user_agent: str | None) -> bool:
+        """Return whether a kept session of this user has this address and user agent.
+
+        Sessions ended by a revocation don't count: they may have been a stranger's. Unknown
+        values match nothing.
+        """
+
+
+class OwnSessionRecords(t.Protocol):
+    """What a request does to its own session: rotation, touch, logout."""
 
     def rotate(
         self,
@@ -141,25 +164,6 @@ class OwnSessionRecords(t.Protocol):
     def find_end_after_commit(self, id: uuid.UUID) -> End | None:
         """Like :meth:`CheckRecords.find_end`, while the app's transaction is just ending."""
 
-    def find_by_store_key(self, store_id: str, user_id: t.Any) -> list[StoreEntry]:
-        """Return the user's active sessions that have, or had, this store key."""
-
-    def find_never_resumed(
-        self, user_id: t.Any, *, ip_address: str | None, user_agent: str | None, skip: int
-    ) -> list[StoreEntry]:
-        """Return active sessions that were never seen after their login, newest first.
-
-        :param ip_address: only those from this address, with this user agent.
-        :param skip: the number of the newest to leave out.
-        """
-
-    def was_seen(self, user_id: t.Any, *, ip_address: str | None, user_agent: str | None) -> bool:
-        """Return whether a kept session of this user has this address and user agent.
-
-        Sessions ended by a revocation don't count: they may have been a stranger's. Unknown
-        values match nothing.
-        """
-
 
 class RevocationRecords(t.Protocol):
     """What ends the sessions of users within a transaction of the app, and after its commit."""
@@ -190,10 +194,13 @@ class RevocationRecords(t.Protocol):
     def complete(self, order: RevocationOrder) -> Iterator[list[StoreEntry]]:
         """After the commit: finish the revocation; yield the sessions it has ended, in batches."""
 
-    def mark_revocation_purged(self, order: RevocationOrder, ids: Sequence[uuid.UUID]) -> None:
+    def mark_revocation_purged(
+        self, order: RevocationOrder, ids: Sequence[uuid.UUID], *, is_last: bool
+    ) -> None:
         """Record that the store entries of these sessions are deleted.
 
-        :param ids: in the order in which :meth:`complete` has yielded them, without gaps.
+        :param ids: one batch that :meth:`complete` has yielded. No batch before it is left out.
+        :param is_last: whether it is the last one. Then all can be marked at once.
         """
 
     def sync_fingerprints(
@@ -318,6 +325,7 @@ class OperatorRecords(t.Protocol):
 class Records(
     CheckRecords,
     OwnSessionRecords,
+    LoginRecords,
     RevocationRecords,
     ListingRecords,
     MaintenanceRecords,

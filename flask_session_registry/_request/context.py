@@ -20,7 +20,7 @@ if t.TYPE_CHECKING:
     from .._adoption.adoption import AdoptionState
     from .._app import Registry
     from .._records.base import End
-    from .._revocation.after_commit import Pending
+    from .._revocation.commit_hooks import Pending
     from .current_session import CurrentSession
     from .values import CheckResult, EndedSession, Login, Rehash, ScheduledEnd
 

@@ -22,6 +22,7 @@ from .context import RequestContext, find_context_of
 from .current_session import CurrentSession
 from .marker import MARKER, OTHER
 from .record_login import record_login
+from .record_logout import record_logout
 from .remember_cookies import RememberCookieChange
 from .sync import sync_current
 
@@ -164,7 +165,7 @@ def _persist(
     elif current.marker == carried:
         is_renewed = _continue_session(app, registry, context, current, browser)
     else:
-        _log_out(app, registry, context, current)
+        record_logout(app, registry, context, current)
     change = change and _complete_change(app, context, response, change, carried)
     if change is None:
         _update_remember_cookie(app, context, response, remember_until, is_renewed=is_renewed)
@@ -175,21 +176,6 @@ def _drop_marker(browser: SessionMixin, carried: object) -> None:
     """Remove a marker without a user, which a view has signed out by hand."""
     if carried is None and MARKER in browser:
         browser.pop(MARKER)
-
-
-def _log_out(
-    app: Flask, registry: Registry, context: RequestContext, current: CurrentSession
-) -> None:
-    registry.users.release()
-    registry.records.end(current.id, "logged_out")
-    context.end_current()
-    context.clear_remember_cookie(remember_cookies.is_ours(app))
-    if session.get(MARKER) == OTHER:
-        return
-    session.pop(MARKER, None)
-    if session:
-        # The rest is an anonymous session: the previous entry is purged with the ended row.
-        store_keys.regenerate_id(app.session_interface, session)
 
 
 def _continue_session(

@@ -1,140 +1,125 @@
-"""Callbacks after the commit of a database transaction.
+"""What follows the commit of a revocation: it is completed, purged from the store and signalled.
 
-The release of a savepoint isn't a commit; a transaction or a savepoint that is rolled back, closed
-or abandoned commits nothing. SQLAlchemy sends ``after_commit`` for savepoints too, and while the
-connection is still checked out. So a callback runs when the *outermost* transaction has ended after
-such a commit, and its connection is back in the pool.
+Where the session store is down, the entries stay pending: :class:`~.._store.purge.Purge` logs it
+and sends ``purge_failed``, and a prune deletes them later. The sessions are revoked regardless.
 """
 
 from __future__ import annotations
 
-import asyncio
-import threading
+import contextlib
 import typing as t
-from collections.abc import Callable
+import uuid
+from collections.abc import Iterator, Sequence
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, SessionTransaction
+from flask import Flask, current_app, has_app_context
 
+from .. import signals
+from .._app import Registry
+from .._diagnosis import report
 from .._log import log
+from .._records.base import UNAVAILABLE, RevocationOrder, RevocationResult, StoreEntry
+from .._request.sync import sync_current
+from .._store.purge import Purge
 from ..errors import RecordsError
 
-_KEY = "flask_session_registry.transaction"
 
+class AfterCommit:
+    """What follows the commit of one revocation, and how far it has come."""
 
-class Pending:
-    """A callback that waits for the commit of one transaction."""
+    def __init__(self, registry: Registry, app: Flask, order: RevocationOrder) -> None:
+        self._registry = registry
+        self._app = app
+        self._order = order
+        #: How many sessions have ended by now. Each is counted by one revocation only.
+        self.ended = 0
+        #: How many store entries were deleted, and how many could not be.
+        self.purged = 0
+        self.unpurged = 0
 
-    def __init__(
-        self, session: Session, callback: Callable[[], None], subject: object = None
-    ) -> None:
-        self.session = session
-        self.callback = callback
-        #: What the callback is about.
-        self.subject = subject
-        #: The innermost savepoint it depends on that isn't released yet.
-        self.savepoint = session.get_nested_transaction()
-        self._thread = threading.get_ident()
-        self._task = _current_task()
-        #: Whether the transaction is still neither committed nor rolled back.
-        self.is_open = True
+    def run(self, result: RevocationResult) -> None:
+        """Complete the revocation.
 
-    def is_ours(self, session: Session) -> bool:
-        """Return whether no other thread or coroutine can be using the callback's session.
-
-        It is ``session``, or belongs to this thread or to a finished coroutine. Coroutines run in
-        another thread.
+        :param result: what its transaction has done.
+        :raises RecordsError: the records in Redis could not be written, so that not all sessions
+            have ended; not for a password change, whose fingerprint has ended them.
         """
-        if self._task is not None:
-            return self._task.done() or self.session is session
-        return self._thread == threading.get_ident() or self.session is session
-
-
-def _current_task() -> asyncio.Task[t.Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # This thread has no loop.
-        return None
-
-
-class _Waiting(t.TypedDict):
-    transaction: SessionTransaction
-    pending: list[Pending]
-    #: The transaction, or the savepoint in it, that has committed and hasn't ended yet.
-    committed: SessionTransaction | None
-
-
-def on_commit(session: Session, callback: Callable[[], None], *, subject: object = None) -> Pending:
-    """Call ``callback`` after the transaction that ``session`` is in has committed.
-
-    It runs at most once, in the thread that commits, with no transaction of ``session`` open. If
-    the savepoint that ``session`` is in is rolled back, it doesn't run. An exception in it is
-    logged, because the data is committed by then; a :exc:`RecordsError` propagates to the caller of
-    the commit.
-    """
-    if _KEY not in session.info:
-        sa.event.listen(session, "after_commit", _committed)
-        sa.event.listen(session, "after_transaction_end", _ended)
-        session.info[_KEY] = None
-    waiting: _Waiting | None = session.info[_KEY]
-    transaction = session.get_transaction() or session.begin()
-    if waiting is None:
-        waiting = {"transaction": transaction, "pending": [], "committed": None}
-        session.info[_KEY] = waiting
-    pending = Pending(session, callback, subject)
-    waiting["pending"].append(pending)
-    return pending
-
-
-def pending_subjects(session: Session) -> list[object]:
-    """Return the subjects of all callbacks that wait for the transaction of ``session``."""
-    waiting: _Waiting | None = session.info.get(_KEY)
-    return [pending.subject for pending in waiting["pending"]] if waiting else []
-
-
-def _committed(session: Session) -> None:
-    waiting: _Waiting | None = session.info[_KEY]
-    if waiting is not None:
-        waiting["committed"] = session.get_nested_transaction() or waiting["transaction"]
-
-
-def _ended(session: Session, transaction: SessionTransaction) -> None:
-    waiting: _Waiting | None = session.info[_KEY]
-    if waiting is None:
-        return
-    is_committed = waiting["committed"] is transaction
-    if transaction is waiting["transaction"]:
-        session.info[_KEY] = None
-        _run(waiting["pending"], is_committed)
-    elif transaction.nested:
-        kept = []
-        for pending in waiting["pending"]:
-            if pending.savepoint is not transaction:
-                kept.append(pending)
-            elif is_committed:
-                pending.savepoint = _savepoint_around(transaction)
-                kept.append(pending)
-            else:
-                pending.is_open = False
-        waiting["pending"] = kept
-
-
-def _savepoint_around(transaction: SessionTransaction) -> SessionTransaction | None:
-    parent = transaction.parent
-    return parent if parent is not None and parent.nested else None
-
-
-def _run(pendings: list[Pending], is_committed: bool) -> None:
-    failure: RecordsError | None = None
-    for pending in pendings:
-        pending.is_open = False
-        if not is_committed:
-            continue
+        if not (result.count or result.has_survivor):
+            return
         try:
-            pending.callback()
+            with app_context(self._app):
+                self._run(result)
+        except sa.exc.SQLAlchemyError as error:
+            report("What had to follow a committed revocation failed.", error)
+
+    def _run(self, result: RevocationResult) -> None:
+        registry, order = self._registry, self._order
+        self.ended = result.ended_by_commit
+        if not registry.records.updates_after_commit:
+            sync_current(registry, order.user_ids)
+        purge, purged_ids = Purge(registry, self._app), list[uuid.UUID]()
+        try:
+            for batch in registry.records.complete(order):
+                if not result.ended_by_commit:
+                    self.ended += len(batch)
+                if self._purge(purge, batch):
+                    self._mark_purged(purged_ids, is_last=False)
+                    purged_ids = [row.id for row in batch]
+                self._notify(batch)
         except RecordsError as error:
-            failure = error
-        except Exception:
-            log.exception("Could not finish what follows the commit of a revocation.")
-    if failure is not None:
-        raise failure
+            if order.change is None:
+                raise
+            log.warning(
+                "The work after a password change could not be done (%s). The sessions are revoked"
+                " regardless; the one it was changed in may have to sign in again.",
+                type(error.__context__).__name__,
+            )
+        finally:
+            self._mark_purged(purged_ids, is_last=True)
+            if registry.records.updates_after_commit:
+                sync_current(registry, order.user_ids)
+
+    def _purge(self, purge: Purge, batch: Sequence[StoreEntry]) -> bool:
+        """Delete store entries; return whether there were any, and all are gone."""
+        stored = sum(bool(row.keys) for row in batch)
+        is_purged = purge.delete_of([(row.id, row.keys) for row in batch])
+        if is_purged:
+            self.purged += stored
+        else:
+            self.unpurged += stored
+        return is_purged and stored > 0
+
+    def _mark_purged(self, ids: Sequence[uuid.UUID], *, is_last: bool) -> None:
+        if not ids:
+            return
+        try:
+            self._registry.records.mark_revocation_purged(self._order, ids, is_last=is_last)
+        except UNAVAILABLE as error:
+            report("Could not mark store entries as purged.", error)
+
+    def _notify(self, batch: Sequence[StoreEntry]) -> None:
+        """Send the signal, once for each user."""
+        owned: dict[t.Any, list[uuid.UUID]] = {}
+        for row in batch:
+            # The row of a deleted user might no longer name the user.
+            is_deleted = self._order.users_are_deleted
+            owner = self._order.user_ids[0] if is_deleted else row.user_id
+            owned.setdefault(owner, []).append(row.id)
+        for user_id, ids in owned.items():
+            signals.send(
+                signals.session_revoked,
+                self._app,
+                ids=tuple(ids),
+                user_id=user_id,
+                reason=self._order.reason,
+            )
+
+
+@contextlib.contextmanager
+def app_context(app: Flask) -> Iterator[None]:
+    """Push the app's context, where a transaction is committed outside of it."""
+    if has_app_context() and current_app == app:
+        yield
+    else:
+        with app.app_context():
+            yield

@@ -50,7 +50,7 @@ def revoke_many(
         try:
             session.commit()
         finally:
-            tally.ended += revocation.ended
-            tally.purged += revocation.purged
-            tally.unpurged += revocation.unpurged
-        yield revocation.ended
+            tally.ended += revocation.after_commit.ended
+            tally.purged += revocation.after_commit.purged
+            tally.unpurged += revocation.after_commit.unpurged
+        yield revocation.after_commit.ended

@@ -21,10 +21,11 @@ from .._request import check as session_check
 from .._request.context import find_context, get_context
 from .._request.current_session import CurrentSession
 from ..errors import RecordsError, StaleRequestError
-from .after_commit import on_commit
+from .after_commit import app_context
+from .commit_hooks import on_commit
 from .fingerprint import CredentialChange
 from .rehash import is_rehash, rehash
-from .revoke import Revocation, app_context
+from .revoke import Revocation
 
 PASSWORD_CHANGED = "password_changed"
 

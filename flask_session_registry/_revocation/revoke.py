@@ -1,36 +1,25 @@
-"""Ends user sessions within a transaction of the app, and finishes after its commit."""
+"""Revokes user sessions within a transaction of the app: all of a user's, one, or all but one."""
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import typing as t
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
-from flask import Flask, current_app, has_app_context
+from flask import Flask
 
-from .. import signals
 from .._app import Registry
-from .._diagnosis import explaining_table, report
-from .._log import log
-from .._records.base import (
-    UNAVAILABLE,
-    Execute,
-    RevocationOrder,
-    RevocationResult,
-    StoreEntry,
-)
+from .._diagnosis import explaining_table
+from .._records.base import Execute, RevocationOrder, RevocationResult
 from .._request.context import find_context, get_context, is_in_request
-from .._request.sync import sync_current
-from .._store.purge import Purge
-from ..errors import RecordsError
-from .after_commit import on_commit, pending_subjects
+from .after_commit import AfterCommit
+from .commit_hooks import on_commit, pending_subjects
 
 
 class Revocation:
-    """One revocation: within its transaction, then after the commit.
+    """One revocation, within its transaction. :attr:`after_commit` finishes it.
 
     :raises ValueError: the reason isn't text of 1 to 64 characters.
     """
@@ -38,13 +27,8 @@ class Revocation:
     def __init__(self, registry: Registry, app: Flask, order: RevocationOrder) -> None:
         check_reason(order.reason)
         self.order = order
-        #: How many sessions have ended by now. Each is counted by one revocation only.
-        self.ended = 0
-        #: How many store entries were deleted after the commit, and how many could not be.
-        self.purged = 0
-        self.unpurged = 0
+        self.after_commit = AfterCommit(registry, app, order)
         self._registry = registry
-        self._app = app
         self._result = RevocationResult(0, has_survivor=False, ended_by_commit=0)
         self._has_blocked = False
 
@@ -60,7 +44,7 @@ class Revocation:
 
     @property
     def has_written(self) -> bool:
-        """Whether the transaction must not be committed by mistake: it ends something."""
+        """Whether it has written anything, so that the transaction must be committed."""
         return self.count > 0 or self._has_blocked
 
     def execute(
@@ -79,79 +63,11 @@ class Revocation:
 
     def run_after_commit_of(self, session: sa_orm.Session) -> None:
         """Finish once the transaction of ``session`` has committed."""
-        pending = on_commit(session, self._after_commit, subject=self)
+        pending = on_commit(
+            session, functools.partial(self.after_commit.run, self._result), subject=self
+        )
         if is_in_request(self._registry):
             get_context(self._registry).await_commit(pending)
-
-    def _after_commit(self) -> None:
-        if not (self.count or self.has_survivor):
-            return
-        try:
-            with app_context(self._app):
-                self._complete()
-        except sa.exc.SQLAlchemyError as error:
-            report("What had to follow a committed revocation failed.", error)
-
-    def _complete(self) -> None:
-        registry, order = self._registry, self.order
-        self.ended = self._result.ended_by_commit
-        if not registry.records.updates_after_commit:
-            sync_current(registry, order.user_ids)
-        purge, purged_ids = Purge(registry, self._app), list[uuid.UUID]()
-        try:
-            for batch in registry.records.complete(order):
-                if not self._result.ended_by_commit:
-                    self.ended += len(batch)
-                if self._purge(purge, batch):
-                    purged_ids += [row.id for row in batch]
-                self._notify(batch)
-        except RecordsError as error:
-            if order.change is None:
-                raise
-            log.warning(
-                "The work after a password change could not be done (%s). The sessions are revoked"
-                " regardless; the one it was changed in may have to sign in again.",
-                type(error.__context__).__name__,
-            )
-        finally:
-            self._mark_purged(purged_ids)
-            if registry.records.updates_after_commit:
-                sync_current(registry, order.user_ids)
-
-    def _purge(self, purge: Purge, batch: Sequence[StoreEntry]) -> bool:
-        """Delete store entries; return whether there were any, and all are gone."""
-        stored = sum(bool(row.keys) for row in batch)
-        is_purged = purge.delete_of([(row.id, row.keys) for row in batch])
-        if is_purged:
-            self.purged += stored
-        else:
-            self.unpurged += stored
-        return is_purged and stored > 0
-
-    def _mark_purged(self, ids: Sequence[uuid.UUID]) -> None:
-        if not ids:
-            return
-        try:
-            self._registry.records.mark_revocation_purged(self.order, ids)
-        except UNAVAILABLE as error:
-            report("Could not mark store entries as purged.", error)
-
-    def _notify(self, batch: Sequence[StoreEntry]) -> None:
-        """Send the signal, once for each user."""
-        owned: dict[t.Any, list[uuid.UUID]] = {}
-        for row in batch:
-            # The row of a deleted user might no longer name the user.
-            is_deleted = self.order.users_are_deleted
-            owner = self.order.user_ids[0] if is_deleted else row.user_id
-            owned.setdefault(owner, []).append(row.id)
-        for user_id, ids in owned.items():
-            signals.send(
-                signals.session_revoked,
-                self._app,
-                ids=tuple(ids),
-                user_id=user_id,
-                reason=self.order.reason,
-            )
 
 
 def check_reason(reason: str) -> str:
@@ -219,13 +135,3 @@ def revoke_one(
 def _orders_of(session: sa_orm.Session) -> list[RevocationOrder]:
     """Return what the transaction of ``session`` ends already."""
     return [one.order for one in pending_subjects(session) if isinstance(one, Revocation)]
-
-
-@contextlib.contextmanager
-def app_context(app: Flask) -> Iterator[None]:
-    """Push the app's context, where a transaction is committed outside of it."""
-    if has_app_context() and current_app == app:
-        yield
-    else:
-        with app.app_context():
-            yield

@@ -348,7 +348,7 @@ def _commit(registry: Registry, revocation: Revocation | None) -> int:
     if revocation is None:
         return 0
     registry.db_session.commit()
-    return revocation.ended
+    return revocation.after_commit.ended
 
 
 def _answer(count: int, message: str) -> ResponseReturnValue:

@@ -6,6 +6,7 @@ from ..protocols import Records
 from .check import RedisCheckRecords
 from .client import RedisClient
 from .listing import RedisListingRecords
+from .login import RedisLoginRecords
 from .maintenance import RedisMaintenanceRecords
 from .operator import RedisOperatorRecords
 from .own_session import RedisOwnSessionRecords
@@ -17,6 +18,7 @@ __all__ = ["RedisClient", "RedisRecords", "RedisUserSession"]
 
 class RedisRecords(
     RedisCheckRecords,
+    RedisLoginRecords,
     RedisOwnSessionRecords,
     RedisRevocationRecords,
     RedisListingRecords,

@@ -91,7 +91,9 @@ class RedisRevocationRecords(RedisCore, RevocationRecords):
             return []
         return [stored.fingerprint for stored in known.values()]
 
-    def mark_revocation_purged(self, order: RevocationOrder, ids: Sequence[uuid.UUID]) -> None:
+    def mark_revocation_purged(
+        self, order: RevocationOrder, ids: Sequence[uuid.UUID], *, is_last: bool
+    ) -> None:
         self.mark_purged(ids)
 
     def sync_fingerprints(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from ..protocols import Records
 from .check import SQLCheckRecords
 from .listing import SQLListingRecords
+from .login import SQLLoginRecords
 from .maintenance import SQLMaintenanceRecords
 from .operator import SQLOperatorRecords
 from .own_session import SQLOwnSessionRecords
@@ -17,6 +18,7 @@ from .revocation import SQLRevocationRecords
 
 class SQLRecords(
     SQLCheckRecords,
+    SQLLoginRecords,
     SQLOwnSessionRecords,
     SQLRevocationRecords,
     SQLListingRecords,

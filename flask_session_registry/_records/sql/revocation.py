@@ -19,7 +19,7 @@ from ..base import (
 )
 from ..protocols import RevocationRecords
 from . import innodb
-from .table import batches_of, hiding_parameters
+from .table import hiding_parameters
 from .tombstones import TombstoneTable
 
 
@@ -120,10 +120,13 @@ class SQLRevocationRecords(TombstoneTable, RevocationRecords):
             owner = sa.or_(owner, self.columns.user_id.is_(None))
         return self._batches(owner, self.columns.revocation == order.id)
 
-    def mark_revocation_purged(self, order: RevocationOrder, ids: Sequence[uuid.UUID]) -> None:
+    def mark_revocation_purged(
+        self, order: RevocationOrder, ids: Sequence[uuid.UUID], *, is_last: bool
+    ) -> None:
         if order.users_are_deleted:
-            for batch in batches_of(list(ids)):
-                self.mark_purged(batch)
+            self.mark_purged(ids)
+            return
+        if not is_last:
             return
         column = self.columns
         with self.users.transaction() as session:

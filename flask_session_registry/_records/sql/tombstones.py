@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import typing as t
 import uuid
 
 import sqlalchemy as sa
@@ -12,7 +11,6 @@ from ...models import LINKED_KEY, STALE_KEY
 from .. import linked_keys
 from ..base import Execute, new_id
 from ..linked_keys import LinkedKey
-from . import innodb
 from .table import SessionTable, insertion_into
 
 
@@ -22,15 +20,6 @@ class TombstoneTable(SessionTable):
     A transaction that does it holds the row of the session from before it reads the key. It needs
     no lock on the user's row: it writes no other session, and tombstones refer to no table.
     """
-
-    def assign_id(self, id: uuid.UUID, user_id: t.Any) -> uuid.UUID:
-        """Return the id: any will do, but on InnoDB a random one.
-
-        What ends the sessions of a user holds, in the index on ``user_id``, also the gap between
-        the last one of the user before and the first one of this. Within a user the index goes by
-        the id, so that the newest would always fall into that gap, and the login wait.
-        """
-        return uuid.uuid4() if self.dialect in innodb.DIALECTS else id
 
     def _lock_key(self, execute: Execute, id: uuid.UUID) -> str | None:
         """Lock the row of an active session; return its store key, if any."""
