@@ -62,7 +62,7 @@ class Registry:
     #: The entries of the session store.
     entries: Entries
     #: Whether debug mode has looked for the tables, at the first request.
-    was_looked_at = False
+    tables_were_checked = False
 
     def __init__(self, app: Flask) -> None:
         self.settings = Settings(app.config)
@@ -190,9 +190,9 @@ def _sum(one: dt.timedelta, other: dt.timedelta) -> dt.timedelta:
     return one + min(other, dt.timedelta.max - one)
 
 
-def unwrap(user: t.Any) -> t.Any:
-    """Return the object behind a proxy such as ``current_user``."""
-    return user._get_current_object() if hasattr(user, "_get_current_object") else user
+def unwrap(value: t.Any) -> t.Any:
+    """Return the object behind a proxy such as ``current_user``; anything else as it is."""
+    return value._get_current_object() if hasattr(value, "_get_current_object") else value
 
 
 def install(app: Flask, extension: object, registry: Registry) -> None:

@@ -265,7 +265,7 @@ class Setup:
 
 
 def _check_session_type(app: Flask) -> None:
-    if app.config.get("SESSION_TYPE") and not flask_session.is_server_side(app.session_interface):
+    if app.config.get("SESSION_TYPE") and not flask_session.owns(app.session_interface):
         raise ConfigurationError(
             "'SESSION_TYPE' is set, but Flask-Session is not set up on this app yet. Move"
             " 'Session(app)' before the 'init_app' of 'SessionRegistry'."

@@ -226,14 +226,14 @@ class SessionRegistry:
         """
         registry = get_registry()
         user_id = registry.user_id_of(user)
-        except_id = session_check.current(registry) if except_current else None
+        spared = session_check.current(registry) if except_current else None
         return revocation.revoke_users(
             registry,
             unwrap(current_app),
             [user_id],
             reason=reason,
             session=_plain(session) or registry.session_of(user),
-            except_id=except_id.id if except_id is not None else None,
+            except_id=None if spared is None else spared.id,
         ).count
 
     def revoke(

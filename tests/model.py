@@ -1000,9 +1000,9 @@ class Story(RuleBasedStateMachine):
 @contextlib.contextmanager
 def open_stage(store: str, home: str) -> Iterator[Stage]:
     """Yield a site on one kind of store, without anything that varies between runs."""
-    late, sleep = persistence.LATE, flask_session._utils.time
-    # A late request writes its session back, however slow the machine is.
-    persistence.LATE = float("inf")
+    slow_after, sleep = persistence.SLOW_AFTER, flask_session._utils.time
+    # No request counts as slow, however slow the machine is.
+    persistence.SLOW_AFTER = float("inf")
     # Flask-Session waits before it retries a store.
     flask_session._utils.time = types.SimpleNamespace(sleep=lambda _: None)
     logging.disable(logging.CRITICAL)
@@ -1013,7 +1013,7 @@ def open_stage(store: str, home: str) -> Iterator[Stage]:
         finally:
             stage.close()
             logging.disable(logging.NOTSET)
-            persistence.LATE, flask_session._utils.time = late, sleep
+            persistence.SLOW_AFTER, flask_session._utils.time = slow_after, sleep
 
 
 def tell(stage: Stage, number: int, **options: t.Any) -> None:

@@ -127,7 +127,7 @@ def test_traceback(
     firefox = site.browser()
     firefox.login()
     drop_table(site)
-    site.registry.was_looked_at = True
+    site.registry.tables_were_checked = True
     site.app.debug = way == "debug mode"
     level = logging.DEBUG if way == "level" else logging.INFO
     with caplog.at_level(level, LOGGER):
@@ -460,7 +460,7 @@ def test_first_request_within_a_transaction(migrated: SiteFactory, told: t.Any) 
         assert site.browser().get("/cart").status_code == 200
         site.db.session.commit()
         assert site.user("ann").note == "kept"
-    assert not site.registry.was_looked_at
+    assert not site.registry.tables_were_checked
 
 
 # -- on the command line ---------------------------------------------------------------------------

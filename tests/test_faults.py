@@ -17,7 +17,7 @@ from site_under_test import Browser, Site, days_ago
 from flask_session_registry import SessionRegistryError, StaleRequestError, purge_failed
 from flask_session_registry._records.redis.client import reporting
 from flask_session_registry._request import persistence
-from flask_session_registry._request.context import find_context_of
+from flask_session_registry._request.context import find_context
 from flask_session_registry._revocation import lost_updates
 from flask_session_registry._store import backends as entries
 
@@ -592,12 +592,12 @@ def test_request_drops_its_state(site: Site, firefox: Browser) -> None:
     def keep() -> str:
         assert current_user.is_authenticated
         kept.append(request._get_current_object())
-        assert find_context_of(site.registry, kept[0]) is not None
+        assert find_context(site.registry, kept[0]) is not None
         return "ok"
 
     firefox.login()
     assert firefox.get("/kept").text == "ok"
-    assert find_context_of(site.registry, kept[0]) is None
+    assert find_context(site.registry, kept[0]) is None
 
 
 def test_password_change_lets_go_of_its_connection(make_site: SiteFactory) -> None:
@@ -632,7 +632,7 @@ def test_late_response_with_one_connection(
     make_site: SiteFactory, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """33, 41: the second check of a late response needs no further connection."""
-    monkeypatch.setattr(persistence, "LATE", 0)
+    monkeypatch.setattr(persistence, "SLOW_AFTER", 0)
     options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 2}
     if database == "sqlite":
         options["poolclass"] = sa.QueuePool  # type: ignore[assignment]

@@ -279,7 +279,7 @@ def test_session_interface_that_saves_in_its_own_way(
     make_site: SiteFactory, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """12: it still saves on each request. A slow request checks the session before it saves."""
-    monkeypatch.setattr(persistence, "LATE", 0)
+    monkeypatch.setattr(persistence, "SLOW_AFTER", 0)
     site = make_site("cookie", init=False)
     site.app.session_interface = OwnInterface()
     site.sessions.init_app(site.app)
@@ -331,7 +331,7 @@ def test_late_answer_with_refreshed_remember_cookies(
     make_site: SiteFactory, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """14: with REMEMBER_COOKIE_REFRESH_EACH_REQUEST, a response without its session sets none."""
-    monkeypatch.setattr(persistence, "LATE", 0)
+    monkeypatch.setattr(persistence, "SLOW_AFTER", 0)
     site = make_site("redis", REMEMBER_COOKIE_REFRESH_EACH_REQUEST=True)
     add_poll(site, held)
     chrome = site.browser("Chrome")

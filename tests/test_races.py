@@ -98,7 +98,7 @@ def test_own_request_that_answers_late(
 
     Without the second check, the late response resets Chrome to the id from before the change.
     """
-    monkeypatch.setattr(persistence, "LATE", 0)
+    monkeypatch.setattr(persistence, "SLOW_AFTER", 0)
     site = make_site("files", database_kind)
 
     @site.app.post("/slow")
@@ -130,7 +130,7 @@ def test_own_request_that_answers_late_on_every_store(
     make_site: SiteFactory, held: Held, monkeypatch: pytest.MonkeyPatch, store: str
 ) -> None:
     """33, on every store."""
-    monkeypatch.setattr(persistence, "LATE", 0)
+    monkeypatch.setattr(persistence, "SLOW_AFTER", 0)
     site = make_site(store)
     add_slow_view(site, held)
     chrome = site.browser("Chrome")
@@ -146,7 +146,7 @@ def test_late_request_that_is_still_good(
     make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch, database: str
 ) -> None:
     """A slow request during which nothing happened writes its session as usual."""
-    monkeypatch.setattr(persistence, "LATE", 0)
+    monkeypatch.setattr(persistence, "SLOW_AFTER", 0)
     site = make_site("files", database)
 
     @site.app.post("/broken")
@@ -389,7 +389,7 @@ def test_old_snapshot_counts_as_late(
 
     With the age taken from the check, the late response would give Chrome its old id back.
     """
-    monkeypatch.setattr(persistence, "LATE", 0.4)
+    monkeypatch.setattr(persistence, "SLOW_AFTER", 0.4)
     site = make_site("files", "mariadb")
 
     @site.app.post("/slow")

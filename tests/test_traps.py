@@ -470,7 +470,7 @@ def test_flask_login_identifies_users_by_an_attribute(app: Flask) -> None:
 def test_flask_session_entries(app: Flask) -> None:
     """'_generate_sid', '_get_store_id', '_retrieve_session_data', '_delete_session'."""
     interface = app.session_interface
-    assert flask_session.is_server_side(interface)
+    assert flask_session.owns(interface)
     ids = {flask_session.new_session_id(interface) for _ in range(2)}
     assert len(ids) == 2
     id = ids.pop()

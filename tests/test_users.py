@@ -297,7 +297,7 @@ def test_users_of_two_kinds(
     make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch, database: str, model: t.Any
 ) -> None:
     """26: both kinds can rotate, be pruned and be deleted, and a late request is checked again."""
-    monkeypatch.setattr(persistence, "LATE", 0)
+    monkeypatch.setattr(persistence, "SLOW_AFTER", 0)
     site = make_site("redis", database, model=model)
     add_views(site)
     with site.context():

@@ -98,7 +98,7 @@ def test_late_request_of_a_session_whose_row_is_locked(
     make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch, database: str, what: str
 ) -> None:
     """It checks the committed state, and writes its session."""
-    monkeypatch.setattr(persistence, "LATE", 0)
+    monkeypatch.setattr(persistence, "SLOW_AFTER", 0)
     site = make_site("files", database)
 
     @site.app.post("/late")

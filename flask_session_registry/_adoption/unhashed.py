@@ -19,7 +19,7 @@ def migrate_unhashed_entries(
 
     :param on_moved: called with the previous key of an entry that has been saved under its new one.
     """
-    if not flask_session.is_server_side(interface):
+    if not flask_session.owns(interface):
         return
     untyped: t.Any = interface
     opened, saved = untyped.open_session, untyped.save_session

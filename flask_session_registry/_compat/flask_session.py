@@ -20,7 +20,7 @@ WriteDecision = Callable[[Flask, SessionMixin], bool]
 _ASKING_FIRST = (SecureCookieSessionInterface.save_session, ServerSideSessionInterface.save_session)
 
 
-def is_server_side(interface: SessionInterface) -> bool:
+def owns(interface: SessionInterface) -> bool:
     """Return whether this is an interface of Flask-Session, or derived from one."""
     return isinstance(interface, ServerSideSessionInterface)
 
@@ -137,5 +137,5 @@ def asks_before_writing(interface: SessionInterface) -> bool:
 
 def write_decision_of(interface: SessionInterface) -> tuple[str, WriteDecision]:
     """Return the method that decides whether a session is written: its name, and itself."""
-    name = "should_set_storage" if is_server_side(interface) else "should_set_cookie"
+    name = "should_set_storage" if owns(interface) else "should_set_cookie"
     return name, getattr(interface, name)

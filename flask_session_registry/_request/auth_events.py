@@ -23,7 +23,7 @@ from .._revocation.fingerprint import CheckedCredential
 from ..errors import UserError
 from . import check as session_check
 from . import credential_check, refusal, store_keys
-from .context import find_context, get_context
+from .context import ensure_context, find_context
 from .current_session import CurrentSession
 from .marker import MARKER, OTHER
 from .opened import session_at_the_beginning
@@ -75,7 +75,7 @@ def begin_login(app: Flask, registry: Registry, user: t.Any) -> None:
     if not isinstance(user, registry.credentials.user_model):
         _leave_alone(app, registry, user)
         return
-    context = get_context(registry)
+    context = ensure_context(registry)
     earlier = context.login
     transient = registry.credentials.transient_password(user)
     user = _saved(registry, user)
@@ -123,11 +123,11 @@ def _evidence(
     app: Flask, registry: Registry, user: t.Any, before: CurrentSession | None
 ) -> CheckedCredential:
     """Return what is known about the credential that this login was checked against."""
-    is_known = credential_check.take(app, session, user)
-    if is_known is None and before is not None and is_same_user(before.user, user):
-        # Seen by the session check, before anything that the view has loaded.
-        is_known = before.knows
-    return registry.credentials.evidence(user, is_known=is_known)
+    knows = credential_check.take(app, session, user)
+    if knows is None and before is not None and is_same_user(before.user, user):
+        # The session check has seen it before the view has loaded anything.
+        knows = before.knows
+    return registry.credentials.evidence(user, knows=knows)
 
 
 def is_same_user(one: t.Any, other: t.Any) -> bool:
@@ -193,7 +193,7 @@ def _logged_out(app: Flask, **_: t.Any) -> None:
         session_check.current_before(registry, app)
     except UNAVAILABLE as error:
         report("Could not prepare a logout.", error)
-        get_context(registry).mark_unavailable()
+        ensure_context(registry).mark_unavailable()
         raise refusal.unavailable(_NOT_RECORDED, error) from None
 
 
@@ -202,7 +202,7 @@ def _logged_out(app: Flask, **_: t.Any) -> None:
 
 def _restored(app: Flask, **_: t.Any) -> None:
     """Give a session that a "remember me" cookie has restored a new id."""
-    current = get_context(get_registry()).current
+    current = ensure_context(get_registry()).current
     store_keys.regenerate_id(app.session_interface, session)
     if current is None:
         # Of another kind of user: from all others the check would have hidden the cookie.

@@ -20,7 +20,7 @@ from .._compat.flask import request_context, within_request
 from .._diagnosis import report
 from .._records.base import ROTATED, UNAVAILABLE, LoadedSession
 from . import refusal, remember_cookies, store_keys
-from .context import RequestContext, context_of, find_context, get_context, is_in_request
+from .context import RequestContext, ensure_context, find_context, is_in_request
 from .current_session import CurrentSession
 from .marker import MARKER, OTHER, read_marker
 from .opened import session_at_the_beginning
@@ -42,7 +42,7 @@ def check(app: Flask) -> None:
         return
     browser = found.session
     claimed = browser.get(flask_login.USER_ID)
-    context = context_of(registry, found.request)
+    context = ensure_context(registry, found.request)
     if claimed is None:
         context.note_missing_entry(store_keys.missing_store_key(app, browser))
         if not _offers_remember_cookie(app):
@@ -78,7 +78,7 @@ def reason_of_refusal(registry: Registry) -> str | None:
     if not is_in_request(registry):
         return None
     _ask_for_user()
-    context = get_context(registry)
+    context = ensure_context(registry)
     try:
         return refusal.complete_reason(registry, context)
     except UNAVAILABLE as error:
@@ -93,7 +93,7 @@ def current_before(registry: Registry, app: Flask) -> CurrentSession | None:
     If it hasn't been checked yet, it is found by the marker in the session; if a view has cleared
     that, in the session as it was at the beginning; else by the "remember me" cookie.
     """
-    context = get_context(registry)
+    context = ensure_context(registry)
     if context.current is not None or context.login is not None or context.rejected:
         return context.current
     browser = unwrap(session)
@@ -209,31 +209,31 @@ def check_record(
     """Compare what the browser carries with the record."""
     id, generation = marker
     records = registry.records
-    row = records.load(id, claimed if flask_login.has_usual_ids(app) else None)
-    if row is None:
+    loaded = records.load(id, claimed if flask_login.has_usual_ids(app) else None)
+    if loaded is None:
         return _refuse_ended(registry, id)
-    user, row_generation, fingerprint, last_seen_at, store_id, _, password = row
-    if fingerprint != registry.credentials.fingerprint(password):
+    if loaded.fingerprint != registry.credentials.fingerprint(loaded.password):
         # If records are updated after the commit of a new password, the session that it was changed
         # in has the previous fingerprint, too, for a moment.
         return CheckResult(None, "password_changed", id, records.updates_after_commit)
-    if row_generation != generation:
+    if loaded.generation != generation:
         # A late request with the id from before a rotation: its browser is signed in.
         return CheckResult(None, ROTATED, id, is_superseded=True)
-    age, interval = clock.now() - clock.as_utc(last_seen_at), registry.settings.touch_interval
+    age = clock.now() - clock.as_utc(loaded.last_seen_at)
+    interval = registry.settings.touch_interval
     # Negative by a clock that was ahead: a touch corrects that, or all timeouts would be longer.
     is_touch_due = age < _NOTHING or (interval is not None and age >= interval)
-    fault = _find_fault(app, registry, id, row, claimed, is_touch_due, is_remembered)
+    fault = _find_fault(app, registry, id, loaded, claimed, is_touch_due, is_remembered)
     if fault is not None:
-        return _refuse_fault(id, store_id, fault)
+        return _refuse_fault(id, loaded.store_id, fault)
     return CheckResult(
         CurrentSession(
             id,
             generation,
-            user,
+            loaded.user,
             session_id=store_keys.session_id(unwrap(session)),
-            store_id=store_id,
-            held=[(generation, fingerprint)],
+            store_id=loaded.store_id,
+            held=[(generation, loaded.fingerprint)],
             is_touch_due=is_touch_due,
         )
     )
@@ -257,20 +257,26 @@ def _find_fault(
     app: Flask,
     registry: Registry,
     id: uuid.UUID,
-    row: LoadedSession,
+    loaded: LoadedSession,
     claimed: str | None,
     is_touch_due: bool,
     is_remembered: bool,
 ) -> str | None:
     """Return why an active session must not go on; ``None`` if there is no reason."""
-    if claimed is not None and flask_login.get_id(app, row.user) != str(claimed):
-        return _fault_of_id(app, registry, row.user, is_remembered=is_remembered)
-    if not row.user.is_active:
+    if claimed is not None and flask_login.get_id(app, loaded.user) != str(claimed):
+        return _fault_of_id(app, registry, loaded.user, is_remembered=is_remembered)
+    if not loaded.user.is_active:
         return "inactive"
-    if not is_touch_due and row.created_at is None and registry.settings.touch_interval is not None:
+    if (
+        not is_touch_due
+        and loaded.created_at is None
+        and registry.settings.touch_interval is not None
+    ):
         # A session seen a moment ago can have expired by its age only.
         return None
-    return "expired" if _has_expired(app, registry, id, row, is_remembered=is_remembered) else None
+    return (
+        "expired" if _has_expired(app, registry, id, loaded, is_remembered=is_remembered) else None
+    )
 
 
 def _fault_of_id(app: Flask, registry: Registry, user: t.Any, *, is_remembered: bool) -> str:
@@ -285,9 +291,9 @@ def _fault_of_id(app: Flask, registry: Registry, user: t.Any, *, is_remembered: 
 
 
 def _has_expired(
-    app: Flask, registry: Registry, id: uuid.UUID, row: LoadedSession, *, is_remembered: bool
+    app: Flask, registry: Registry, id: uuid.UUID, loaded: LoadedSession, *, is_remembered: bool
 ) -> bool:
-    last_seen_at, created_at = clock.as_utc(row.last_seen_at), row.created_at
+    last_seen_at, created_at = clock.as_utc(loaded.last_seen_at), loaded.created_at
     if created_at is not None:
         created_at = clock.as_utc(created_at)
     expiry = registry.expiry(app)

@@ -287,25 +287,18 @@ class RequestContext:
 # -- access --------------------------------------------------------------------------------------
 
 
-def get_context(registry: Registry) -> RequestContext:
-    """Return the context of the current request, new if there is none yet. There must be a request.
+def ensure_context(registry: Registry, request: Request | None = None) -> RequestContext:
+    """Return the context of a request, which is created if there is none yet.
 
     It is kept with the request itself. An app context, and ``g``, may outlive many requests; so may
     a WSGI environment: that of a web socket lives as long as the socket.
+
+    :param request: by default the current request. There must be one.
     """
-    found = request_context()
-    assert found is not None  # noqa: S101 -- callers have made sure
-    return context_of(registry, found.request)
-
-
-def find_context(registry: Registry) -> RequestContext | None:
-    """Return the context of the current request; ``None`` if there is no context or no request."""
-    found = request_context()
-    return None if found is None else find_context_of(registry, found.request)
-
-
-def context_of(registry: Registry, request: Request) -> RequestContext:
-    """Return the context of a request, new if there is none yet."""
+    if request is None:
+        found = request_context()
+        assert found is not None  # noqa: S101 -- callers have made sure
+        request = found.request
     kept = vars(request)
     context: RequestContext | None = kept.get(registry.context_key)
     if context is None:
@@ -314,8 +307,16 @@ def context_of(registry: Registry, request: Request) -> RequestContext:
     return context
 
 
-def find_context_of(registry: Registry, request: Request) -> RequestContext | None:
-    """Return the context of a request; ``None`` if there is none."""
+def find_context(registry: Registry, request: Request | None = None) -> RequestContext | None:
+    """Return the context of a request; ``None`` if there is none.
+
+    :param request: by default the current request, if there is one.
+    """
+    if request is None:
+        found = request_context()
+        if found is None:
+            return None
+        request = found.request
     context: RequestContext | None = vars(request).get(registry.context_key)
     return context
 

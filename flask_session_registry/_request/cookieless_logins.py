@@ -10,9 +10,9 @@ from .._records.base import StoreEntry
 if t.TYPE_CHECKING:
     from .._app import Registry
 
-#: The number of sessions of one user, from one address with one user agent, that may be open though
-#: their browser has never come back: of those begun before a view was called, by requests without
-#: any cookie. Also the number of such logins after which a process looks for them.
+#: After this many logins of one user, from one address with one user agent, a process looks for
+#: those of their sessions that no browser has come back to, and leaves this many open, with the new
+#: one. Only for sessions begun before a view was called, by requests without any cookie.
 NEVER_RESUMED = 50
 
 #: The maximum number of clients that a process remembers.
@@ -36,21 +36,21 @@ class CookielessLogins:
         return True
 
 
-def find_never_resumed(registry: Registry, login: dict[str, t.Any]) -> list[StoreEntry]:
+def find_never_resumed(registry: Registry, values: dict[str, t.Any]) -> list[StoreEntry]:
     """Return the sessions that end because their client signs in again on each request.
 
-    If it does so because of a header that a proxy sets, say, each of its requests would leave a
-    row for a month.
+    Otherwise each of its requests would leave a row for a month. It may do so, for example, because
+    of a header that a proxy sets.
 
-    :param login: the values of the new row.
+    :param values: the values of the new row.
     """
-    client = (login["user_id"], login["ip_address"], login["user_agent"])
+    client = (values["user_id"], values["ip_address"], values["user_agent"])
     if not registry.cookieless_logins.counts_to(NEVER_RESUMED, client):
         return []
     found = registry.records.find_never_resumed(
-        login["user_id"],
-        ip_address=login["ip_address"],
-        user_agent=login["user_agent"],
+        values["user_id"],
+        ip_address=values["ip_address"],
+        user_agent=values["user_agent"],
         skip=NEVER_RESUMED - 1,
     )
     if found:

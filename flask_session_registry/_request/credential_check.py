@@ -17,7 +17,7 @@ from flask.sessions import SessionMixin
 
 from .._app import Registry
 from . import signing
-from .context import get_context
+from .context import ensure_context
 
 #: The key in ``flask.session``.
 CREDENTIAL_CHECK = "_credentials_checked"
@@ -32,7 +32,7 @@ def credentials_checked(
     """Keep the credential that is stored when the block begins, unless the block raises."""
     # Before the block, in which another hash of the same password may be stored: only an existing
     # context records that.
-    context = get_context(registry)
+    context = ensure_context(registry)
     fingerprint = registry.users.fingerprint_of(user_id)
     yield
     for owner, before, after in context.rehashes:
@@ -52,11 +52,11 @@ def take(app: Flask, session: SessionMixin, user: t.Any) -> Callable[[str | None
     if kept is None or identity is None or kept[0] != str(identity[0]):
         return None
 
-    def is_kept(fingerprint: str | None) -> bool:
+    def knows(fingerprint: str | None) -> bool:
         digests = _digests(app, identity[0], fingerprint)
         return any(hmac.compare_digest(digest, kept[1]) for digest in digests)
 
-    return is_kept
+    return knows
 
 
 def _digests(app: Flask, user_id: t.Any, fingerprint: str | None) -> list[str]:

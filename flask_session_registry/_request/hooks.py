@@ -34,8 +34,8 @@ def follow_requests(app: Flask, registry: Registry) -> None:
         current = unwrap(request)
         registry.setup.check(app)
         context.begin_request(registry, current)
-        if app.debug and not registry.was_looked_at:
-            _look(registry)
+        if app.debug and not registry.tables_were_checked:
+            _check_tables(registry)
         set_user_aside(current)
 
     def finish(response: Response) -> Response:
@@ -75,14 +75,14 @@ def restore_user(request: Request) -> None:
             flask_login.cache_user(user)
 
 
-def _look(registry: Registry) -> None:
+def _check_tables(registry: Registry) -> None:
     """Tell a developer at once if the table is missing, rather than at the first login.
 
     Once in a process, in debug mode only: elsewhere a request that doesn't ask for the user neither
     uses the database, nor waits for one that is down.
     """
     if not registry.users.is_in_transaction:
-        registry.was_looked_at = True
+        registry.tables_were_checked = True
         diagnosis = check_records(registry)
         if diagnosis is not None:
             log.error("%s", diagnosis)

@@ -18,7 +18,7 @@ from .._records.base import ROTATED, UNAVAILABLE, LimitReachedError, SupersededE
 from ..errors import UserError
 from . import deferred, refusal, remember_cookies, store_keys
 from .auth_events import undo_login
-from .context import RequestContext, find_context_of
+from .context import RequestContext, find_context
 from .current_session import CurrentSession
 from .marker import MARKER, OTHER
 from .record_login import record_login
@@ -26,9 +26,9 @@ from .record_logout import record_logout
 from .remember_cookies import RememberCookieChange
 from .sync import sync_current
 
-#: A request that took longer than this, in seconds, compares its session once more before that is
-#: written. From its beginning, not from the check, which may see the database as it was then.
-LATE = 0.1
+#: A request that has taken longer than this, in seconds, compares its session once more before that
+#: is written. Counted from its beginning: the check may see the database as it was then.
+SLOW_AFTER = 0.1
 
 _TOO_MANY = "You are signed in on too many devices. Sign out on one of them first."
 
@@ -39,7 +39,7 @@ def finish(response: Response, app: Flask, registry: Registry) -> Response:
     Runs last before Flask saves the session, and again for the error page if that fails.
     """
     found = request_context()
-    context = None if found is None else find_context_of(registry, found.request)
+    context = None if found is None else find_context(registry, found.request)
     if found is None or context is None:
         return response
     browser = found.session
@@ -140,7 +140,7 @@ def _is_late(registry: Registry, context: RequestContext) -> bool:
         return reason in refusal.BY_THE_BROWSER and context.is_superseded
     # With the id from before a recent rotation, the browser is signed in by now. Later, it has only
     # the old id, and must be able to sign in.
-    return registry.records.was_rotated_within(context.rejected_id, refusal.OVERLAP)
+    return registry.records.was_rotated_within(context.rejected_id, refusal.SUPERSEDED_FOR)
 
 
 # -- what became of the session ------------------------------------------------------------------
@@ -244,8 +244,8 @@ def _may_be_written(
     current: CurrentSession,
     browser: SessionMixin,
 ) -> bool:
-    """Return whether the session still belongs to this request. A late one compares once more."""
-    is_slow = context.age > LATE
+    """Return whether the session still belongs to this request. A slow one compares it again."""
+    is_slow = context.age > SLOW_AFTER
     if not is_slow and not current.is_touch_due:
         return True
     is_changed = registry.is_written(app, browser)
@@ -262,9 +262,9 @@ def _update_user_id(app: Flask, registry: Registry, current: CurrentSession) -> 
     """Update what ``get_id()`` returned: it may have changed with the password."""
     # The commit may have been another session's, so that this one knows an outdated user.
     registry.users.release()
-    row = registry.records.load(current.id, refresh=True)
-    if row is not None:
-        session[flask_login.USER_ID] = flask_login.get_id(app, row[0])
+    loaded = registry.records.load(current.id, refresh=True)
+    if loaded is not None:
+        session[flask_login.USER_ID] = flask_login.get_id(app, loaded.user)
 
 
 def drop(app: Flask, context: RequestContext) -> None:

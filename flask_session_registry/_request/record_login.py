@@ -41,8 +41,8 @@ def record_login(
     # Before the release: a user who isn't committed has no identity afterwards.
     user_id = (sa.inspect(login.user).identity or (None,))[0]
     # Again: the view may have stored another hash of the same password since.
-    known = registry.credentials.evidence(login.user, is_known=login.evidence.is_known)
-    evidence = login.evidence._replace(stored=known.stored)
+    newest = registry.credentials.evidence(login.user)
+    evidence = login.evidence._replace(stored=newest.stored)
     if user_id is not None:
         login = context.assign_id(login, registry.records.assign_id(login.id, user_id))
         session[MARKER] = login.marker
@@ -120,10 +120,10 @@ class _Replacement:
         return [(row.id, row.keys) for row in rows]
 
 
-def _is_new_device(app: Flask, registry: Registry, login: dict[str, t.Any]) -> bool:
+def _is_new_device(app: Flask, registry: Registry, values: dict[str, t.Any]) -> bool:
     """Return whether nothing shows that this user has signed in with such a device before."""
-    return not device_cookie.has_user(app, login["user_id"]) and not registry.records.was_seen(
-        login["user_id"], ip_address=login["ip_address"], user_agent=login["user_agent"]
+    return not device_cookie.has_user(app, values["user_id"]) and not registry.records.was_seen(
+        values["user_id"], ip_address=values["ip_address"], user_agent=values["user_agent"]
     )
 
 

@@ -24,9 +24,9 @@ from .opened import session_at_the_beginning
 if t.TYPE_CHECKING:
     from werkzeug.wrappers import Request
 
-#: How long, after a rotation or another login, a browser may have requests under way that carry
+#: How long, after a rotation or another login, an in-flight request of the browser may still carry
 #: the previous session.
-OVERLAP = dt.timedelta(seconds=10)
+SUPERSEDED_FOR = dt.timedelta(seconds=10)
 
 #: The reasons for which the browser itself has ended a session. It may be signed in again by now.
 BY_THE_BROWSER = ("replaced", "logged_out")
@@ -111,4 +111,4 @@ def complete_reason(registry: Registry, context: RequestContext) -> str | None:
 
 def is_superseded(end: End) -> bool:
     """Return whether a request may date from before the browser itself ended its session."""
-    return end.reason in BY_THE_BROWSER and clock.is_within(OVERLAP, of=end.at)
+    return end.reason in BY_THE_BROWSER and clock.is_within(SUPERSEDED_FOR, of=end.at)

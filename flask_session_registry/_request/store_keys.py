@@ -44,7 +44,7 @@ def configure_store_keys(interface: SessionInterface, *, hashed: bool) -> None:
 
     If hashed, neither a dump of the store nor one of the registry contains a usable cookie.
     """
-    if not flask_session.is_server_side(interface):
+    if not flask_session.owns(interface):
         return
     prefix = flask_session.key_prefix(interface)
 
@@ -141,7 +141,7 @@ def regenerate_id(interface: SessionInterface, session: SessionMixin) -> None:
     Flask-Session's own ``regenerate`` deletes the old entry at once, before anything is committed,
     and with its SQLAlchemy store commits the app's transaction.
     """
-    if flask_session.is_server_side(interface):
+    if flask_session.owns(interface):
         t.cast(t.Any, session).sid = flask_session.new_session_id(interface)
     elif is_server_side(interface):
         t.cast(t.Any, session).sid = secrets.token_urlsafe(32)

@@ -17,7 +17,7 @@ from .._records.base import ROTATED, UNAVAILABLE, End
 from .._store.purge import Purge
 from ..errors import RecordsError
 from . import refusal, remember_cookies, store_keys
-from .context import RequestContext, get_context, is_in_request
+from .context import RequestContext, ensure_context, is_in_request
 from .current_session import CurrentSession
 from .marker import MARKER, read_marker
 
@@ -38,7 +38,7 @@ def sync_current(registry: Registry, user_ids: Sequence[t.Any]) -> None:
 
 
 def _sync_current(registry: Registry, user_ids: Sequence[t.Any]) -> None:
-    context = get_context(registry)
+    context = ensure_context(registry)
     current = context.current
     if current is None:
         _sync_unchecked(registry, context)

@@ -80,9 +80,9 @@ class CheckedCredential(t.NamedTuple):
     seen: Values | None = None
     #: What this process has stored since.
     stored: tuple[Values, ...] = ()
-    #: Whether the session check, or an earlier step of the login, saw this fingerprint before the
-    #: instance was loaded; ``None`` if neither saw any.
-    is_known: Callable[[str | None], bool] | None = None
+    #: Returns whether the session check, or an earlier step of the login, saw a fingerprint before
+    #: the instance was loaded; ``None`` if neither saw any.
+    knows: Callable[[str | None], bool] | None = None
     #: The password attributes of the instance that signs in, if it is transient; ``None`` if it
     #: isn't, or holds no password.
     transient: Values | None = None
@@ -94,7 +94,7 @@ class CheckedCredential(t.NamedTuple):
         """
         if current.attributes in self.stored:
             return True
-        if self.is_known is not None and not self.is_known(current.fingerprint):
+        if self.knows is not None and not self.knows(current.fingerprint):
             return False
         if self.transient is not None and self.transient != current.attributes:
             return False

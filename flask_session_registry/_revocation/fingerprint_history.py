@@ -108,15 +108,15 @@ class Credentials(PasswordColumns):
         return history or []
 
     def evidence(
-        self, user: object, *, is_known: Callable[[str | None], bool] | None = None
+        self, user: object, *, knows: Callable[[str | None], bool] | None = None
     ) -> CheckedCredential:
         """Return what was seen of the credential of a user who signs in.
 
-        :param is_known: see :attr:`CheckedCredential.is_known`.
+        :param knows: see :attr:`CheckedCredential.knows`.
         """
         state = sa.inspect(user, raiseerr=True)
         history = self.fingerprint_history((state.identity or (None,))[0], state)
-        return CheckedCredential(history[0] if history else None, tuple(history[1:]), is_known)
+        return CheckedCredential(history[0] if history else None, tuple(history[1:]), knows)
 
     def bases(self, state: State) -> list[Values] | None:
         """Return the passwords that a change of this instance may start from; ``None`` if any."""

@@ -18,7 +18,7 @@ from .._diagnosis import explaining_table
 from .._log import log
 from .._records.base import PasswordChange, RevocationOrder, SurvivingSession
 from .._request import check as session_check
-from .._request.context import find_context, get_context
+from .._request.context import ensure_context, find_context
 from .._request.current_session import CurrentSession
 from ..errors import RecordsError, StaleRequestError
 from .after_commit import app_context
@@ -229,7 +229,7 @@ def watch_password(view: _View, reason: str) -> _View:
     def watched(*args: t.Any, **kwargs: t.Any) -> t.Any:
         registry = get_registry()
         session_check.current(registry)
-        with get_context(registry).watching_password(reason):
+        with ensure_context(registry).watching_password(reason):
             try:
                 return current_app.ensure_sync(view)(*args, **kwargs)
             except BaseException:

@@ -13,7 +13,7 @@ from flask import Flask
 from .._app import Registry
 from .._diagnosis import explaining_table
 from .._records.base import Execute, RevocationOrder, RevocationResult
-from .._request.context import find_context, get_context, is_in_request
+from .._request.context import ensure_context, find_context, is_in_request
 from .after_commit import AfterCommit
 from .commit_hooks import on_commit, pending_subjects
 
@@ -67,7 +67,7 @@ class Revocation:
             session, functools.partial(self.after_commit.run, self._result), subject=self
         )
         if is_in_request(self._registry):
-            get_context(self._registry).await_commit(pending)
+            ensure_context(self._registry).await_commit(pending)
 
 
 def check_reason(reason: str) -> str:
