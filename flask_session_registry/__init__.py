@@ -1,4 +1,4 @@
-"""Know where a user is signed in, and end it, for certain, when the password changes."""
+"""See where users are signed in; sign them out everywhere, reliably, on a password change."""
 
 from importlib.metadata import version
 

@@ -20,9 +20,9 @@ def ago(duration: dt.timedelta) -> dt.datetime:
 
 
 def is_within(duration: dt.timedelta, *, of: dt.datetime) -> bool:
-    """Return whether a moment is less than this long ago, or ahead: clocks may differ.
+    """Return whether a moment is less than this duration in the past, or in the future.
 
-    One further ahead doesn't count as recent: it would for too long.
+    Clocks may differ. A moment further in the future would count as recent for too long.
     """
     return abs(now() - of) < duration
 

@@ -245,13 +245,13 @@ class Settings:
     idle_timeout = Setting(
         None,
         _duration,
-        "How long after it was last seen a session ends, remembered or not. None: no idle timeout,"
+        "A session ends this long after it was last seen, remembered or not. None: no idle timeout,"
         " but see the README on expiry.",
     )
     absolute_timeout = Setting(
         None,
         _duration,
-        "How long after it began a session ends, used or not. None: no absolute timeout.",
+        "A session ends this long after it began, used or not. None: no absolute timeout.",
     )
     max_sessions = Setting(
         None, _count, "The maximum number of active sessions of one user. None: no limit."
@@ -275,8 +275,8 @@ class Settings:
     reauth_age = Setting(
         dt.timedelta(minutes=15),
         _duration,
-        "How long after the password was given the page ends sessions without asking for it again."
-        " None: as long as Flask-Login considers the login fresh.",
+        "For this long after the password was given, the page ends sessions without asking for it"
+        " again. None: as long as Flask-Login considers the login fresh.",
     )
     base_template = Setting(
         "session_registry/base.html",

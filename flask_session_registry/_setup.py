@@ -1,4 +1,8 @@
-"""Sets the registry up on an app: validates it, finds the user model, defines the tables."""
+"""Sets the registry up on an app.
+
+It validates the app, opens the session store, the Redis of the records and the GeoIP database,
+finds the user model, and defines the tables.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +48,13 @@ class NoUserModelError(ConfigurationError):
 class Setup:
     """Completes the registry of one app, as soon as everything it needs is there.
 
-    Other extensions may be set up after the registry, and user models imported later.
+    Other extensions may be set up after the registry, and user models imported later. In order:
+
+    1. The constructor validates and opens what is there, and completes the registry if possible.
+    2. :meth:`complete_when_possible` waits for a mapped user model, and for app contexts.
+    3. :meth:`_check_pushed_context` checks the app in each new context, until nothing is wrong.
+    4. :meth:`check_popped_context` does so again at the end of a context, if something was missing.
+    5. :meth:`check` does so at each request and call, until nothing is wrong.
 
     :param db: the database extension, if it was passed.
     :param user_model: the user model, if it was passed.
@@ -76,7 +86,7 @@ class Setup:
         registry.geoip = geoip_of(registry.settings.geoip_database)
         registry.entries = entries_of(app)
         registry.redis = self._redis_of(app)
-        self._find_models(app)
+        self._find_and_complete(app)
 
     def _redis_of(self, app: Flask) -> RedisClient | None:
         """Return the Redis that the records are kept in; ``None`` if they are kept in SQL."""
@@ -86,7 +96,7 @@ class Setup:
         if self._session_model is not None:
             raise ConfigurationError(
                 "'session_model' is for user sessions in a table, and 'SESSION_REGISTRY_RECORDS'"
-                " says that they are kept elsewhere. Take out one of the two."
+                " says that they are kept elsewhere. Remove one of the two."
             )
         client = settings.redis
         if client is None and flask_session.is_kind(app.session_interface, "RedisSessionInterface"):
@@ -97,30 +107,27 @@ class Setup:
     # -- when the user model appears -----------------------------------------------------------
 
     def complete_when_possible(self, app: Flask) -> None:
-        """Define the tables as soon as the user model is there, and check that all is well.
-
-        When the model is imported, or when the app is first used.
-        """
-        appcontext_pushed.connect(self._app_is_used, app)
+        """Complete the registry when the user model is mapped, or when the app is first used."""
+        appcontext_pushed.connect(self._check_pushed_context, app)
         if not self._registry.is_complete:
-            self._define_with_user_model()
+            self._complete_when_mapped()
 
-    def _app_is_used(self, app: Flask) -> None:
-        """Check an app whose first context is pushed: what is missing now is missing for good.
+    def _check_pushed_context(self, app: Flask) -> None:
+        """Check the app when a context is pushed: what is missing by then won't come any more.
 
-        Except for the user model, which may be imported within that context: see
-        :meth:`app_was_used`. Not where a request begins, which can answer a moment later; nor where
-        a command does, which may be the one that says what is wrong.
+        Only the user model may still be imported within that context: see
+        :meth:`check_popped_context`. Nothing is raised where a request begins, which can respond
+        with the error a moment later, or a command, which may be the one that diagnoses it.
 
         :raises ConfigurationError: the app is misconfigured.
         """
         had_db = self._registry.database is not None
         try:
-            self._examine(app)
+            self._check_now(app)
         except NoUserModelError:
             setattr(g, _LOOKS_AGAIN, True)
             if not had_db:
-                self._define_with_user_model()
+                self._complete_when_mapped()
         except ConfigurationError as error:
             context = unwrap(app_ctx)
             if is_of_command():
@@ -130,9 +137,9 @@ class Setup:
                 context.pop(error)
                 raise
         else:
-            appcontext_pushed.disconnect(self._app_is_used, app)
+            appcontext_pushed.disconnect(self._check_pushed_context, app)
 
-    def app_was_used(self, app: Flask) -> None:
+    def check_popped_context(self, app: Flask) -> None:
         """Check again at the end of an app context in which something was missing.
 
         :raises ConfigurationError: it is still missing, or misconfigured; unless this is a
@@ -141,13 +148,13 @@ class Setup:
         if not g.pop(_LOOKS_AGAIN, False):
             return
         try:
-            self._examine(app)
+            self._check_now(app)
         except ConfigurationError as error:
             if not is_of_command():
                 raise
             log.error("%s", error)
 
-    def _define_with_user_model(self) -> None:
+    def _complete_when_mapped(self) -> None:
         if self._registry.database is None:
             return
         reference = weakref.ref(self)
@@ -155,7 +162,7 @@ class Setup:
         def mapped(_: object, cls: type) -> None:
             setup = reference()
             if setup is not None and is_user_class(cls):
-                setup._define()
+                setup._complete()
 
         observed = self._registry.database.observed
         sa.event.listen(observed, "after_mapper_constructed", mapped, propagate=True)
@@ -168,10 +175,10 @@ class Setup:
         :raises ConfigurationError: something is missing, or came in the wrong order.
         """
         if not self._is_ready or app.session_interface is not self._registry.interface:
-            self._examine(app)
+            self._check_now(app)
             self._is_ready = True
 
-    def _examine(self, app: Flask) -> None:
+    def _check_now(self, app: Flask) -> None:
         if app.session_interface is not self._registry.interface:
             raise ConfigurationError(
                 "The session interface of this app was set after 'SessionRegistry'. Move"
@@ -183,7 +190,7 @@ class Setup:
             )
         if "sqlalchemy" not in app.extensions:
             raise ConfigurationError(NO_DATABASE)
-        if not self._find_models(app):
+        if not self._find_and_complete(app):
             raise NoUserModelError(
                 "No mapped class is a Flask-Login user. Import your user model before the app is"
                 " first used and let it inherit from 'UserMixin', or pass it:"
@@ -197,22 +204,22 @@ class Setup:
 
     # -- the models ----------------------------------------------------------------------------
 
-    def _find_models(self, app: Flask) -> bool:
+    def _find_and_complete(self, app: Flask) -> bool:
         """Find the user model and define the tables; return whether that was possible.
 
         :raises ConfigurationError: what is there can't be used.
         """
         registry = self._registry
         registry.database = registry.database or database_of(app, self._given_db)
-        return self._define()
+        return self._complete()
 
-    def _define(self) -> bool:
+    def _complete(self) -> bool:
         if self._registry.is_complete:
             return True
         with _defining:
-            return self._registry.is_complete or self._define_once()
+            return self._registry.is_complete or self._complete_now()
 
-    def _define_once(self) -> bool:
+    def _complete_now(self) -> bool:
         registry = self._registry
         if registry.database is None:
             return False
@@ -289,18 +296,18 @@ def _check_models(user_model: object, session_model: object) -> None:
 def _check_redis(client: t.Any) -> None:
     if client is None:
         raise ConfigurationError(
-            "'SESSION_REGISTRY_RECORDS' is 'redis', and there is no client. Give one in"
+            "'SESSION_REGISTRY_RECORDS' is 'redis', but no client is set. Set one in"
             " 'SESSION_REGISTRY_REDIS'."
         )
     if not clients.is_blocking_redis(client):
         raise ConfigurationError(
             f"'SESSION_REGISTRY_REDIS' is a '{type(client).__name__}', not a synchronous client of"
-            " redis-py. Give a 'Redis' or a 'RedisCluster': 'redis.Redis.from_url(…)'."
+            " redis-py. Use a 'Redis' or a 'RedisCluster': 'redis.Redis.from_url(…)'."
         )
     if clients.reads_from_replicas(client):
         raise ConfigurationError(
             "The client in 'SESSION_REGISTRY_REDIS' reads from replicas, which might not know yet"
-            " that a session has ended. Give one that reads from the primaries."
+            " that a session has ended. Use one that reads from the primaries."
         )
 
 
@@ -352,8 +359,8 @@ def entries_of(app: Flask) -> Entries:
     # Flask-Session ignores a client that it doesn't know, such as a Redis Cluster.
     if client is not None and used is not None and used is not client:
         raise ConfigurationError(
-            f"Flask-Session does not use the client in '{setting}', but one for this machine that"
-            " it has made itself. Set 'app.session_interface.client' to yours, between"
-            " 'Session(app)' and the 'init_app' of 'SessionRegistry'."
+            f"Flask-Session does not use the client in '{setting}', but has created its own client"
+            " for localhost. Set 'app.session_interface.client' to yours, between 'Session(app)'"
+            " and the 'init_app' of 'SessionRegistry'."
         )
     return Entries(interface, store)

@@ -35,7 +35,7 @@ _View = t.TypeVar("_View", bound=Callable[..., t.Any])
 
 
 class SessionRegistry:
-    """Records where each user is signed in, and ends that reliably when the password changes.
+    """Records where each user is signed in; signs them out everywhere when the password changes.
 
     ::
 
@@ -128,7 +128,7 @@ class SessionRegistry:
         if current is None:
             return None
         session = registry.db_session
-        # Or an app whose commits don't expire instances would see the old values.
+        # Otherwise, an app whose commits don't expire instances would see the old values.
         current.forget_row(unless_of=session.get_transaction())
         row: UserSessionRecord | None = registry.records.get(current.id)
         current.hold_row(row, session.get_transaction())

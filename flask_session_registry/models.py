@@ -230,8 +230,8 @@ def _define_tombstones(
     name = f"{table.name.removesuffix('s')}_tombstones"
     if (name if table.schema is None else f"{table.schema}.{name}") in table.metadata.tables:
         raise ConfigurationError(
-            f"There is a table '{name}' already, which the registry needs beside"
-            f" '{table.name}'. Rename yours."
+            f"The registry needs the name '{name}' for its own table, beside '{table.name}', but"
+            " the app already has one. Rename yours."
         )
     members = {
         "__module__": cls.__module__,

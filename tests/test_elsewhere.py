@@ -859,7 +859,7 @@ def make(app: Flask | None = None, **config: t.Any) -> Flask:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"RECORDS": "redis"}, "there is no client"),
+        ({"RECORDS": "redis"}, "no client is set"),
         ({"RECORDS": "mongodb"}, "must be 'sql' or 'redis'"),
         ({"RECORDS": object()}, "must be 'sql' or 'redis'"),
         (

@@ -42,8 +42,8 @@ def reaches_beyond(session: sa_orm.Session, model: type[t.Any]) -> bool:
 def is_autocommit(connection: sa.Connection) -> bool:
     """Return whether each statement of a connection commits by itself.
 
-    As SQLAlchemy was told to, for the engine or for this connection. A level that the app has set
-    without SQLAlchemy would be lost when ours is reset.
+    Only levels set through SQLAlchemy count, for the engine or for this connection. A level that
+    the app has set in another way would be lost when ours is reset.
     """
     return "AUTOCOMMIT" in (
         connection.dialect._on_connect_isolation_level,

@@ -1,4 +1,8 @@
-"""Flask-Login's signals: login, logout, restored by a remember cookie, confirmed."""
+"""Flask-Login's signals: login, logout, restored by a remember cookie, confirmed.
+
+A login or logout only begins here. The end of the request records it: see ``persistence``. Other
+modules use :func:`begin_login`, :func:`undo_login`, :func:`is_same_user` and :func:`rotate`.
+"""
 
 from __future__ import annotations
 
@@ -157,17 +161,19 @@ def _leave_alone(app: Flask, registry: Registry, user: t.Any) -> None:
     kind, known = type(user).__name__, registry.credentials.user_model.__name__
     if not registry.leaves_alone(user):
         raise UserError(
-            f"'login_user' was given a '{kind}', and the registry was set up for '{known}'. If that"
-            " is another kind of user, which the registry is to leave alone, pass the user model"
+            f"'login_user' was given a '{kind}', but the registry is set up for '{known}'. If that"
+            " is another kind of user, which the registry should ignore, pass the user model"
             f" explicitly: 'SessionRegistry(user_model={known})'."
         )
     if sa.inspect(user, raiseerr=False) is None:
         registry.log_once.warning(
             f"left alone: {kind}",
-            "A '%s' has signed in, which is not mapped and not a '%s', for which the registry was"
-            " set up. It is left alone: no password change signs it out. If it stands for one of"
-            " them, pass that one to 'login_user' instead.",
+            "A '%s' has signed in. This class is not mapped, and the registry, which is set up for"
+            " '%s', ignores it: no password change signs such a user out. If the object stands for"
+            " a '%s', pass that '%s' to 'login_user' instead.",
             kind,
+            known,
+            known,
             known,
         )
     if MARKER in session:
@@ -187,7 +193,7 @@ def _leave_alone(app: Flask, registry: Registry, user: t.Any) -> None:
 
 
 def _logged_out(app: Flask, **_: t.Any) -> None:
-    """Check the session that a view ends which got its user elsewhere than from this request."""
+    """Check the session that a logout ends, if nothing has asked this request for its user."""
     registry = get_registry()
     try:
         session_check.current_before(registry, app)
@@ -201,11 +207,11 @@ def _logged_out(app: Flask, **_: t.Any) -> None:
 
 
 def _restored(app: Flask, **_: t.Any) -> None:
-    """Give a session that a "remember me" cookie has restored a new id."""
+    """Give a new id to a session restored by a "remember me" cookie."""
     current = ensure_context(get_registry()).current
     store_keys.regenerate_id(app.session_interface, session)
     if current is None:
-        # Of another kind of user: from all others the check would have hidden the cookie.
+        # The user is of another kind. The check would have hidden the cookie of any other user.
         session[MARKER] = OTHER
         return
     current.restore()

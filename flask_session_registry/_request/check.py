@@ -124,7 +124,7 @@ def _offers_remember_cookie(app: Flask) -> bool:
         return False
     if remember_cookies.is_ours(app):
         return True
-    # Of another app on this host, say: it isn't refused.
+    # Not refused: it may be of another app on this host, for example.
     remember_cookies.hide(app)
     return False
 
@@ -136,7 +136,7 @@ def _hide_cookie_of_another_user(app: Flask, claimed: str) -> None:
 
 
 def _fail(app: Flask, registry: Registry, context: RequestContext, error: BaseException) -> None:
-    """Make a request anonymous whose session could not be checked.
+    """Make the request anonymous, because its session could not be checked.
 
     :raises Unavailable: the response isn't complete yet.
     """
@@ -262,7 +262,7 @@ def _find_fault(
     is_touch_due: bool,
     is_remembered: bool,
 ) -> str | None:
-    """Return why an active session must not go on; ``None`` if there is no reason."""
+    """Return why an active session must be refused; ``None`` if there is no reason."""
     if claimed is not None and flask_login.get_id(app, loaded.user) != str(claimed):
         return _fault_of_id(app, registry, loaded.user, is_remembered=is_remembered)
     if not loaded.user.is_active:
@@ -305,7 +305,7 @@ def _has_expired(
 
 
 def _warn_developer(app: Flask, registry: Registry) -> None:
-    """Log once why a session that a test, say, has written by hand signs in no user."""
+    """Log once why a session written by hand, for example by a test, signs in no user."""
     if app.testing or app.debug:
         registry.log_once.warning(
             "written by hand",

@@ -130,12 +130,12 @@ class RequestContext:
 
     @property
     def ended(self) -> tuple[EndedSession, ...]:
-        """The user sessions that this request has ended."""
+        """The user sessions that this request has ended, and whose rows are kept."""
         return self._ended
 
     @property
     def forgotten(self) -> tuple[EndedSession, ...]:
-        """Those of them that are to be deleted from the records."""
+        """Further user sessions that a login has ended, and whose rows are to be deleted."""
         return self._forgotten
 
     @property
@@ -177,7 +177,7 @@ class RequestContext:
         self._adoption = result.adoption or self._adoption
 
     def note_missing_entry(self, store_key: str | None) -> None:
-        """Note the store key that the browser's cookie names, if there is no such entry."""
+        """Set :attr:`missing_store_key`."""
         self._missing_store_key = store_key
 
     def refuse(self, reason: str, id: uuid.UUID | None, *, clears_remember_cookie: bool) -> None:
@@ -186,7 +186,7 @@ class RequestContext:
         self._clears_remember_cookie = clears_remember_cookie
 
     def explain_refusal(self, end: End, id: uuid.UUID | None, *, is_superseded: bool) -> None:
-        """Note how the session ended whose entry is missing."""
+        """Note how a session ended, if its entry is missing."""
         self._rejected, self._rejected_id = end.reason, id
         self._is_superseded = is_superseded
 
@@ -201,7 +201,7 @@ class RequestContext:
     # -- the session ---------------------------------------------------------------------------
 
     def drop_current(self) -> None:
-        """Go on without a user session: it has ended, or belongs to another request."""
+        """Forget the current user session: it has ended, or belongs to another request."""
         self._current = None
 
     def discard_session(self) -> None:
@@ -209,7 +209,7 @@ class RequestContext:
         self._discards_session = True
 
     def end_current(self) -> None:
-        """Go on without the user session: this request has ended it."""
+        """Forget the current user session, which this request has ended."""
         if self._current is not None:
             self._ended += ((self._current.id, self._current.keys),)
             self._current = None
@@ -250,10 +250,10 @@ class RequestContext:
         ended: Iterable[EndedSession],
         forgotten: Iterable[EndedSession],
     ) -> None:
-        """Go on with the session of a login, whose row has been written.
+        """Make the session of a login, whose row has been written, the current one.
 
-        :param ended: the sessions that it has ended.
-        :param forgotten: those of them that are to be deleted from the records.
+        :param ended: the sessions that the login has ended, and whose rows are kept.
+        :param forgotten: further sessions that it has ended, and whose rows are to be deleted.
         """
         self._login, self._current, self._recorded = None, current, current.id
         self._ended += (*ended,)

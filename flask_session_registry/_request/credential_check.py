@@ -1,7 +1,8 @@
 """The credential that an earlier step of a login was checked against.
 
 It is kept in ``flask.session`` until the login: as a keyed digest, because a signed cookie is
-readable.
+readable. Nothing here checks a credential: the view does, and ``CheckedCredential`` decides at the
+login whether the result still holds.
 """
 
 from __future__ import annotations

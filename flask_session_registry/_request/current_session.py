@@ -1,4 +1,4 @@
-"""The user session that a request is signed in by. Only its methods change it."""
+"""What a request knows about its own user session."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .marker import marker
 
 
 class CurrentSession:
-    """The user session that a request is signed in by."""
+    """The user session that a request is signed in by. Only its methods change it."""
 
     __slots__ = (
         "_awaits_commit",
@@ -185,6 +185,9 @@ class CurrentSession:
         self._row = transaction, row
 
     def forget_row(self, *, unless_of: object = None) -> None:
-        """Let the row be read again: it was written, or read in another transaction than this."""
+        """Forget the row, so that it is read again.
+
+        :param unless_of: keep a row that was read in this transaction.
+        """
         if self._row is not None and (unless_of is None or self._row[0] is not unless_of):
             self._row = None

@@ -29,7 +29,7 @@ class DeferredWork:
 
     registry: Registry
     ended: Sequence[EndedSession] = dataclasses.field(default=(), repr=False)
-    #: Ended sessions that are to be deleted from the records.
+    #: Further ended sessions, whose rows are to be deleted.
     forgotten: Sequence[EndedSession] = dataclasses.field(default=(), repr=False)
     left_behind: Sequence[str] = dataclasses.field(default=(), repr=False)
     to_end: ScheduledEnd | None = None

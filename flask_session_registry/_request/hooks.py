@@ -51,7 +51,7 @@ def follow_requests(app: Flask, registry: Registry) -> None:
     def run_deferred(error: BaseException | None) -> None:
         deferred.run(app)
         if error is None:
-            registry.setup.app_was_used(app)
+            registry.setup.check_popped_context(app)
 
     surround_requests(app, begin=begin, finish=finish, end=end, end_of_context=run_deferred)
 

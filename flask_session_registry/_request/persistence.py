@@ -185,7 +185,7 @@ def _continue_session(
     current: CurrentSession,
     browser: SessionMixin,
 ) -> bool:
-    """Record a session that goes on; return whether its remember cookies must be set again."""
+    """Record a session that continues; return whether its remember cookies must be set again."""
     if current.awaits_commit:
         registry.users.release()
         sync_current(registry, [current.user_id])
@@ -215,7 +215,10 @@ def _move(
     *,
     rotates: bool,
 ) -> bool:
-    """Move a session to another store key, generation, or both; ``False`` if it has gone on."""
+    """Move a session to another store key, generation, or both.
+
+    :returns: ``False`` if the session has ended, or been rotated by another request.
+    """
     interface, session_id = app.session_interface, store_keys.session_id(unwrap(session))
     key, becomes = store_keys.store_key(interface, session_id), current.generation + rotates
     registry.users.release()
@@ -268,7 +271,7 @@ def _update_user_id(app: Flask, registry: Registry, current: CurrentSession) -> 
 
 
 def drop(app: Flask, context: RequestContext) -> None:
-    """Discard a session that has ended, or gone on under another id, during this request."""
+    """Discard a session that has ended, or been rotated by another request, in the meantime."""
     context.drop_current()
     context.discard_session()
     store_keys.discard(app.session_interface, session)

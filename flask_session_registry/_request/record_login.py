@@ -48,7 +48,7 @@ def record_login(
         session[MARKER] = login.marker
     values = _values(app, login, user_id, change)
     registry.users.release()
-    # Not looked for where there is no receiver; and no browser gets a cookie for nothing.
+    # Without a receiver, no device is looked up, and no browser gets a cookie for nothing.
     is_announced = signals.session_registered.has_receivers_for(app)
     is_new_device, evicted = False, None
     replacement = _Replacement(login)
@@ -71,7 +71,7 @@ def record_login(
         device_cookie.add_user(app, response, user_id)
     _announce(app, login, user_id, evicted, is_new_device=is_new_device)
     if remember_cookies.is_ours(app):
-        # Of the session from before, unless this response sets another.
+        # It belongs to the session from before, unless this response sets another.
         context.clear_remember_cookie()
 
 
@@ -99,7 +99,7 @@ class _Replacement:
     def __init__(self, login: Login) -> None:
         self.replaced: list[Replaced] = []
         self.ended: list[EndedSession] = []
-        #: Sessions that are to be deleted from the records.
+        #: Further ended sessions, whose rows are to be deleted.
         self.forgotten: list[EndedSession] = []
         current = login.replaces
         if current is not None:
@@ -108,7 +108,7 @@ class _Replacement:
             self.ended.append((current.id, current.keys))
 
     def find(self, registry: Registry, login: Login, values: dict[str, t.Any]) -> None:
-        """Find those to which no browser can come back: they would only count, and be listed."""
+        """Add sessions that no browser can come back to: they would only count, and be listed."""
         if login.missing_store_key is not None:
             lost = registry.records.find_by_store_key(login.missing_store_key, values["user_id"])
             self.ended += self._replace(lost)
@@ -135,7 +135,7 @@ def _finish(
     replacement: _Replacement,
     evicted: list[StoreEntry],
 ) -> None:
-    """Go on with the new session, as it was recorded."""
+    """Make the new session, as it was recorded, the current one."""
     key: str | None = values["store_id"]
     current = CurrentSession(
         login.id,

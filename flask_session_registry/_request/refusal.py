@@ -1,4 +1,7 @@
-"""The refusal of a session: its reason, and an anonymous rest of the request."""
+"""Makes a request anonymous: its session is refused, or the records can't be used.
+
+It also notes when the response is complete, because from then on no error can replace it.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +87,7 @@ def refuse(
     browser = unwrap(session)
     written: dict[str, t.Any] = {}
     if browser.modified:
-        # The CSRF token of a form, say: without it, no login over a dead session would work.
+        # For example, the CSRF token of a form: without it, no login over a dead session works.
         opened = session_at_the_beginning(registry, app)
         # If the entry is missing, nothing says what was there before: a web socket keeps its
         # session.

@@ -1,4 +1,4 @@
-"""The session id of a request, and the key and the writing of its store entry.
+"""The session that Flask opens: its id, its store key, when it is written, what a login keeps.
 
 Flask-Session gives the browser a session id and keeps the entry under a store key. A signed cookie
 has neither: it holds the whole session.

@@ -30,7 +30,7 @@ class Login:
     replaces: CurrentSession | None
     #: The session id from before, which an attacker may have set.
     session_id: str | None = dataclasses.field(repr=False)
-    #: The store key that the browser's cookie names, if there is no such entry.
+    #: See :attr:`RequestContext.missing_store_key`.
     missing_store_key: str | None = dataclasses.field(repr=False)
     #: What is known about the credential that was checked.
     evidence: CheckedCredential = dataclasses.field(repr=False)
