@@ -197,9 +197,9 @@ class Setup:
                 " 'SessionRegistry(user_model=…)'."
             )
         if self._user_model is None and self._registry.database is not None:
-            # Again: another one may have been imported since.
+            # Search again: another user model may have been imported since.
             find_user_model(self._registry.database)
-        # Likewise: a column, or a class that inherits from the user model.
+        # Search again: a column, or a subclass of the user model, may have been added since.
         self._password_attributes(self._registry.credentials.user_model)
 
     # -- the models ----------------------------------------------------------------------------
@@ -232,7 +232,7 @@ class Setup:
             registry.session_model = self._session_model_for(user_model)
         else:
             _check_key(credentials)
-        # Last: from here on, the registry is complete.
+        # This comes last: from here on, the registry is complete.
         registry.credentials = credentials
         self._on_complete(registry)
         return True

@@ -1,7 +1,8 @@
 """Flask-Login's signals: login, logout, restored by a remember cookie, confirmed.
 
-A login or logout only begins here. The end of the request records it: see ``persistence``. Other
-modules use :func:`begin_login`, :func:`undo_login`, :func:`is_same_user` and :func:`rotate`.
+A login or logout only begins here. The end of the request records it: see ``record_login`` and
+``record_logout``. Other modules use :func:`begin_login`, :func:`undo_login`, :func:`is_same_user`
+and :func:`rotate`.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def begin_login(app: Flask, registry: Registry, user: t.Any) -> None:
     previous_user = earlier.user if earlier else before and before.user
     if MARKER in session and not is_same_user(previous_user, user):
         _drop_data_of_previous_user(app, registry, is_first=earlier is None)
-    # Not the missing key that the context has: the session may not have been checked before.
+    # The context might not know the missing key: the session may not have been checked before.
     left, missing = (
         (earlier.session_id, earlier.missing_store_key)
         if earlier
