@@ -141,7 +141,7 @@ def test_no_terminal_to_confirm_on(busy_site: Site, monkeypatch: pytest.MonkeyPa
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.splitlines() == [
         "Revoke 2 sessions of all users? [y/N]: ",
-        "Error: There is no terminal to confirm this on. Nothing was changed. Add '--yes'.",
+        "Error: There is no terminal to answer this question on. Nothing was changed. Add '--yes'.",
     ]
     assert "Aborted!" in run(busy_site, "--all", input="n\n").stderr
 

@@ -1,4 +1,4 @@
-"""Sessions from before the installation go on, unless one of their user's was revoked since."""
+"""Adopts sessions from before the installation, unless one of their user's was revoked since."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .hooks import NoAdoption
 from .records import AdoptionRecords
 from .unhashed import migrate_unhashed_entries
 
-#: The maximum number of user sessions that go on from one "remember me" cookie.
+#: The maximum number of user sessions adopted from one "remember me" cookie.
 _AGENTS = 16
 
 
@@ -230,7 +230,7 @@ class Adoption(NoAdoption):
 
 
 def _id_of_cookie(app: Flask) -> uuid.UUID:
-    """Return the id of the user session that goes on from this request's session cookie.
+    """Return the id of the user session adopted from this request's session cookie.
 
     The same each time: requests in parallel get one row, and a copy that comes later finds it.
     """
@@ -244,7 +244,7 @@ def _id_of_cookie(app: Flask) -> uuid.UUID:
 
 
 def _id_of_remember_cookie(app: Flask) -> uuid.UUID:
-    """Return the id of the user session that goes on from a "remember me" cookie that came alone.
+    """Return the id of the user session adopted from a "remember me" cookie that came alone.
 
     The cookie is the same on every device. So user agents share a few ids: one browser always gets
     the same, and there are never more than a few, however often the cookie comes.

@@ -1,4 +1,4 @@
-"""The hooks by which the rest of the package calls "adopt"."""
+"""The hooks of ``"adopt"`` that the rest of the package calls."""
 
 # ruff: noqa: ARG002 -- hooks that do nothing don't use their arguments.
 
@@ -27,7 +27,8 @@ class NoAdoption:
     keeps_ended_rows = False
     #: Ends the warning about a session that was written by hand.
     advice = (
-        " Sessions from before the registry go on if 'SESSION_REGISTRY_UNREGISTERED' is 'adopt'."
+        " Sessions from before the installation stay valid if 'SESSION_REGISTRY_UNREGISTERED' is"
+        " 'adopt'."
     )
 
     # -- at start-up ---------------------------------------------------------------------------

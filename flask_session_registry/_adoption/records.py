@@ -42,10 +42,11 @@ class AdoptionRecords(SessionTable):
     ) -> None:
         """Block the adoption of sessions of these users.
 
-        The transaction holds the rows of the users. At the app's level it may be too old to see a
-        block that is there: PostgreSQL then refuses it as overtaken, with all that it has done.
+        The transaction has locked the rows of the users. At the app's isolation level, its snapshot
+        may be too old to show an existing block. PostgreSQL then raises a serialization error, and
+        the whole transaction fails.
 
-        :param dialect: the name of the database's, where there is no app to ask.
+        :param dialect: the name of the database's dialect, where there is no app to ask.
         """
         blocks = [_block_id(user_id) for user_id in user_ids]
         self._block(execute, blocks, dialect or self.dialect)
@@ -77,12 +78,12 @@ class AdoptionRecords(SessionTable):
         """Add a row unless there is one; return the generation of the session.
 
         ``None`` if it has ended, or must not be added, because its user is blocked. The transaction
-        holds the user's row.
+        has locked the user's row.
 
-        :param is_fresh: whether the transaction has read nothing before it held that. Otherwise
-            InnoDB would show the table as it was then, unless it locks what it reads. PostgreSQL
-            may do so in any case; it refuses the row, or the block that follows, where that is
-            there by now.
+        :param is_fresh: whether the transaction had read nothing before that lock. If it had,
+            InnoDB shows the table as of that first read, except to a locking read. PostgreSQL may
+            show an old snapshot in any case; it then raises an error on the insertion of a row, or
+            of the block that follows, that exists by now.
         """
         model, tombstone = self.model, self.tombstones
 
@@ -101,12 +102,12 @@ class AdoptionRecords(SessionTable):
         return t.cast(int, values["generation"])
 
     def adopt_late(self, values: dict[str, t.Any]) -> int | None:
-        """Do the same in a transaction of its own; return ``None``, too, if the user is gone."""
+        """Call :meth:`adopt` in a transaction of its own; ``None``, too, if the user is gone."""
         with self.users.transaction() as session:
             if self._lock_user(session.execute, values["user_id"]) is None:
                 return None
             generation = self.adopt(session.execute, values, is_fresh=True)
-        # What blocks everybody holds no user's row: it may have been done meanwhile.
+        # Blocking everybody locks no user's row: it may have happened meanwhile.
         with self.users.transaction() as session:
             if self._has(session.execute, self.tombstones, [_BLOCK_OF_ALL]):
                 self._end(session.execute, values["id"], "revoked")

@@ -1,7 +1,7 @@
 """Users that change outside of any app: in a thread or a script with its own database session.
 
-Everything else that such a change does needs the app. The session check does without: it compares
-the password, and loads the user.
+Only adoption must be blocked here. Ending registered sessions needs the app, and can be left out:
+the session check compares the password and loads the user, so it refuses them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .._revocation.rehash import is_rehash
 if t.TYPE_CHECKING:
     from .adoption import Adoption
 
-#: Where a user model keeps what adopts sessions of its users.
+#: The attribute of a user model that holds the adoptions of its apps.
 _ADOPTIONS = "_flask_session_registry_adoptions"
 
 
@@ -27,7 +27,7 @@ def listen(adoption: Adoption) -> None:
     """Block the adoption of a user's sessions where the user changes outside of any app."""
     model = adoption.registry.credentials.user_model
     if _ADOPTIONS not in vars(model):
-        # Weakly: an app that is gone takes its own with it.
+        # Weak references: the adoption of an app that is gone disappears with it.
         setattr(model, _ADOPTIONS, weakref.WeakSet())
         sa.event.listen(model, "after_update", _on_update, propagate=True)
         sa.event.listen(model, "before_delete", _on_delete, propagate=True)
@@ -36,14 +36,14 @@ def listen(adoption: Adoption) -> None:
 
 @explaining_table()
 def _on_update(_: object, connection: sa.Connection, user: t.Any) -> None:
-    """Handle a user that a flush has just written. Its row is locked thereby."""
+    """Handle a user that a flush has just written. The flush has locked its row."""
     if _is_watched(user) or is_rehash(user):
         return
     changed: dict[tuple[str, ...], bool] = {}
     for adoption in _adoptions_of(user):
         credentials = adoption.registry.credentials
         if credentials.names not in changed:
-            # Asked once: asking forgets what was before.
+            # Called once: it forgets the change.
             change = credentials.pop_change(connection, user)
             changed[credentials.names] = change is not None or not user.is_active
         if changed[credentials.names]:

@@ -28,7 +28,7 @@ class PruneResult(t.NamedTuple):
 
     #: Ended because they had expired.
     ended: int
-    #: Had ended before; their entries are now deleted from the session store.
+    #: Had ended before, or ended in this run; their store entries are now deleted.
     purged: int
     #: Had ended longer ago than ``RETENTION``; their rows are deleted.
     forgotten: int
@@ -45,10 +45,10 @@ def prune(
     """End what has expired, purge what is pending, delete what is old; in this order.
 
     :param limit: the maximum number of user sessions, of each kind.
-    :param scan_limit: the number of rows to look at, where that takes longer the more there are;
-        each time others, until all have had their turn. By default all.
-    :param purge: deletes the entries, and knows afterwards whether that has failed. By default it
-        may take as long as an answer may be held up.
+    :param scan_limit: the number of rows to scan, where finding what is due takes a scan. Each run
+        scans others, until all have had their turn. By default all.
+    :param purge: deletes the entries, and keeps the error if that fails. By default it may take as
+        long as a response may be delayed.
     """
     run = _Prune(registry, app, purge or Purge(registry, app), limit, scan_limit)
     ended = run.expire()

@@ -56,7 +56,7 @@ def session_as_json(row: t.Any, *, is_active: bool) -> dict[str, t.Any]:
 
 
 def session_as_text(row: t.Any, *, is_active: bool) -> str:
-    """Return the same as lines of text."""
+    """Return all that an operator may know of a session, as lines of text."""
     details = {
         "began": row.created_at,
         "last seen": row.last_seen_at,

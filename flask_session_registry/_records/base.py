@@ -14,9 +14,6 @@ import sqlalchemy as sa
 from .. import _clock as clock
 from ..errors import RecordsError
 
-if t.TYPE_CHECKING:
-    pass
-
 #: The number of user sessions that are purged, and named by one signal, at a time.
 BATCH = 1000
 
@@ -40,11 +37,12 @@ Execute = Callable[..., t.Any]
 
 
 class StoreEntry(t.NamedTuple):
-    """A user session, with the key of its entry in the session store."""
+    """The entry of a user session in the session store."""
 
+    #: Of the user session.
     id: uuid.UUID
     user_id: t.Any
-    #: ``None`` for a signed cookie.
+    #: The key of the entry; ``None`` if there is none, because the session is a signed cookie.
     store_id: str | None
 
     def __repr__(self) -> str:
@@ -139,7 +137,8 @@ class Replaced(t.NamedTuple):
 
 
 class SurvivingSession(t.NamedTuple):
-    """The session in which a password is changed: it goes on where the user's others end."""
+    """The session in which a password is changed: it stays active when the user's others
+    end."""
 
     id: uuid.UUID
     #: The generations in which its request knows the session, oldest first, each with its
@@ -190,7 +189,7 @@ class RevocationResult:
 
     #: How many sessions the revocation ends, as known before the commit.
     count: int
-    #: Whether the session that the password was changed in goes on.
+    #: Whether the session that the password was changed in stays active.
     has_survivor: bool
     #: How many of them the commit itself ends; the others end by :meth:`complete`.
     ended_by_commit: int

@@ -1,7 +1,7 @@
-"""Which of a session's stale keys are kept because its browser may come back to them.
+"""Chooses which keys of a session are kept because its browser may come back to them.
 
-Requests of one browser that return in parallel by "remember me" cookie get an entry each. The
-browser keeps one of these cookies, whichever arrives last.
+If a "remember me" cookie restores several requests of one browser in parallel, each gets a store
+entry. The browser keeps the session cookie of the response that arrives last.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class LinkedKey(t.NamedTuple):
 def ids_for(id: uuid.UUID) -> list[uuid.UUID]:
     """Return the ids of the tombstones that keep the linked keys of a session.
 
-    Always the same ones: so they are found by their keys, and there are never more.
+    Always the same ones, so that they are found by primary key, and there are never more.
     """
     return [uuid.uuid5(id, str(number)) for number in range(MAX_LINKED_KEYS)]
 
@@ -43,12 +43,12 @@ def choose(
     :param left: the key that is left behind.
     :param used: the key that the session has from now on, and that needs no tombstone.
     """
-    for one in kept:
-        if one.store_id in (left, used):
-            return one.id, None
-    taken = {one.id for one in kept}
+    for link in kept:
+        if link.store_id in (left, used):
+            return link.id, None
+    taken = {link.id for link in kept}
     for id in ids:
         if id not in taken:
             return id, None
-    oldest = min(kept, key=lambda one: one.left_at)
+    oldest = min(kept, key=lambda link: link.left_at)
     return oldest.id, oldest.store_id

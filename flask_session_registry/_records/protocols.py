@@ -1,8 +1,8 @@
 """What the rest of the package asks of the records: one protocol for each kind of caller.
 
 :class:`~flask_session_registry._records.sql.SQLRecords` implements them on a table of the app's own
-database, :class:`~flask_session_registry._records.redis.RedisRecords` on Redis. Nothing outside
-this package knows which of the two an app uses.
+database, :class:`~flask_session_registry._records.redis.RedisRecords` on Redis. Callers use the
+protocols; only set-up, the diagnosis and the doctor know which one an app uses.
 
 Methods that take ``execute`` belong to a transaction of the app: they neither commit nor roll back.
 All others use short transactions of their own, or none. Where the records can't be read or
@@ -64,8 +64,8 @@ class CheckRecords(t.Protocol):
     def find_end_by_store_key(self, store_id: str) -> tuple[End | None, uuid.UUID | None]:
         """Return how the session ended that has, or had, this store key; and its id.
 
-        The reason is :data:`ROTATED` if the session goes on under another key. The end is ``None``
-        if it is active under this one; both are ``None`` if the key is unknown.
+        The reason is :data:`ROTATED` if the session continues under another key. The end is
+        ``None`` if it is active under this one; both are ``None`` if the key is unknown.
         """
 
     def can_be_restored(self, id: uuid.UUID, now: dt.datetime) -> bool:
@@ -283,8 +283,8 @@ class MaintenanceRecords(t.Protocol):
     def forget_stale_keys(self, ids: Sequence[uuid.UUID], *, before: dt.datetime) -> None:
         """Delete the tombstones of stale keys whose entries are deleted.
 
-        :param before: only of those left before this moment: a request under way may still come
-            with the others.
+        :param before: only of those left before this moment: an in-flight request may still carry
+            the others.
         """
 
     def find_outdated(

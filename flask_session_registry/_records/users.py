@@ -1,4 +1,4 @@
-"""All SQL about users."""
+"""Access to the users in the app's database, and the database sessions to read them in."""
 
 from __future__ import annotations
 

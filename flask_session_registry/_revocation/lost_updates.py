@@ -97,21 +97,21 @@ class LostUpdateGuard:
         self,
         connection: sa.Connection,
         statement: t.Any,
-        many: t.Any,
-        one: t.Any,
+        multiparams: t.Any,
+        params: t.Any,
         _: object,
     ) -> tuple[t.Any, t.Any, t.Any]:
         if isinstance(statement, sa.Update) and statement.table in self._credentials.tables:
             parameter = _key_parameter(statement)
-            updates = [self.updates.get(row.get(parameter)) for row in many or [one]]
+            updates = [self.updates.get(row.get(parameter)) for row in multiparams or [params]]
             changed = [
                 update
                 for update in updates
-                if update is not None and self._begin(connection, update, is_alone=not many)
+                if update is not None and self._begin(connection, update, is_alone=not multiparams)
             ]
-            if changed and not many:
+            if changed and not multiparams:
                 statement = self._compare(statement, changed[0], connection.dialect)
-        return statement, many, one
+        return statement, multiparams, params
 
     def after_execute(
         self, _: object, statement: object, __: object, ___: object, ____: object, result: t.Any
@@ -181,7 +181,7 @@ class LostUpdateGuard:
         return statement
 
     def _refuse(self, update: _Update) -> t.NoReturn:
-        # Or the next try would be refused as well, although it has loaded what is stored.
+        # Otherwise, the next try would be refused as well, although it has loaded what is stored.
         self._credentials.forget(update.state)
         raise StaleRequestError
 

@@ -106,7 +106,7 @@ def _is_unique(column: sa.Column[t.Any]) -> bool:
         return False
     table = column.table
     constraints: list[sa.UniqueConstraint | sa.Index] = [
-        *(one for one in table.constraints if isinstance(one, sa.UniqueConstraint)),
+        *(each for each in table.constraints if isinstance(each, sa.UniqueConstraint)),
         *(index for index in table.indexes if index.unique),
     ]
     return any([*each.columns] == [column] for each in constraints)

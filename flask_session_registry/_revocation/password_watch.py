@@ -1,4 +1,7 @@
-"""Watches the users that a flush writes, and revokes sessions in the same transaction."""
+"""Watches the users that a flush writes, and revokes sessions in the same transaction.
+
+``_records/sql/revocation.py`` lists the statements of a password change in their order.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ def listen(registry: Registry) -> None:
 
 @explaining_table()
 def _on_update(_: object, connection: sa.Connection, user: t.Any) -> None:
-    """Handle a user that a flush has just written. Its row is locked thereby."""
+    """Handle a user that a flush has just written. The flush has locked its row."""
     registry = find_registry()
     if registry is not None and isinstance(user, registry.credentials.user_model):
         _WrittenUser(registry, connection, user).handle_update()
@@ -105,7 +108,7 @@ class _WrittenUser:
             self._revoke_others(change)
 
     def _sync_fingerprints(self, change: CredentialChange) -> None:
-        """Let the user's sessions go on: the same password is stored in another way."""
+        """Keep the user's sessions active: the same password is stored in another way."""
         registry, context = self._registry, find_context(self._registry)
         finish = registry.records.sync_fingerprints(
             self._connection.execute, self._user_id, before=change.before, after=change.after

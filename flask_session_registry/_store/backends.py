@@ -1,4 +1,4 @@
-"""The kinds of session stores, and how to delete entries from each."""
+"""Deletes entries of any kind of session store, without waiting for a store that hangs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .._records.sql.transactions import own_transaction
 #: How many seconds the deletion of a batch may delay a response.
 TIMEOUT = 3.0
 
-#: How many seconds to leave a store alone that hangs.
+#: How many seconds to leave a hanging store alone.
 _PAUSE = 60.0
 
 #: The maximum number of threads that hang at once.

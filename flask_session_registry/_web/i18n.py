@@ -69,7 +69,7 @@ TEXTS: Mapping[str, Text] = {
     "not_there": _("That device is not signed in."),
     "form_expired": _("That page was open for too long. Please try again."),
     "recent": _("Recently signed out"),
-    "reason_expired": _("Not used for a long time"),
+    "reason_expired": _("Expired"),
     "reason_inactive": _("The account was deactivated"),
     "reason_logged_out": _("Signed out on the device"),
     "reason_max_sessions": _("Too many devices were signed in"),

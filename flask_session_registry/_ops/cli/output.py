@@ -35,7 +35,7 @@ def confirm(question: str) -> None:
         # Ends the line of the question.
         click.echo(err=True)
         raise click.ClickException(
-            "There is no terminal to confirm this on. Nothing was changed. Add '--yes'."
+            "There is no terminal to answer this question on. Nothing was changed. Add '--yes'."
         ) from None
 
 

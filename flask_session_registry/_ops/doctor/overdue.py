@@ -21,7 +21,7 @@ def examine(app: Flask, registry: Registry) -> Iterator[Finding]:
         yield warning(
             f"The entries of {unpurged} session{'' if unpurged == 1 else 's'} that ended more than"
             " a day ago are still in the session store.",
-            "Run 'flask sessions prune', and see in the log why they could not be deleted before.",
+            "Run 'flask sessions prune'. The log says why they could not be deleted before.",
         )
     if registry.settings.auto_prune is not None:
         return

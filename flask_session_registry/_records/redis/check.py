@@ -47,7 +47,7 @@ class RedisCheckRecords(RedisCore, CheckRecords):
         if session is not None:
             if session.revoked_at is not None or session.store_id == store_id:
                 return session.end, session.id
-            # Or the note that the key was left behind is lost.
+            # Otherwise, the session has left this key, and the note of when may be lost.
             left_at = left_at or session.rotated_at or clock.EPOCH
         if left_at is None:
             return None, None

@@ -81,7 +81,7 @@ def reporting(
 def _reporting_batches(
     method: Callable[_Parameters, Iterator[_Result]],
 ) -> Callable[_Parameters, Iterator[_Result]]:
-    """Do the same for a method that yields."""
+    """Raise :exc:`RecordsError` in place of any error of a method that yields."""
 
     @functools.wraps(method)
     def report(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> Iterator[_Result]:
@@ -327,11 +327,11 @@ class RedisClient:
             found = self.client.zrangebyscore(
                 index, score, highest, start=0, num=size, withscores=True
             )
-            pairs = [(at, as_text(one)) for one, at in found]
+            pairs = [(at, as_text(name)) for name, at in found]
             new = [pair for pair in pairs if pair > (score, member)][: base.BATCH]
             if not new:
                 return
-            yield from self._resolve(index, [one for _, one in new], get)
+            yield from self._resolve(index, [name for _, name in new], get)
             score, member = new[-1]
             # The next page begins with these again, if they are still there.
             ties = sum(at == score for at, _ in pairs)

@@ -27,14 +27,14 @@ class RedisMaintenanceRecords(RedisCore, MaintenanceRecords):
     ) -> Iterator[list[StoreEntry]]:
         """See :meth:`MaintenanceRecords.find_expired`.
 
-        Only ``everywhere`` finds those of deleted users, and those that an earlier password keeps
-        out because the process that was to end them died.
+        Only with ``everywhere``, it finds sessions of deleted users, and those with an outdated
+        fingerprint, which remain if a process died before it could end them.
         """
         for batch in self.redis.all() if everywhere else self.redis.due(expiry.now):
             active = [session for session in batch if session.revoked_at is None]
             expired = self._expired(active, expiry)
             ids = {session.id for session in expired}
-            self._postpone([one for one in active if one.id not in ids], expiry.now)
+            self._postpone([each for each in active if each.id not in ids], expiry.now)
             yield [session.entry for session in expired]
 
     def _postpone(self, sessions: Iterable[RedisUserSession], moment: dt.datetime) -> None:
@@ -80,7 +80,7 @@ class RedisMaintenanceRecords(RedisCore, MaintenanceRecords):
         for batch in self.redis.due(clock.now()):
             moment = clock.now()
             # Without an entry there is nothing to do until their retention is over.
-            rest = [one.id for one in batch if self._has_nothing_to_purge(one, moment)]
+            rest = [each.id for each in batch if self._has_nothing_to_purge(each, moment)]
             self._update(rest, {"due_at": moment + self._retention}, where={"purged_at": None})
             unpurged = [session.entry for session in batch if session.is_unpurged]
             if unpurged:
@@ -104,7 +104,7 @@ class RedisMaintenanceRecords(RedisCore, MaintenanceRecords):
                 if _is_wanted(tombstone, sessions.get(tombstone.user_session_id), lost_before)
             }
             self.redis.postpone_tombstones([*wanted], clock.now() + _RECHECK)
-            stale = [StaleKey(one.id, one.store_id) for one in batch if one.id not in wanted]
+            stale = [StaleKey(each.id, each.store_id) for each in batch if each.id not in wanted]
             if stale:
                 yield stale
 

@@ -49,11 +49,13 @@ class RedisOperatorRecords(RedisCore, OperatorRecords):
                 yield users, Selection(frozenset(summary.id for summary in batch), filter)
 
     def count_unpurged(self, *, ended_by: dt.datetime) -> int:
-        return sum(one.is_unpurged and one.has_ended_by(ended_by) for one in self._due_sessions())
+        due = self._due_sessions()
+        return sum(session.is_unpurged and session.has_ended_by(ended_by) for session in due)
 
     def count_expired(self, expiry: Expiry) -> int:
         return sum(
-            one.revoked_at is None and one.has_expired(expiry) for one in self._due_sessions()
+            session.revoked_at is None and session.has_expired(expiry)
+            for session in self._due_sessions()
         )
 
     def _due_sessions(self) -> Iterator[RedisUserSession]:

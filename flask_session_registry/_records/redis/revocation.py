@@ -76,7 +76,7 @@ class RedisRevocationRecords(RedisCore, RevocationRecords):
         values = {"revocation": order.id, "revoked_reason": order.reason}
         if order.change is None:
             return self._end([session.id for session in batch], values)
-        # If the password has changed again since, that change decides which sessions go on.
+        # If the password has changed again since, that change decides which sessions stay active.
         newest = self._newest_fingerprints(order.user_ids)
         ended: list[StoreEntry] = []
         for old in {session.fingerprint for session in batch}.difference(newest):
@@ -125,7 +125,7 @@ class RedisRevocationRecords(RedisCore, RevocationRecords):
                 "store_id": None,
             }
             leaves = stale_key_of(session)
-            # Unless it has another key by now, which would get no tombstone.
+            # Only as it was: another key that it has by now would get no tombstone.
             if self._change(session, values, where=as_it_was(session), leaves=leaves):
                 held.append((session.generation + 1, change.fingerprint))
                 return True

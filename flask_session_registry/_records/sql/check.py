@@ -23,8 +23,6 @@ if t.TYPE_CHECKING:
 
 
 class SQLCheckRecords(SessionTable, CheckRecords):
-    """See :class:`CheckRecords`."""
-
     updates_after_commit = False
 
     def __init__(

@@ -19,17 +19,17 @@ _FIRST_INDEX = sa.text(
 
 
 def forcing(index: str, statement: sa.Update) -> sa.Update:
-    """Return the statement, to be run by this index."""
+    """Return the statement, to be run using this index."""
     for dialect in DIALECTS:
         statement = statement.with_hint(f"FORCE INDEX (`{index}`)", dialect_name=dialect)
     return statement
 
 
 def not_searched_by(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
-    """Return a condition on the id that rows are not searched by.
+    """Return a condition on the id that isn't used to search for rows.
 
-    Each index ends with the primary key. A search by a range of that would lock the first row of
-    the next user too, and wait for the transaction that holds it.
+    Each index ends with the primary key. A search using a range of it would also lock the first row
+    of the next user, and wait for the transaction that holds it.
     """
     return sa.case((condition, 1)) == 1
 

@@ -18,8 +18,7 @@ if t.TYPE_CHECKING:
 
 
 class SQLListingRecords(SessionTable, ListingRecords):
-    """See :class:`ListingRecords`. All but :meth:`active` and :meth:`list_all` use the app's
-    session."""
+    """All methods but :meth:`active` and :meth:`list_all` use the app's session."""
 
     def get(self, id: uuid.UUID) -> UserSessionRecord | None:
         return self.database.session.get(self.model, id)

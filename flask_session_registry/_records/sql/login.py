@@ -31,11 +31,12 @@ class SQLLoginRecords(TombstoneTable, LoginRecords):
     """See :class:`LoginRecords`."""
 
     def assign_id(self, id: uuid.UUID, user_id: t.Any) -> uuid.UUID:
-        """Return the id: any will do, but on InnoDB a random one.
+        """Return the id; on InnoDB, a random one.
 
-        What ends the sessions of a user holds, in the index on ``user_id``, also the gap between
-        the last one of the user before and the first one of this. Within a user the index goes by
-        the id, so that the newest would always fall into that gap, and the login wait.
+        The statement that ends a user's sessions also locks, in the index on ``user_id``, the gap
+        between the last session of the previous user and the first of this one. Within a user, the
+        index is ordered by id. So a new session of the previous user, whose id begins with the
+        time, would always fall into that gap, and its login would wait.
         """
         return uuid.uuid4() if self.dialect in innodb.DIALECTS else id
 

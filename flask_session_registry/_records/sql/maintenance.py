@@ -19,7 +19,7 @@ from .table import SessionTable, batches_of
 if t.TYPE_CHECKING:
     from ..expiry import Expiry
 
-#: Before the first id that begins with the time, in milliseconds since the epoch: 2026 began.
+#: The beginning of 2026, in milliseconds since the epoch: no id that begins with the time is older.
 _FIRST_MOMENT = 1_767_225_600_000
 
 
@@ -33,7 +33,7 @@ class ScanWindow(t.NamedTuple):
     wraps: bool = False
 
     def covers(self, id: t.Any) -> sa.ColumnElement[bool]:
-        """Return whether a column names one of these sessions."""
+        """Return the condition that a column names one of these sessions."""
         # Compared by the database alone, which orders ids as it likes.
         if self.after is None or self.up_to is None:
             return sa.true()
@@ -42,8 +42,6 @@ class ScanWindow(t.NamedTuple):
 
 
 class SQLMaintenanceRecords(SessionTable, MaintenanceRecords):
-    """See :class:`MaintenanceRecords`."""
-
     #: How far this process has looked at the rows.
     _scanned_to: uuid.UUID | None = None
 
@@ -63,9 +61,9 @@ class SQLMaintenanceRecords(SessionTable, MaintenanceRecords):
         return window
 
     def _anywhere(self, session: sa_orm.Session) -> uuid.UUID:
-        """Return a random id, as likely one that begins with the time as another.
+        """Return a random id: in half of the cases one that begins with the time.
 
-        The others are those of InnoDB, and of sessions that did not begin with a login.
+        The ids on InnoDB, and of sessions that did not begin with a login, are random throughout.
         """
         id, now = self.model.id, new_id()
         ids = sa.select(id).where(id > new_id(_FIRST_MOMENT)).order_by(id).limit(1)

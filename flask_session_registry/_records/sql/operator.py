@@ -21,8 +21,6 @@ _USERS = 500
 
 
 class SQLOperatorRecords(SessionTable, OperatorRecords):
-    """See :class:`OperatorRecords`."""
-
     def count(self, user_ids: Sequence[t.Any] | None, filter: Filter) -> int:
         if filter.network is not None:
             return sum(len(batch) for batch in self.matching(user_ids, filter))
@@ -68,7 +66,7 @@ class SQLOperatorRecords(SessionTable, OperatorRecords):
     def _still_matches(
         self, summaries: Sequence[SessionSummary], filter: Filter
     ) -> sa.ColumnElement[bool]:
-        """Return whether a row is one of these, and matches as it is by now."""
+        """Return the condition that a row is one of these, and still matches."""
         column = self.columns
         condition = sa.and_(column.id.in_([row.id for row in summaries]), filter.condition(column))
         if filter.network is None:

@@ -1,4 +1,21 @@
-"""The SQL of revocations: what ends the sessions of users in a transaction of the app."""
+"""The SQL of revocations: what ends the sessions of users in a transaction of the app.
+
+A password change runs these statements in the app's transaction, in this order:
+
+1. The flush updates the user, which locks the row. ``_revocation/lost_updates.py`` adds the old
+   password to the ``WHERE``; if it can't, it runs ``SELECT … FOR UPDATE`` first and compares then.
+2. ``Credentials.pop_change`` selects the new credential, if it can't be predicted.
+3. ``_move_on`` updates the surviving session, and ``_leave_behind`` inserts the tombstone of its
+   key. If the session has another key by now, ``_lock_key`` selects it and they run again.
+4. ``revoke`` updates the user's other sessions, which ends them.
+
+``_revocation/password_watch.py`` starts 2 to 4 in the ``after_update`` event of 1. With
+``"adopt"``, ``_adoption/records.py`` inserts the row of the current session before 3, and the block
+after 4.
+
+After the commit, in transactions of their own, ``complete`` selects the ended sessions, and
+``mark_revocation_purged`` updates those whose store entries are deleted.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +41,6 @@ from .tombstones import TombstoneTable
 
 
 class SQLRevocationRecords(TombstoneTable, RevocationRecords):
-    """See :class:`RevocationRecords`."""
-
     def owner_of(self, execute: Execute, id: uuid.UUID) -> list[t.Any]:
         model = self.model
         is_active = (model.id == id, model.revoked_at.is_(None))
@@ -58,7 +73,7 @@ class SQLRevocationRecords(TombstoneTable, RevocationRecords):
         return RevocationResult(count, has_survivor, ended_by_commit=count)
 
     def _update_credentials(self, execute: Execute, change: PasswordChange) -> bool:
-        """Let the surviving session go on with the new password; return whether it does."""
+        """Give the surviving session the new credential; return whether it stays active."""
         survivor = change.survivor
         if survivor is None:
             return False
@@ -87,7 +102,7 @@ class SQLRevocationRecords(TombstoneTable, RevocationRecords):
         for generation, fingerprint in reversed(survivor.held):
             is_updated = self._changed(
                 execute,
-                # Or MariaDB might search by the store key, too, and lock in another order.
+                # Otherwise, MariaDB might search by the store key, too, and lock in another order.
                 innodb.forcing("PRIMARY", self._update_of_active(survivor.id, generation))
                 .where(
                     column.fingerprint.is_not_distinct_from(fingerprint),
@@ -98,8 +113,8 @@ class SQLRevocationRecords(TombstoneTable, RevocationRecords):
                         column.fingerprint: credential,
                         column.generation: generation + 1,
                         column.rotated_at: clock.now(),
-                        # Its entry is dead from here on; the next one is written by the answer, if
-                        # the process lives to give it.
+                        # Its entry is dead from here on. The response writes the next one, if the
+                        # process lives to send it.
                         column.store_id: None,
                     }
                 ),

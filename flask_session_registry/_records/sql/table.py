@@ -55,7 +55,7 @@ class SessionTable:
 
     @functools.cached_property
     def dialect(self) -> str:
-        """On SQLite no rows can be locked, and a transaction that has read can't always write."""
+        """The name of the database's dialect."""
         return self.bind.dialect.name
 
     @property
@@ -83,7 +83,10 @@ class SessionTable:
         return None if stored is None else self.credentials.read(stored[1:])
 
     def _lock_sqlite(self, execute: Execute) -> None:
-        """On SQLite, lock the whole database, before anything is read."""
+        """On SQLite, lock the whole database before anything is read.
+
+        It can't lock rows, and a transaction that has read can't always write.
+        """
         if self.dialect == "sqlite":
             execute(self.table.delete().where(sa.false()))
 
@@ -207,7 +210,7 @@ class SessionTable:
     def _holders_of(self, store_id: str) -> sa.Subquery:
         """Select the sessions that have this key, or left it behind: their ``id`` and ``left_at``.
 
-        Two searches, each by its index; one with "or" would go by none on MariaDB.
+        Two searches, each using its index; for one with "or", MariaDB would use neither.
         """
         model, tombstones = self.model, self.tombstones
         # In this order: the first one determines the types.
@@ -247,8 +250,8 @@ def insertion_into(
 ) -> sa.Insert:
     """Return an ``INSERT`` of a row.
 
-    :param allows_conflict: let PostgreSQL go on where a row has this id. It can't if the
-        transaction is too old to see that row, and fails like any other such write.
+    :param allows_conflict: let PostgreSQL ignore that a row has this id. If the snapshot of the
+        transaction is too old to show that row, it still raises an error.
     """
     if allows_conflict:
         return postgresql.insert(table).values(values).on_conflict_do_nothing()

@@ -1,4 +1,9 @@
-"""How the store keys that sessions leave behind are kept, in a table of their own."""
+"""Tombstones in SQL: rows that keep the store keys that sessions leave behind.
+
+There are two kinds. A session leaves a stale key for good, with a new generation. It leaves a
+linked key within a generation, so its browser may come back to it. ``maintenance`` finds those
+whose entries can be deleted.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +20,16 @@ from .table import SessionTable, insertion_into
 
 
 class TombstoneTable(SessionTable):
-    """What moves a session to another store key.
+    """Keeps the key that a session leaves when it moves to another one.
 
-    A transaction that does it holds the row of the session from before it reads the key. It needs
-    no lock on the user's row: it writes no other session, and tombstones refer to no table.
+    The transaction locks the row of the session before it reads the key. It needs no lock on the
+    user's row: it writes no other session, and tombstones refer to no table.
     """
 
     def _lock_key(self, execute: Execute, id: uuid.UUID) -> str | None:
         """Lock the row of an active session; return its store key, if any."""
-        # Of the class, not of its table, by which no bind would be found. Not in one statement with
-        # the 'INSERT' of a tombstone: InnoDB would lock the gap, and rotations of two users
+        # Select from the class: for its table, no bind would be found. Not in one statement with
+        # the 'INSERT' of a tombstone: InnoDB would lock the gap, and rotations of two users would
         # deadlock.
         model = self.model
         key: str | None = execute(
@@ -50,7 +55,7 @@ class TombstoneTable(SessionTable):
         )
         kept = [LinkedKey(*row) for row in rows]
         link, displaced = linked_keys.choose(ids, kept, left=key, used=used)
-        if link in {one.id for one in kept}:
+        if link in {tombstone.id for tombstone in kept}:
             table = self.tombstone_table
             execute(table.delete().where(table.c.id == link))
         execute(self._tombstone(link, id, key, LINKED_KEY))
