@@ -29,7 +29,7 @@ if t.TYPE_CHECKING:
     from ._adoption.hooks import NoAdoption
     from ._compat.databases import Database
     from ._records.redis import RedisClient
-    from ._revocation.fingerprint_history import Credentials
+    from ._revocation.password_history import Credentials
     from ._setup import Setup
     from ._store.backends import Entries
     from ._web.geoip import GeoIPDatabase
@@ -136,10 +136,10 @@ class Registry:
     @functools.cached_property
     def limit(self) -> Limit | None:
         """The number of active sessions a user may have, if there is a limit."""
-        most = self.settings.max_sessions
-        if most is None:
+        maximum = self.settings.max_sessions
+        if maximum is None:
             return None
-        return Limit(most, rejects=self.settings.max_sessions_action == "reject")
+        return Limit(maximum, rejects=self.settings.max_sessions_action == "reject")
 
     @property
     def retention(self) -> dt.timedelta | None:

@@ -24,8 +24,8 @@ from ._compat.flask import begins_request, is_of_command
 from ._log import log
 from ._records.redis import RedisClient
 from ._records.users import kind_of
-from ._revocation.fingerprint_history import Credentials
 from ._revocation.password_columns import password_attributes
+from ._revocation.password_history import Credentials
 from ._store.backends import Entries, store_of
 from ._user_model import find_user_model, is_user_class, topmost_user_class
 from .errors import ConfigurationError

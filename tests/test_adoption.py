@@ -35,7 +35,7 @@ from flask_session_registry import (
 )
 from flask_session_registry._adoption.hooks import NoAdoption
 from flask_session_registry._adoption.records import AdoptionRecords
-from flask_session_registry._revocation.rehash import rehash
+from flask_session_registry._revocation.rehash import same_password
 
 Before = t.Callable[..., Site]
 
@@ -1297,7 +1297,7 @@ def test_change_outside_the_app(
             if what == "deletion":
                 own.delete(user)
             elif what == "rehash":
-                with rehash(user):
+                with same_password(user):
                     user.password_hash = "new"
                     own.flush()
             elif what == "inactive":

@@ -664,7 +664,7 @@ def test_timeout_of_a_response(site: Site, monkeypatch: pytest.MonkeyPatch) -> N
     purge = store_purge.Purge(site.app.extensions["session_registry.app"], site.app)
     monkeypatch.setattr("flask_session_registry._store.purge.time", clock)
     for key in "abc":
-        purge.delete([key])
+        purge.delete_keys([key])
         # Time between deletions doesn't count.
         clock.now += 100
     assert waited == [3, 1, 0]

@@ -661,8 +661,8 @@ def test_redis_from_an_old_snapshot(
 
     Fails if a row is deleted without deleting its entry once more.
     """
-    for name in ("_ops.maintenance._MEMORY", "_records.redis.core.OVERLAP"):
-        monkeypatch.setattr(f"flask_session_registry.{name}", dt.timedelta(seconds=1))
+    name = "flask_session_registry._records.base.IN_FLIGHT_GRACE"
+    monkeypatch.setattr(name, dt.timedelta(seconds=1))
     site = redis_site(make_site, own, SESSION_REGISTRY_RETENTION=1)
     firefox, chrome, phone = sign_in(site)
     stolen = chrome.copy()

@@ -5,20 +5,17 @@ Nothing here decides whether a session is active. All of it may fail, and is tri
 
 from __future__ import annotations
 
-import datetime as dt
 import typing as t
 from collections.abc import Iterator, Sequence
 
 from flask import Flask
 
 from .. import _clock as clock
+from .._records import base
 from .._store.purge import Purge
 
 if t.TYPE_CHECKING:
     from .._app import Registry
-
-#: How long a request under way may still come with a store key from before a rotation.
-_MEMORY = dt.timedelta(minutes=1)
 
 _Row = t.TypeVar("_Row")
 
@@ -92,18 +89,18 @@ class _Prune:
     def purge_pending(self) -> int:
         purged = 0
         for batch in self._limited(self._records.find_unpurged(window=self._window)):
-            if not self._purge.delete_of([(row.id, row.keys) for row in batch]):
+            if not self._purge.delete_entries_of(batch):
                 break
             purged += self._records.mark_purged([row.id for row in batch])
         return purged
 
     def purge_stale_keys(self) -> None:
-        before = clock.ago(_MEMORY)
+        before = clock.ago(base.IN_FLIGHT_GRACE)
         stale = self._records.find_stale_keys(
             lost_before=self._expiry.unseen_since, window=self._window
         )
         for batch in self._limited(stale):
-            if not self._purge.delete(key.store_id for key in batch):
+            if not self._purge.delete_keys(key.store_id for key in batch):
                 break
             self._records.forget_stale_keys([key.id for key in batch], before=before)
 
@@ -111,10 +108,10 @@ class _Prune:
         if self._retention is None:
             return 0
         forgotten = 0
-        before = clock.ago(max(self._retention, _MEMORY))
+        before = clock.ago(max(self._retention, base.IN_FLIGHT_GRACE))
         for batch in self._limited(self._records.find_outdated(before=before, window=self._window)):
             # Again: a request that was in flight may have written its entry back.
-            if not self._purge.delete_of([(row.id, row.keys) for row in batch]):
+            if not self._purge.delete_entries_of(batch):
                 break
             forgotten += self._records.forget([row.id for row in batch])
         return forgotten

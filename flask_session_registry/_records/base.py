@@ -17,6 +17,9 @@ from ..errors import RecordsError
 #: The number of user sessions that are purged, and named by one signal, at a time.
 BATCH = 1000
 
+#: How long an in-flight request may still carry an id or a store key that has changed since.
+IN_FLIGHT_GRACE = dt.timedelta(minutes=1)
+
 #: The reason of a request that comes with a session id from before a rotation.
 ROTATED = "rotated"
 
@@ -112,7 +115,7 @@ class PageEnd(t.NamedTuple):
 class Limit(t.NamedTuple):
     """The number of active sessions a user may have."""
 
-    most: int
+    maximum: int
     #: Whether a login beyond the limit is refused; otherwise the oldest session ends for it.
     rejects: bool
 

@@ -14,7 +14,7 @@ import sqlalchemy.orm as sa_orm
 from .._compat.databases import Database
 from .._compat.sqlalchemy import reaches_beyond
 from .._revocation.fingerprint import SUPERSEDED, StoredCredential
-from .._revocation.fingerprint_history import Credentials
+from .._revocation.password_history import Credentials
 from .sql.transactions import own_transaction, set_lock_timeout
 
 
@@ -66,7 +66,7 @@ class Users:
             current = self.credentials.current(session.execute, user_id)
         if current is None:
             return None
-        history = self.credentials.fingerprint_history(user_id)
+        history = self.credentials.password_history(user_id)
         is_other = history and current.attributes not in history
         return SUPERSEDED if is_other else current.fingerprint
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from .._app import registry_on
 from .._compat.flask import request_context
 from .marker import MARKER
+from .values import SessionKeys
 
 if t.TYPE_CHECKING:
     from flask.sessions import SessionMixin
@@ -21,8 +22,9 @@ if t.TYPE_CHECKING:
     from .._app import Registry
     from .._records.base import End
     from .._revocation.commit_hooks import Pending
+    from .._store.purge import EndedSession
     from .current_session import CurrentSession
-    from .values import CheckResult, EndedSession, Login, Rehash, ScheduledEnd
+    from .values import CheckResult, Login, Rehash, ScheduledEnd
 
 
 class RequestContext:
@@ -211,7 +213,7 @@ class RequestContext:
     def end_current(self) -> None:
         """Forget the current user session, which this request has ended."""
         if self._current is not None:
-            self._ended += ((self._current.id, self._current.keys),)
+            self._ended += (SessionKeys(self._current.id, self._current.keys),)
             self._current = None
 
     def leave_behind(self, store_key: str | None, *, except_key: str | None) -> None:

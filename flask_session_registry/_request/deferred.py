@@ -14,11 +14,11 @@ from .._app import Registry
 from .._diagnosis import report
 from .._ops.maintenance import prune
 from .._records.base import BATCH
-from .._store.purge import Purge
+from .._store.purge import EndedSession, Purge
 from .client_info import client_info
 from .context import RequestContext
 from .remember_cookies import RememberCookieChange
-from .values import EndedSession, ScheduledEnd
+from .values import ScheduledEnd
 
 _DEFERRED = "_session_registry_deferred"
 
@@ -39,13 +39,14 @@ class DeferredWork:
 
     def run(self, app: Flask) -> None:
         records = self.registry.records
-        purge, ended = Purge(self.registry, app), [*self.ended]
+        purge = Purge(self.registry, app)
+        ended = [*self.ended]
         if self.to_end is not None and records.end(self.to_end.id, self.to_end.reason):
-            ended.append((self.to_end.id, self.to_end.keys))
-        purge.purge(ended)
-        if self.forgotten and purge.delete_of(self.forgotten):
-            records.forget([id for id, _ in self.forgotten])
-        purge.delete(self.left_behind)
+            ended.append(self.to_end)
+        purge.delete_and_mark(ended)
+        if self.forgotten and purge.delete_entries_of(self.forgotten):
+            records.forget([row.id for row in self.forgotten])
+        purge.delete_keys(self.left_behind)
         if self.touched is not None:
             records.touch(*self.touched)
         if self.prunes:

@@ -11,6 +11,7 @@ from .. import _clock as clock
 from .. import signals
 from .._app import Registry
 from .._records.base import Replaced, StoreEntry
+from .._store.purge import EndedSession
 from ..errors import UserError
 from . import device_cookie, remember_cookies, store_keys
 from .auth_events import is_same_user
@@ -20,7 +21,7 @@ from .cookieless_logins import find_never_resumed
 from .current_session import CurrentSession
 from .marker import MARKER
 from .remember_cookies import RememberCookieChange
-from .values import EndedSession, Login
+from .values import Login, SessionKeys
 
 
 def record_login(
@@ -105,19 +106,21 @@ class _Replacement:
         if current is not None:
             vouches = is_same_user(current.user, login.user)
             self.replaced.append(Replaced(current.id, current.generation, vouches))
-            self.ended.append((current.id, current.keys))
+            self.ended.append(SessionKeys(current.id, current.keys))
 
     def find(self, registry: Registry, login: Login, values: dict[str, t.Any]) -> None:
         """Add sessions that no browser can come back to: they would only count, and be listed."""
         if login.missing_store_key is not None:
             lost = registry.records.find_by_store_key(login.missing_store_key, values["user_id"])
-            self.ended += self._replace(lost)
+            self._replace(lost)
+            self.ended += lost
         if login.is_repeated:
-            self.forgotten += self._replace(find_never_resumed(registry, values))
+            abandoned = find_never_resumed(registry, values)
+            self._replace(abandoned)
+            self.forgotten += abandoned
 
-    def _replace(self, rows: list[StoreEntry]) -> list[EndedSession]:
+    def _replace(self, rows: list[StoreEntry]) -> None:
         self.replaced += [Replaced(row.id, None, vouches=False) for row in rows]
-        return [(row.id, row.keys) for row in rows]
 
 
 def _is_new_device(app: Flask, registry: Registry, values: dict[str, t.Any]) -> bool:
@@ -145,7 +148,7 @@ def _finish(
         store_id=key,
         held=[],
     )
-    ended = [*replacement.ended, *((row.id, row.keys) for row in evicted)]
+    ended = [*replacement.ended, *evicted]
     context.finish_login(current, ended=ended, forgotten=replacement.forgotten)
     left = store_keys.store_key(app.session_interface, login.session_id)
     context.leave_behind(left, except_key=key)

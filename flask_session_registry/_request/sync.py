@@ -108,7 +108,7 @@ def _end_unreachable(registry: Registry, current: CurrentSession) -> None:
     # If this fails, the row expires. What the browser holds is of an earlier generation.
     with contextlib.suppress(*UNAVAILABLE):
         if registry.records.end(current.id, _REASON):
-            Purge(registry, app).purge([(current.id, current.keys)])
+            Purge(registry, app).delete_and_mark([current])
             signals.send(
                 signals.session_revoked,
                 app,

@@ -14,8 +14,16 @@ if t.TYPE_CHECKING:
     from .._revocation.fingerprint import CheckedCredential
     from .current_session import CurrentSession
 
-#: The id of an ended user session, with the keys of its store entry.
-EndedSession = tuple[uuid.UUID, tuple[str, ...]]
+
+class SessionKeys(t.NamedTuple):
+    """A user session, with the keys of its store entry."""
+
+    id: uuid.UUID
+    keys: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"SessionKeys(id={self.id!r})"
+
 
 #: A new hash of the same password: the user's id, the fingerprint before, and the one after.
 Rehash = tuple[t.Any, "str | None", "str | None"]

@@ -82,7 +82,7 @@ class AfterCommit:
     def _purge(self, purge: Purge, batch: Sequence[StoreEntry]) -> bool:
         """Delete store entries; return whether there were any, and all are gone."""
         stored = sum(bool(row.keys) for row in batch)
-        is_purged = purge.delete_of([(row.id, row.keys) for row in batch])
+        is_purged = purge.delete_entries_of(batch)
         if is_purged:
             self.purged += stored
         else:

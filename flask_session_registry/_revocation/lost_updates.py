@@ -14,7 +14,7 @@ from .fingerprint import StoredCredential, is_passwordless
 from .password_columns import State, identity_of, is_stored_verbatim
 
 if t.TYPE_CHECKING:
-    from .fingerprint_history import Credentials
+    from .password_history import Credentials
 
 #: Codes by which a database says that another transaction was first: a serialization failure or a
 #: deadlock of PostgreSQL, a deadlock or a changed record of MariaDB, a stale snapshot of SQLite.

@@ -27,7 +27,7 @@ from ..errors import RecordsError, StaleRequestError
 from .after_commit import app_context
 from .commit_hooks import on_commit
 from .fingerprint import CredentialChange
-from .rehash import is_rehash, rehash
+from .rehash import is_rehash, same_password
 from .revoke import Revocation
 
 PASSWORD_CHANGED = "password_changed"
@@ -251,6 +251,6 @@ def same_credentials(registry: Registry, user: t.Any) -> Iterator[None]:
     session = registry.session_of(user)
     # What is pending before the block doesn't belong to it.
     session.flush()
-    with rehash(user):
+    with same_password(user):
         yield
         session.flush()

@@ -16,7 +16,7 @@ def is_rehash(user: object) -> bool:
 
 
 @contextlib.contextmanager
-def rehash(user: object) -> Iterator[None]:
+def same_password(user: object) -> Iterator[None]:
     """Treat changes of this user's password within the block as new hashes of the same one."""
     info = sa.inspect(user, raiseerr=True).info
     before = info.get(_KEY)

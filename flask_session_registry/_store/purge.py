@@ -23,6 +23,16 @@ if t.TYPE_CHECKING:
 LONG_TIMEOUT = 60.0
 
 
+class EndedSession(t.Protocol):
+    """A user session that has ended, with the keys of the store entries to delete."""
+
+    @property
+    def id(self) -> uuid.UUID: ...
+
+    @property
+    def keys(self) -> Sequence[str]: ...
+
+
 class Purge:
     """Deletes the entries of ended sessions, batch by batch, until the store fails once.
 
@@ -47,8 +57,8 @@ class Purge:
         #: The failure; ``None`` while there is none.
         self.error: PurgeError | None = None
 
-    def delete(self, keys: Iterable[str]) -> bool:
-        """Delete entries; log a failure and return ``False``."""
+    def delete_keys(self, keys: Iterable[str]) -> bool:
+        """Delete the entries with these keys; log a failure and return ``False``."""
         if self.error is None:
             began = time.monotonic()
             try:
@@ -70,24 +80,18 @@ class Purge:
             return self._timeout
         return max(0.0, TIMEOUT - self._spent)
 
-    def delete_of(self, ended: Sequence[tuple[uuid.UUID, Sequence[str]]]) -> bool:
-        """Delete the entries of ended sessions; signal a failure and return ``False``.
-
-        :param ended: the ids of user sessions, with the keys of their entries.
-        """
-        if self.delete(key for _, keys in ended for key in keys):
+    def delete_entries_of(self, ended: Sequence[EndedSession]) -> bool:
+        """Delete the entries of ended sessions; signal a failure and return ``False``."""
+        if self.delete_keys(key for session in ended for key in session.keys):
             return True
-        ids = tuple(id for id, keys in ended if keys)
+        ids = tuple(session.id for session in ended if session.keys)
         signals.send(signals.purge_failed, self._app, ids=ids, error=self.error)
         return False
 
-    def purge(self, ended: Sequence[tuple[uuid.UUID, Sequence[str]]]) -> None:
-        """Delete the entries that sessions had when they ended, and record that.
-
-        :param ended: the ids of user sessions, with the keys of their entries.
-        """
-        ids = [id for id, keys in ended if keys]
-        if not ids or not self.delete_of(ended):
+    def delete_and_mark(self, ended: Sequence[EndedSession]) -> None:
+        """Delete the entries that sessions had when they ended, and record that."""
+        ids = [session.id for session in ended if session.keys]
+        if not ids or not self.delete_entries_of(ended):
             return
         try:
             self._registry.records.mark_purged(ids)

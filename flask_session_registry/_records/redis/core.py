@@ -16,9 +16,6 @@ from ..users import Users
 from .client import RedisClient
 from .session import RedisUserSession, Tombstone
 
-#: How long an ended session is kept at least: a request under way may still come with its id.
-OVERLAP = dt.timedelta(minutes=1)
-
 #: How often a session that others keep changing is read again.
 ATTEMPTS = 20
 
@@ -29,7 +26,7 @@ class RedisCore:
     """User sessions in Redis, and the users in the app's database.
 
     :param expiry: returns the rule by which sessions have expired by now.
-    :param retention: how long an ended session is kept.
+    :param retention: how long an ended session is kept; at least :data:`base.IN_FLIGHT_GRACE`.
     """
 
     def __init__(
@@ -43,7 +40,7 @@ class RedisCore:
         self.users = users
         self.redis = redis
         self._expiry = expiry
-        self._retention = max(retention, OVERLAP)
+        self._retention = max(retention, base.IN_FLIGHT_GRACE)
 
     def get(self, id: uuid.UUID) -> RedisUserSession | None:
         return self.redis.get([id]).get(id)

@@ -96,10 +96,10 @@ class RedisLoginRecords(RedisOwnSessionRecords, LoginRecords):
             and not other.has_expired(expiry)
         ]
         if limit.rejects:
-            if session.id in ids[limit.most :]:
+            if session.id in ids[limit.maximum :]:
                 raise LimitReachedError
             return []
-        return self._end(ids[: -limit.most], {"revoked_reason": "max_sessions"})
+        return self._end(ids[: -limit.maximum], {"revoked_reason": "max_sessions"})
 
     def find_by_store_key(self, store_id: str, user_id: t.Any) -> list[StoreEntry]:
         holder = self.redis.with_key(store_id)

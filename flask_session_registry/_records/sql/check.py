@@ -17,7 +17,7 @@ from ..protocols import CheckRecords
 from .table import SessionTable, end_of
 
 if t.TYPE_CHECKING:
-    from ..._revocation.fingerprint_history import Credentials
+    from ..._revocation.password_history import Credentials
     from ...models import UserSessionMixin
     from ..users import Users
 

@@ -104,7 +104,7 @@ class SQLLoginRecords(TombstoneTable, LoginRecords):
             sa.not_(expiry.condition(column)),
         ).order_by(column.created_at, column.id)
         rows = [StoreEntry(*row) for row in execute(active)]
-        evicted = rows[: max(0, len(rows) + 1 - limit.most)]
+        evicted = rows[: max(0, len(rows) + 1 - limit.maximum)]
         if evicted and limit.rejects:
             raise LimitReachedError
         if evicted:

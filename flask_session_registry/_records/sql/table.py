@@ -20,7 +20,7 @@ from . import innodb
 
 if t.TYPE_CHECKING:
     from ..._revocation.fingerprint import StoredCredential
-    from ..._revocation.fingerprint_history import Credentials
+    from ..._revocation.password_history import Credentials
     from ..users import Users
 
 #: The number of batches that are read at once.

@@ -97,7 +97,7 @@ class Credentials(PasswordColumns):
 
     # -- what they have recorded ---------------------------------------------------------------
 
-    def fingerprint_history(self, user_id: object, state: State | None = None) -> list[Values]:
+    def password_history(self, user_id: object, state: State | None = None) -> list[Values]:
         """Return the passwords that an instance, or else this request, has seen of a user.
 
         The first is the one that was loaded first; the others were stored by this process since.
@@ -115,7 +115,7 @@ class Credentials(PasswordColumns):
         :param knows: see :attr:`CheckedCredential.knows`.
         """
         state = sa.inspect(user, raiseerr=True)
-        history = self.fingerprint_history((state.identity or (None,))[0], state)
+        history = self.password_history((state.identity or (None,))[0], state)
         return CheckedCredential(history[0] if history else None, tuple(history[1:]), knows)
 
     def bases(self, state: State) -> list[Values] | None:
