@@ -1,0 +1,1 @@
+"""What operators run: the commands in ``cli``, the ``doctor``, and the ``maintenance`` (prune)."""

@@ -1,0 +1,1 @@
+"""Where user sessions are recorded: ``protocols``, implemented in ``sql`` and in ``redis``."""

@@ -1,0 +1,1 @@
+"""The page on which users see where they are signed in."""
