@@ -19,6 +19,11 @@ def ago(duration: dt.timedelta) -> dt.datetime:
     return EPOCH if duration >= moment - EPOCH else moment - duration
 
 
+def microseconds(moment: dt.datetime) -> int:
+    """Return the microseconds from the epoch to a moment."""
+    return (moment - EPOCH) // dt.timedelta(microseconds=1)
+
+
 def is_within(duration: dt.timedelta, *, of: dt.datetime) -> bool:
     """Return whether a moment is less than this duration in the past, or in the future.
 

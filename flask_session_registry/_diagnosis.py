@@ -58,7 +58,7 @@ def diagnose(error: BaseException) -> Diagnosis:
 
 def check_records(registry: Registry) -> Diagnosis | None:
     """Try to read user sessions; return what is wrong if that fails."""
-    read = _read_sql if registry.settings.records == "sql" else _read_redis
+    read = _read_sql if registry.settings.records == "sql" else read_redis
     try:
         read(registry)
     except Exception as error:
@@ -84,7 +84,8 @@ def redis_unreachable(error: BaseException) -> Diagnosis:
     )
 
 
-def _read_redis(registry: Registry) -> None:
+def read_redis(registry: Registry) -> None:
+    """Raise the error, if the user sessions in Redis can't be read."""
     # A random id: no such session exists.
     registry.records.get(uuid.uuid4())
 

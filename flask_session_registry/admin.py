@@ -11,6 +11,7 @@ from flask_login import current_user
 
 from . import _clock as clock
 from ._app import get_registry
+from ._ops.counts import sessions_of
 from ._records.base import as_id
 from .errors import ConfigurationError
 from .extension import SessionRegistry
@@ -150,7 +151,7 @@ class UserSessionView(ModelView):  # type: ignore[misc]
         query = self.get_query().filter(chosen).order_by(self.model.user_id)
         count = sum(self._sessions.revoke(row) for row in query.all())
         query.session.commit()
-        flash(f"{count} session{'' if count == 1 else 's'} ended.", "success")
+        flash(f"{sessions_of(count)} ended.", "success")
 
 
 def _find_model() -> type[t.Any]:

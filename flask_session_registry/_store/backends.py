@@ -9,10 +9,10 @@ import typing as t
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-import sqlalchemy as sa
 from flask.sessions import SessionInterface
 
 from .._compat import clients, flask_session
+from .._records.sql.table import hiding_parameters
 from .._records.sql.transactions import own_transaction
 
 #: How many seconds the deletion of a batch may delay a response.
@@ -181,15 +181,10 @@ def _sqlalchemy(interface: t.Any, keys: Sequence[str]) -> None:
     # On a connection of our own: Flask-Session's method commits the app's open transaction.
     model = flask_session.model_of(interface)
     table = model.__table__
-    try:
-        with own_transaction(
-            flask_session.client_of(interface).session.session_factory, model
-        ) as session:
-            session.execute(table.delete().where(table.c.session_id.in_(keys)))
-    except sa.exc.StatementError as error:
-        # Keys are confidential: with HASH_SESSION_IDS off, they contain session ids.
-        error.hide_parameters = True
-        raise
+    factory = flask_session.client_of(interface).session.session_factory
+    # Keys are confidential: with HASH_SESSION_IDS off, they contain session ids.
+    with hiding_parameters(), own_transaction(factory, model) as session:
+        session.execute(table.delete().where(table.c.session_id.in_(keys)))
 
 
 @_deletes("PostgreSqlSessionInterface")

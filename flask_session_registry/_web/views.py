@@ -256,8 +256,7 @@ def index(registry: Registry, current: t.Any) -> ResponseReturnValue:
 
 
 def _cursor_after(row: t.Any) -> str:
-    microseconds = (row.last_seen_at - clock.EPOCH) // dt.timedelta(microseconds=1)
-    return f"{microseconds}-{row.id.hex}"
+    return f"{clock.microseconds(row.last_seen_at)}-{row.id.hex}"
 
 
 def _read_cursor(text: str | None) -> PageEnd | None:

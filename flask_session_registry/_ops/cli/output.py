@@ -1,4 +1,4 @@
-"""Output of the commands: counts, the progress bar, the question before a large revocation."""
+"""Dialogs of the commands: the progress bar, the question before a large revocation."""
 
 from __future__ import annotations
 
@@ -7,18 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 
 import click
-
-
-def count_of(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def sessions_of(count: int, adjective: str = "") -> str:
-    return count_of(count, f"{adjective}session")
-
-
-def entries_of(count: int) -> str:
-    return f"{count} entr{'y' if count == 1 else 'ies'}"
 
 
 def confirm(question: str) -> None:

@@ -17,10 +17,11 @@ from ..._records.base import UNAVAILABLE
 from ..._revocation.bulk import Tally, revoke_many
 from ..._revocation.revoke import check_reason
 from .. import serializers
+from ..counts import entries_of, sessions_of
 from ..filters import Filter
 from .base import Command, failure
 from .options import by_option, filter_options, format_option, parsed_by
-from .output import confirm, entries_of, progress_bar, sessions_of
+from .output import confirm, progress_bar
 from .users import find_users
 
 #: The number of sessions that a dry run shows.

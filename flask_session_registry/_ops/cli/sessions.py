@@ -15,11 +15,11 @@ from ..._app import get_registry, unwrap
 from ..._plain_text import plain
 from ..._store.purge import LONG_TIMEOUT, Purge
 from .. import serializers
+from ..counts import count_of, sessions_of
 from ..doctor import Finding, examine
 from ..maintenance import PruneResult, prune
 from .base import Group
 from .options import by_option, format_option
-from .output import count_of, sessions_of
 from .users import find_users
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from flask import Flask
 
 from ..._app import Registry
+from ..counts import sessions_of
 from .findings import Finding, warning
 
 #: Maintenance that is due for longer than this probably isn't being done.
@@ -19,7 +20,7 @@ def examine(app: Flask, registry: Registry) -> Iterator[Finding]:
     unpurged = registry.records.count_unpurged(ended_by=expiry.now)
     if unpurged:
         yield warning(
-            f"The entries of {unpurged} session{'' if unpurged == 1 else 's'} that ended more than"
+            f"The entries of {sessions_of(unpurged)} that ended more than"
             " a day ago are still in the session store.",
             "Run 'flask sessions prune'. The log says why they could not be deleted before.",
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import typing as t
-import uuid
 from collections.abc import Iterator
 
 from flask import Flask
@@ -17,8 +16,7 @@ from .findings import Finding, error, error_of, warning
 
 def examine(app: Flask, registry: Registry) -> Iterator[Finding]:
     try:
-        # A random id: no such session exists.
-        registry.records.get(uuid.uuid4())
+        diagnosis.read_redis(registry)
         findings = [*_examine_server(registry)]
     except Exception as failure:
         yield error_of(diagnosis.redis_unreachable(failure.__context__ or failure))

@@ -38,7 +38,6 @@ from .encoding import (
     decode,
     decode_tombstone,
     encode,
-    microseconds,
     read_entry,
     user_text,
 )
@@ -202,7 +201,7 @@ class RedisClient:
     @_reporting_batches
     def due(self, by: dt.datetime) -> Iterator[list[RedisUserSession]]:
         """Yield the sessions that are due by a moment. They may change meanwhile, or be removed."""
-        highest = microseconds(by)
+        highest = clock.microseconds(by)
         for index in self._occupied("due", highest):
             yield from self._in_order(index, self.get, highest)
 
@@ -245,7 +244,7 @@ class RedisClient:
     @_reporting_batches
     def tombstones(self, by: dt.datetime) -> Iterator[list[Tombstone]]:
         """Yield the tombstones to look at by a moment. They may be postponed, or removed."""
-        highest = microseconds(by)
+        highest = clock.microseconds(by)
         for index in self._occupied("stale", highest):
             yield from self._in_order(index, self.get_tombstones, highest)
 
@@ -263,7 +262,7 @@ class RedisClient:
         self, script: str, ids: Sequence[uuid.UUID], moment: dt.datetime
     ) -> None:
         for part in _by_shard(ids):
-            self._run(script, part, str(microseconds(moment)), kind="t")
+            self._run(script, part, str(clock.microseconds(moment)), kind="t")
 
     # -- keys and scripts ------------------------------------------------------------------------
 

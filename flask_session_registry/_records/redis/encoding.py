@@ -12,8 +12,6 @@ from ... import _clock as clock
 from ..base import StoreEntry
 from .session import FIELDS, RedisUserSession, Tombstone
 
-_MICROSECOND = dt.timedelta(microseconds=1)
-
 
 def encode(values: Mapping[str, t.Any]) -> dict[str, str | None]:
     return {name: _write(name, value) for name, value in values.items()}
@@ -26,7 +24,7 @@ def _write(name: str, value: t.Any) -> str | None:
     if name == "user_id":
         return user_text(value)
     if isinstance(value, dt.datetime):
-        return str(microseconds(value))
+        return str(clock.microseconds(value))
     return value.hex if isinstance(value, uuid.UUID) else str(value)
 
 
@@ -62,10 +60,6 @@ def read_entry(id: t.Any, user_id: t.Any, store_id: t.Any) -> StoreEntry:
         _user_id(as_text(user_id)),
         None if store_id is None else as_text(store_id),
     )
-
-
-def microseconds(moment: dt.datetime) -> int:
-    return (moment - clock.EPOCH) // _MICROSECOND
 
 
 def _moment(text: str) -> dt.datetime:

@@ -127,20 +127,21 @@ def _set_lock_timeout(connection: sa.Connection) -> None:
 
 
 def _execute(cursor: t.Any, statement: str, parameters: t.Any, context: t.Any) -> bool:
+    return _execute_by(cursor.execute, statement, parameters, context)
+
+
+def _execute_many(cursor: t.Any, statement: str, parameters: t.Any, context: t.Any) -> bool:
+    return _execute_by(cursor.executemany, statement, parameters, context)
+
+
+def _execute_by(execute: Execute, statement: str, parameters: t.Any, context: t.Any) -> bool:
     """Execute a statement with our lock timeout; return whether its connection has that.
 
     As late as this, so that listeners see the statement without the prefix.
     """
     is_limited = context.root_connection in _limited
     if is_limited:
-        cursor.execute(_WITH_LOCK_TIMEOUT + statement, parameters)
-    return is_limited
-
-
-def _execute_many(cursor: t.Any, statement: str, parameters: t.Any, context: t.Any) -> bool:
-    is_limited = context.root_connection in _limited
-    if is_limited:
-        cursor.executemany(_WITH_LOCK_TIMEOUT + statement, parameters)
+        execute(_WITH_LOCK_TIMEOUT + statement, parameters)
     return is_limited
 
 
