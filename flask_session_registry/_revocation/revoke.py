@@ -39,7 +39,7 @@ class Revocation:
 
     @property
     def has_survivor(self) -> bool:
-        """Whether the session that a password was changed in goes on."""
+        """Whether the session that a password was changed in stays active."""
         return self._result.has_survivor
 
     @property

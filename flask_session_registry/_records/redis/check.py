@@ -35,10 +35,6 @@ class RedisCheckRecords(RedisCore, CheckRecords):
             tuple(passwords),
         )
 
-    def find_end(self, id: uuid.UUID) -> base.End | None:
-        session = self.get(id)
-        return None if session is None else session.end
-
     def find_end_by_store_key(self, store_id: str) -> tuple[base.End | None, uuid.UUID | None]:
         holder = self.redis.with_key(store_id)
         if holder is None:

@@ -45,6 +45,10 @@ class RedisCore:
     def get(self, id: uuid.UUID) -> RedisUserSession | None:
         return self.redis.get([id]).get(id)
 
+    def find_end(self, id: uuid.UUID) -> base.End | None:
+        session = self.get(id)
+        return None if session is None else session.end
+
     def _get_active(self, id: uuid.UUID) -> RedisUserSession | None:
         session = self.get(id)
         return None if session is None or session.revoked_at is not None else session

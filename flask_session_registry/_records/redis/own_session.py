@@ -37,7 +37,7 @@ class RedisOwnSessionRecords(RedisCore, OwnSessionRecords):
             if is_confirmed:
                 values["authenticated_at"] = moment
             leaves, displaced = self._leave(session, store_id, for_good=becomes != generation)
-            # Unless it has another key by now, which would get no tombstone.
+            # Only as it was: another key that it has by now would get no tombstone.
             if self._change(session, values, where=as_it_was(session), leaves=leaves):
                 return displaced
         raise RecordsError("Other requests kept changing the user session. Retry the operation.")
@@ -86,5 +86,4 @@ class RedisOwnSessionRecords(RedisCore, OwnSessionRecords):
         return None if session is None else session.generation
 
     def find_end_after_commit(self, id: uuid.UUID) -> base.End | None:
-        session = self.get(id)
-        return None if session is None else session.end
+        return self.find_end(id)

@@ -28,8 +28,6 @@ if t.TYPE_CHECKING:
 
 
 class SQLLoginRecords(TombstoneTable, LoginRecords):
-    """See :class:`LoginRecords`."""
-
     def assign_id(self, id: uuid.UUID, user_id: t.Any) -> uuid.UUID:
         """Return the id; on InnoDB, a random one.
 
@@ -56,8 +54,8 @@ class SQLLoginRecords(TombstoneTable, LoginRecords):
                 return None
             fingerprint = current.fingerprint
             is_current = evidence.covers(current)
-            for one in replaces:
-                is_current |= self._replace(session.execute, one, fingerprint)
+            for replaced in replaces:
+                is_current |= self._replace(session.execute, replaced, fingerprint)
             evicted: list[StoreEntry] = []
             if limit is not None and is_current:
                 evicted = self._evict(session.execute, user_id, fingerprint, limit, expiry)
@@ -65,7 +63,7 @@ class SQLLoginRecords(TombstoneTable, LoginRecords):
             session.execute(self._insertion_of(row))
         return evicted
 
-    def _replace(self, execute: Execute, one: Replaced, fingerprint: str | None) -> bool:
+    def _replace(self, execute: Execute, replaced: Replaced, fingerprint: str | None) -> bool:
         """End a session whose place a login takes; return whether it vouches for the login.
 
         :param fingerprint: of the user's current credential.
@@ -73,13 +71,13 @@ class SQLLoginRecords(TombstoneTable, LoginRecords):
         """
         column = self.columns
         ending = self.table.update().values(self._ending("replaced"))
-        ending = ending.where(column.id == one.id, column.revoked_at.is_(None))
-        if one.generation is not None:
-            ending = ending.where(column.generation == one.generation)
+        ending = ending.where(column.id == replaced.id, column.revoked_at.is_(None))
+        if replaced.generation is not None:
+            ending = ending.where(column.generation == replaced.generation)
         has_it = column.fingerprint.is_not_distinct_from(fingerprint)
-        if one.vouches and self._changed(execute, ending.where(has_it)):
+        if replaced.vouches and self._changed(execute, ending.where(has_it)):
             return True
-        if not self._changed(execute, ending) and one.generation is not None:
+        if not self._changed(execute, ending) and replaced.generation is not None:
             raise SupersededError
         return False
 

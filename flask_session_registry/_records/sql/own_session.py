@@ -22,8 +22,6 @@ if t.TYPE_CHECKING:
 
 
 class SQLOwnSessionRecords(TombstoneTable, OwnSessionRecords):
-    """See :class:`OwnSessionRecords`."""
-
     def rotate(
         self,
         id: uuid.UUID,
