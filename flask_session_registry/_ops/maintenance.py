@@ -39,7 +39,8 @@ def prune(
     scan_limit: int | None = None,
     purge: Purge | None = None,
 ) -> PruneResult:
-    """End what has expired, purge what is pending, delete what is old; in this order.
+    """End what has expired, purge what is pending, purge stale keys, delete what is old; in this
+    order.
 
     :param limit: the maximum number of user sessions, of each kind.
     :param scan_limit: the number of rows to scan, where finding what is due takes a scan. Each run

@@ -221,7 +221,8 @@ def check_record(
         return CheckResult(None, ROTATED, id, is_superseded=True)
     age = clock.now() - clock.as_utc(loaded.last_seen_at)
     interval = registry.settings.touch_interval
-    # Negative by a clock that was ahead: a touch corrects that, or all timeouts would be longer.
+    # Negative if the clock that wrote it was ahead. A touch corrects that; otherwise all timeouts
+    # would be longer.
     is_touch_due = age < _NOTHING or (interval is not None and age >= interval)
     fault = _find_fault(app, registry, id, loaded, claimed, is_touch_due, is_remembered)
     if fault is not None:

@@ -1,8 +1,9 @@
 """The credential that an earlier step of a login was checked against.
 
 It is kept in ``flask.session`` until the login: as a keyed digest, because a signed cookie is
-readable. Nothing here checks a credential: the view does, and ``CheckedCredential`` decides at the
-login whether the result still holds.
+readable. Nothing here checks a credential: the view does, and ``CheckedCredential.covers``
+(``_revocation/fingerprint.py``) decides at the login whether the result still holds; if not, the
+login records (``_records/*/login.py``) write a session that is dead on arrival.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def credentials_checked(
     app: Flask, registry: Registry, session: SessionMixin, user_id: t.Any
 ) -> Iterator[None]:
     """Keep the credential that is stored when the block begins, unless the block raises."""
-    # Before the block, in which another hash of the same password may be stored: only an existing
-    # context records that.
+    # Before the block: if it stores another hash of the same password, only a context that already
+    # exists records it.
     context = ensure_context(registry)
     fingerprint = registry.users.fingerprint_of(user_id)
     yield

@@ -41,8 +41,8 @@ class AfterCommit:
         """Complete the revocation.
 
         :param result: what its transaction has done.
-        :raises RecordsError: the records in Redis could not be written, so that not all sessions
-            have ended; not for a password change, whose fingerprint has ended them.
+        :raises RecordsError: the records in Redis could not be written, so some sessions have not
+            ended. Never for a password change: the new fingerprint keeps them out anyway.
         """
         if not (result.count or result.has_survivor):
             return

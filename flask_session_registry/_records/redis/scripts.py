@@ -82,9 +82,9 @@ extend_indexes()
 """
 )
 
-#: Change the sessions that have all the expected values. Arguments: the new values, the expected
-#: ones, a random token, a tombstone to add if a session has changed, or nothing; keys: of the
-#: sessions.
+#: Change, or end, the sessions that have all the expected values; one that ends gets a
+#: 'revoked_at'. Arguments: the new values, the expected ones, a random token, a tombstone to add if
+#: a session has changed, or nothing; keys: of the sessions.
 UPDATE = (
     _WRITE
     + """

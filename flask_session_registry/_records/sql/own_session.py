@@ -17,9 +17,6 @@ from ..protocols import OwnSessionRecords
 from .tombstones import TombstoneTable
 from .transactions import transaction_without_waiting
 
-if t.TYPE_CHECKING:
-    pass
-
 
 class SQLOwnSessionRecords(TombstoneTable, OwnSessionRecords):
     def rotate(

@@ -10,8 +10,8 @@ A password change runs these statements in the app's transaction, in this order:
 4. ``revoke`` updates the user's other sessions, which ends them.
 
 ``_revocation/password_watch.py`` starts 2 to 4 in the ``after_update`` event of 1. With
-``"adopt"``, ``_adoption/records.py`` inserts the row of the current session before 3, and the block
-after 4.
+``"adopt"``, ``_adoption/records.py`` inserts the row of the current session before 3, and after 4
+the tombstone that blocks adoption for the user.
 
 After the commit, in transactions of their own, ``complete`` selects the ended sessions, and
 ``mark_revocation_purged`` updates those whose store entries are deleted.
@@ -54,7 +54,7 @@ class SQLRevocationRecords(TombstoneTable, RevocationRecords):
         *,
         already: Sequence[RevocationOrder] | None = None,
     ) -> RevocationResult:
-        # The database knows what was ended before.
+        # 'already' isn't needed: what earlier orders have ended is no longer active.
         column, change, except_id = self.columns, order.change, order.except_id
         has_survivor = change is not None and self._update_credentials(execute, change)
         if change is not None and change.survivor is not None and has_survivor:
@@ -80,7 +80,8 @@ class SQLRevocationRecords(TombstoneTable, RevocationRecords):
         if self._move_on(execute, survivor, change.fingerprint, survivor.store_id):
             return True
         # Another request of the same generation may have moved it to another key, or this one has,
-        # earlier in the transaction. Not asked before: a change would cost one more statement.
+        # earlier in the transaction. The key isn't selected up front: every password change would
+        # cost one more statement.
         key = self._lock_key(execute, survivor.id)
         return key != survivor.store_id and self._move_on(
             execute, survivor, change.fingerprint, key

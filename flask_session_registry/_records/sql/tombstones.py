@@ -1,8 +1,8 @@
 """Tombstones in SQL: rows that keep the store keys that sessions leave behind.
 
 There are two kinds. A session leaves a stale key for good, with a new generation. It leaves a
-linked key within a generation, so its browser may come back to it. ``maintenance`` finds those
-whose entries can be deleted.
+linked key within a generation, so its browser may come back to it. ``find_stale_keys`` in
+``maintenance.py``, beside this file, finds those whose entries can be deleted.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class TombstoneTable(SessionTable):
         """Keep the key that a session leaves, and its browser may come back to.
 
         :param used: the key that takes its place.
-        :returns: the key that loses its tombstone for it, in a list; empty if none does.
+        :returns: a list of the one key whose tombstone had to make room; empty if there was room.
         """
         model, ids = self.tombstones, linked_keys.ids_for(id)
         rows = execute(

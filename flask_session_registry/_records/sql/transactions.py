@@ -1,8 +1,9 @@
 """Short transactions of our own, separate from the app's.
 
-They run at READ COMMITTED, whatever level the app or the server has set. Each locks the user's row
-first and only then reads what it decides by, so it needs no higher level. At a higher one,
-PostgreSQL raises an error after waiting for a lock, and MariaDB locks rows that are only read.
+They run at READ COMMITTED, whatever level the app or the server has set. Each locks what it decides
+by before it reads it (the user's row if it adds a session or writes several, otherwise the
+session's own), so it needs no higher level. At a higher one, PostgreSQL raises an error after
+waiting for a lock, and MariaDB locks rows that are only read.
 
 Waits for locks are short: the lock may belong to a long transaction of the app, and each waiting
 login occupies a connection that other requests need.
