@@ -183,12 +183,17 @@ def _missing_table(error: sa.exc.DBAPIError) -> Diagnosis:
 
 def _missing_column(error: sa.exc.DBAPIError) -> Diagnosis:
     registry, names = find_registry(), re.findall(r"\w+", _first_line(error))
+    missing: list[tuple[str, str]] = []
     if registry is not None and {table.name for table in registry.users.tables}.isdisjoint(names):
-        # The one that the error names, if it names any.
-        for table in sorted(_tables(), key=lambda table: table.name not in names):
-            missing = [name for name in names if name in table.columns]
-            if missing:
-                return table_differs(table.name, f"it lacks the column '{missing[-1]}'")
+        # First the table that the error names, if it names any.
+        tables = sorted(_tables(), key=lambda table: table.name not in names)
+        missing = [
+            (table.name, name) for table in tables for name in names if name in table.columns
+        ]
+    if missing:
+        table_name, _ = missing[0]
+        *_, column = [name for owner, name in missing if owner == table_name]
+        return table_differs(table_name, f"it lacks the column '{column}'")
     return Diagnosis(
         f"A table of the app lacks a column ({_name_of(error)}).", _remedy_for_different_table()
     )

@@ -238,6 +238,8 @@ def _define_tombstones(
         "__tablename__": name,
         "__table_args__": {"schema": table.schema},
         "metadata": table.metadata,
+        # In the collation of the session's own key: the two are compared.
+        "store_id": sa_orm.mapped_column(_type_of_reference(mapper.columns.store_id), index=True),
     }
     return mapper.registry.mapped(type(f"{cls.__name__}Tombstone", (TombstoneMixin,), members))
 

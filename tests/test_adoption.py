@@ -35,6 +35,7 @@ from flask_session_registry import (
 )
 from flask_session_registry._adoption.hooks import NoAdoption
 from flask_session_registry._adoption.records import AdoptionRecords
+from flask_session_registry._records.base import RevocationOrder
 from flask_session_registry._revocation.rehash import same_password
 
 Before = t.Callable[..., Site]
@@ -1359,3 +1360,53 @@ def with_active(db: t.Any) -> type[t.Any]:
 
 def _is_active(user: t.Any) -> bool:
     return bool(user.active)
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql", "mariadb"])
+def test_change_in_the_first_request_holds_up_nobody_else(before: Before, database: str) -> None:
+    """29: while a session from before changes its password, another user's session is rotated."""
+    site = before("files", database)
+    flushed, rotated = threading.Event(), threading.Event()
+
+    @site.app.post("/slowly")
+    @login_required
+    def slowly() -> str:
+        current_user.password_hash = "new"
+        site.db.session.flush()
+        flushed.set()
+        # SQLite has one writer at a time.
+        assert database == "sqlite" or rotated.wait(30)
+        site.db.session.commit()
+        return "changed"
+
+    @site.app.post("/rotate")
+    def rotate() -> str:
+        site.sessions.rotate()
+        return "rotated"
+
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    firefox.login()
+    install(site)
+    chrome.login("bob")
+    answers: list[int] = []
+    changing = threading.Thread(target=lambda: answers.append(firefox.post("/slowly").status_code))
+    changing.start()
+    assert flushed.wait(30)
+    if database == "sqlite":
+        changing.join()
+    assert chrome.post("/rotate").status_code == 200
+    rotated.set()
+    changing.join()
+    assert answers == [200]
+
+
+def test_revocation_that_ends_nothing_blocks_nothing(before: Before) -> None:
+    """A user stays free to be adopted if a revocation of one session finds that it has ended."""
+    site = before()
+    install(site)
+    with site.context():
+        ann = site.user("ann").id
+        order = RevocationOrder(uuid.uuid4(), "revoked", [ann], only_id=uuid.uuid4())
+        execute = site.db.session.execute
+        assert not site.registry.adoption.after_revocation(execute, order, 0)
+        assert not site.registry.adoption.records.is_adoption_blocked(ann)

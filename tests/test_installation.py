@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import gc
 import re
 import subprocess
@@ -29,6 +30,7 @@ from flask_session_registry import (
     SessionRegistry,
     UserSessionMixin,
 )
+from flask_session_registry._config import SETTINGS, Settings
 
 
 @pytest.fixture
@@ -589,3 +591,10 @@ def test_first_requests_at_once() -> None:
             assert at_once(visits) == [200] * 8
     finally:
         sys.setswitchinterval(before)
+
+
+def test_settings_are_declared_on_their_class() -> None:
+    """Each setting says its name, its default and its help where it is declared."""
+    declared = Settings.touch_interval
+    assert (declared.name, declared.default) == ("TOUCH_INTERVAL", dt.timedelta(minutes=5))
+    assert declared in SETTINGS

@@ -279,7 +279,7 @@ def test_command(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     result = site.app.test_cli_runner().invoke(args=["sessions", "prune", "--limit", "10"])
     assert result.exit_code == 0
     assert result.output == (
-        "1 expired session ended; 1 purged from the session store; 0 records deleted.\n"
+        "1 session had expired and ended; 1 purged from the session store; 0 forgotten.\n"
     )
 
 
@@ -301,7 +301,7 @@ def test_command_while_the_store_is_down(
     broken = down(monkeypatch)
     result = command(site)
     assert result.exit_code == 1
-    assert result.stdout.startswith("3 expired sessions ended; 0 purged from")
+    assert result.stdout.startswith("3 sessions had expired and ended; 0 purged from")
     assert result.stderr == f"{FAILED}The entries of 3 sessions{AGAIN}"
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
     for limit in ((), ("--limit", "1")):

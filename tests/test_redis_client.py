@@ -18,6 +18,7 @@ import servers
 from flask_session_registry import RecordsError
 from flask_session_registry._records.base import StoreEntry
 from flask_session_registry._records.redis import RedisClient, RedisUserSession
+from flask_session_registry._records.redis.client import reporting
 from flask_session_registry._records.redis.session import FIELDS, KeyHolder, Tombstone
 
 NOW = dt.datetime(2026, 2, 3, 4, 5, 6, 789012, tzinfo=dt.timezone.utc)
@@ -481,3 +482,20 @@ def test_changed_during_the_iteration(client: RedisClient) -> None:
         left = [id for id in mine if id not in seen]
         client.update(left, {"due_at": moment(-9)}, where={})
     assert seen == set(mine)
+
+
+def test_failure_is_reported_once() -> None:
+    """A method that fails within another one is reported with its own cause."""
+
+    @reporting
+    def read() -> None:
+        raise ConnectionError("redis://:secret@host")
+
+    @reporting
+    def list_all() -> None:
+        read()
+
+    with pytest.raises(RecordsError, match=r"\(ConnectionError\)") as raised:
+        list_all()
+    assert isinstance(raised.value.__context__, ConnectionError)
+    assert "secret" not in str(raised.value)

@@ -10,6 +10,7 @@ import sqlalchemy.orm as sa_orm
 from conftest import SiteFactory
 from flask_login import current_user, login_required
 from site_under_test import Site, days_ago
+from sqlalchemy.dialects import mysql
 
 from flask_session_registry import ConfigurationError, SessionRegistry
 from flask_session_registry.models import UserSessionMixin
@@ -183,3 +184,24 @@ def test_name_is_taken(make_site: SiteFactory) -> None:
                 "user_id": sa_orm.mapped_column(sa.ForeignKey("account.id")),
             },
         )
+
+
+def test_keys_are_compared_in_one_collation() -> None:
+    """On MariaDB, the keys in both tables have the collation of an app's own table."""
+
+    class Base(sa_orm.DeclarativeBase):
+        pass
+
+    class Visit(UserSessionMixin, Base):
+        __tablename__ = "visits"
+        __table_args__ = {"mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_polish_ci"}
+        user_id: sa_orm.Mapped[int] = sa_orm.mapped_column()
+
+    class ShortVisit(Visit):
+        """In the same table, with the same tombstones."""
+
+    assert set(Base.metadata.tables) == {"visits", "visit_tombstones"}
+    table = Base.metadata.tables["visit_tombstones"]
+    ddl = str(sa.schema.CreateTable(table).compile(dialect=mysql.dialect()))
+    assert "store_id VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_polish_ci" in ddl
+    assert "COLLATE" not in str(sa.schema.CreateTable(table).compile())

@@ -35,7 +35,7 @@ def ids_for(id: uuid.UUID) -> list[uuid.UUID]:
 
 
 def choose(
-    ids: Sequence[uuid.UUID], kept: Sequence[LinkedKey], *, left: str, used: str
+    ids: Sequence[uuid.UUID], kept: Sequence[LinkedKey], *, left: str, used: str | None
 ) -> tuple[uuid.UUID, str | None]:
     """Return which of these tombstones is to keep one more key, and the key it gives up, if any.
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import datetime as dt
 import typing as t
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import sqlalchemy.orm as sa_orm
 
@@ -268,8 +268,12 @@ class MaintenanceRecords(t.Protocol):
     def find_unpurged(self, *, window: t.Any = None) -> Iterator[list[StoreEntry]]:
         """Yield ended sessions whose entries may still be in the session store."""
 
-    def mark_purged(self, ids: Sequence[uuid.UUID]) -> int:
-        """Record that the entries of ended sessions are deleted; return how many were pending."""
+    def mark_purged(self, ids: Sequence[uuid.UUID], *, keys: Collection[str] | None = None) -> int:
+        """Record that the entries of ended sessions are deleted; return how many were pending.
+
+        :param keys: the deleted keys, if they were read before the sessions ended. A session that
+            another request has moved to another key meanwhile stays pending.
+        """
 
     def find_stale_keys(
         self, *, lost_before: dt.datetime, window: t.Any = None

@@ -212,9 +212,9 @@ class RequestContext:
 
     def end_current(self) -> None:
         """Forget the current user session, which this request has ended."""
-        if self._current is not None:
-            self._ended += (SessionKeys(self._current.id, self._current.keys),)
-            self._current = None
+        assert self._current is not None  # noqa: S101 -- callers have made sure
+        self._ended += (SessionKeys(self._current.id, self._current.keys),)
+        self._current = None
 
     def leave_behind(self, store_key: str | None, *, except_key: str | None) -> None:
         """Note the key of a store entry to delete, unless it is the one in use."""

@@ -102,14 +102,14 @@ def _is_unique(column: sa.Column[t.Any]) -> bool:
     """Return whether a column outside the primary key has a unique constraint of its own."""
     if column.primary_key or column.unique:
         return not column.primary_key
-    if not isinstance(column.table, sa.Table):
-        return False
-    table = column.table
-    constraints: list[sa.UniqueConstraint | sa.Index] = [
-        *(each for each in table.constraints if isinstance(each, sa.UniqueConstraint)),
-        *(index for index in table.indexes if index.unique),
+    # A user model may also be mapped to a query, which has neither.
+    constraints: t.Iterable[t.Any] = getattr(column.table, "constraints", ())
+    indexes: t.Iterable[t.Any] = getattr(column.table, "indexes", ())
+    unique = [
+        *(each for each in constraints if isinstance(each, sa.UniqueConstraint)),
+        *(index for index in indexes if index.unique),
     ]
-    return any([*each.columns] == [column] for each in constraints)
+    return any([*each.columns] == [column] for each in unique)
 
 
 # -- the values ----------------------------------------------------------------------------------

@@ -93,8 +93,9 @@ class Purge:
         ids = [session.id for session in ended if session.keys]
         if not ids or not self.delete_entries_of(ended):
             return
+        keys = [key for session in ended for key in session.keys]
         try:
-            self._registry.records.mark_purged(ids)
+            self._registry.records.mark_purged(ids, keys=keys)
         except Exception as error:
             # They will be deleted again.
             report("Could not mark store entries as purged.", error)

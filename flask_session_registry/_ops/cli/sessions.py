@@ -95,8 +95,8 @@ def _report_prune(result: PruneResult, unpurged: int, *, as_json: bool) -> None:
         click.echo(json.dumps({**result._asdict(), "unpurged": unpurged}))
         return
     click.echo(
-        f"{sessions_of(result.ended, 'expired ')} ended; {result.purged} purged from the session"
-        f" store; {count_of(result.forgotten, 'record')} deleted."
+        f"{sessions_of(result.ended)} had expired and ended; {result.purged} purged from the"
+        f" session store; {result.forgotten} forgotten."
     )
 
 

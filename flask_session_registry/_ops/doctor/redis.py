@@ -32,9 +32,7 @@ def examine(app: Flask, registry: Registry) -> Iterator[Finding]:
 
 
 def _examine_server(registry: Registry) -> Iterator[Finding]:
-    if registry.redis is None:
-        return
-    client: t.Any = registry.redis.client
+    client = t.cast(t.Any, registry.redis).client
     nodes = clients.primaries_of(client)
     if any(_setting(node, "maxmemory-policy") not in (None, "noeviction") for node in nodes):
         yield warning(

@@ -6,7 +6,7 @@ import dataclasses
 import datetime as dt
 import typing as t
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from ... import _clock as clock
 from .. import base
@@ -96,10 +96,15 @@ class RedisCore:
         values = {**values, "revoked_at": moment, "due_at": moment}
         return self._update(ids, values, where={**ACTIVE, **where})
 
-    def mark_purged(self, ids: Sequence[uuid.UUID]) -> int:
+    def mark_purged(self, ids: Sequence[uuid.UUID], *, keys: Collection[str] | None = None) -> int:
         moment = clock.now()
         values = {"purged_at": moment, "due_at": moment + self._retention}
-        return len(self._update(ids, values, where={"purged_at": None}))
+        pending: dict[str, t.Any] = {"purged_at": None}
+        if keys is None:
+            return len(self._update(ids, values, where=pending))
+        return sum(
+            len(self._update(ids, values, where={**pending, "store_id": key})) for key in keys
+        )
 
     def _due_at(self, session: RedisUserSession) -> dt.datetime:
         """Return when an active session is due for maintenance."""

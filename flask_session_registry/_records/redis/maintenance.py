@@ -81,7 +81,8 @@ class RedisMaintenanceRecords(RedisCore, MaintenanceRecords):
             moment = clock.now()
             # Without an entry there is nothing to do until their retention is over.
             rest = [each.id for each in batch if self._has_nothing_to_purge(each, moment)]
-            self._update(rest, {"due_at": moment + self._retention}, where={"purged_at": None})
+            purged = {"purged_at": moment, "due_at": moment + self._retention}
+            self._update(rest, purged, where={"purged_at": None})
             unpurged = [session.entry for session in batch if session.is_unpurged]
             if unpurged:
                 yield unpurged

@@ -52,12 +52,10 @@ class RedisOwnSessionRecords(RedisCore, OwnSessionRecords):
             the browser may come back to it.
         """
         left = session.store_id
-        if left is None or left == used:
+        if left is None or left == used or not (for_good or used):
             return None, []
         if for_good:
             return stale_key_of(session), []
-        if used is None:
-            return None, []
         ids = [beside(session, id) for id in linked_keys.ids_for(session.id)]
         kept = [
             LinkedKey(tombstone.id, tombstone.store_id, tombstone.left_at)

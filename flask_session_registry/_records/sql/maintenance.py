@@ -111,9 +111,8 @@ class SQLMaintenanceRecords(SessionTable, MaintenanceRecords):
         statement = self.tombstone_table.delete().where(
             column.id == sa.bindparam("forgotten"), column.created_at <= before
         )
-        if ids:
-            with self.users.transaction() as session:
-                session.execute(statement, [{"forgotten": id} for id in ids])
+        with self.users.transaction() as session:
+            session.execute(statement, [{"forgotten": id} for id in ids])
 
     def find_outdated(
         self, *, before: dt.datetime, window: ScanWindow | None = None

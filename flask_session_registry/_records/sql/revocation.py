@@ -9,9 +9,7 @@ A password change runs these statements in the app's transaction, in this order:
    key. If the session has another key by now, ``_lock_key`` selects it and they run again.
 4. ``revoke`` updates the user's other sessions, which ends them.
 
-``_revocation/password_watch.py`` starts 2 to 4 in the ``after_update`` event of 1. With
-``"adopt"``, ``_adoption/records.py`` inserts the row of the current session before 3, and after 4
-the tombstone that blocks adoption for the user.
+``_revocation/password_watch.py`` starts 2 to 4 in the ``after_update`` event of 1.
 
 After the commit, in transactions of their own, ``complete`` selects the ended sessions, and
 ``mark_revocation_purged`` updates those whose store entries are deleted.

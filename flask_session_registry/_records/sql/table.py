@@ -6,7 +6,7 @@ import contextlib
 import functools
 import typing as t
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
@@ -128,7 +128,7 @@ class SessionTable:
 
     # -- writing -------------------------------------------------------------------------------
 
-    def _changed(self, execute: Execute, statement: sa.Update | sa.Delete) -> int:
+    def _changed(self, execute: Execute, statement: sa.Insert | sa.Update | sa.Delete) -> int:
         """Return how many rows a statement has changed."""
         count: int = execute(statement).rowcount
         return count
@@ -173,13 +173,16 @@ class SessionTable:
         statement = self.table.update().where(column.id == id, column.revoked_at.is_(None))
         return bool(self._changed(execute, statement.values(self._ending(reason))))
 
-    def mark_purged(self, ids: Sequence[uuid.UUID]) -> int:
+    def mark_purged(self, ids: Sequence[uuid.UUID], *, keys: Collection[str] | None = None) -> int:
         """See :meth:`MaintenanceRecords.mark_purged`."""
         column = self.columns
         with self._holding_users_of(ids) as (execute, held):
             statement = self._update_of(held).where(
                 column.purged_at.is_(None), column.revoked_at.is_not(None)
             )
+            if keys is not None:
+                is_deleted = sa.or_(column.store_id.is_(None), column.store_id.in_(keys))
+                statement = statement.where(innodb.not_searched_by(is_deleted))
             return self._changed(execute, statement.values({column.purged_at: clock.now()}))
 
     # -- reading -------------------------------------------------------------------------------
@@ -195,11 +198,13 @@ class SessionTable:
         return user_id == user_ids[0] if len(user_ids) == 1 else user_id.in_(user_ids)
 
     def _is_unpurged(self) -> sa.ColumnElement[bool]:
-        column = self.columns
+        column, left = self.columns, self.tombstone_table.c
+        # Without a key, there may be an entry under the one that a password change has left.
+        has_left = sa.exists().where(left.user_session_id == column.id)
         return sa.and_(
             column.revoked_at.is_not(None),
             column.purged_at.is_(None),
-            column.store_id.is_not(None),
+            sa.or_(column.store_id.is_not(None), has_left),
         )
 
     def _count(self, *conditions: sa.ColumnElement[bool]) -> int:
