@@ -145,7 +145,7 @@ class Setup:
         :raises ConfigurationError: it is still missing, or misconfigured; unless this is a
             command, which has done what it could.
         """
-        if not g.pop(_LOOKS_AGAIN, False):
+        if self._is_ready or not g.pop(_LOOKS_AGAIN, False):
             return
         try:
             self._check_now(app)

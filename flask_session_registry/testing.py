@@ -6,7 +6,7 @@ import contextlib
 import typing as t
 from collections.abc import Iterator
 
-from flask import request, session
+from flask import session
 from flask.sessions import SessionMixin
 from flask.testing import FlaskClient
 from flask_login import login_user
@@ -78,12 +78,12 @@ class SessionRegistryClient(FlaskClient):
         send_cookies(self, context.request.environ)
         with context:
             # An app context that a test holds may keep another user, and would keep this one.
-            hooks.set_user_aside(unwrap(request))
+            hooks.set_user_aside(context.request)
             try:
                 yield
                 response = process_response(app, app.response_class())
             finally:
-                hooks.restore_user(unwrap(request))
+                hooks.restore_user(context.request)
             is_signed_in = response.status_code == 200 and flask_login.USER_ID in session
         if not is_signed_in:
             raise RuntimeError("The user could not be signed in. Commit it to the database first.")

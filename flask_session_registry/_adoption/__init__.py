@@ -11,10 +11,8 @@ The rest of the package calls hooks of ``Registry.adoption``, which do nothing u
 - ``_setup.py``: ``registry.adoption = adoption_for(registry)``
 - ``extension.py``: ``adoption.prepare``
 - ``_request/context.py``: ``from .._adoption.adoption import AdoptionState``
-- ``_request/context.py``: ``_adoption: AdoptionState | None = None``
-- ``_request/context.py``: ``def adoption(self) -> AdoptionState | None:``
-- ``_request/context.py``: ``return self._adoption``
-- ``_request/context.py``: ``self._adoption = result.adoption or self._adoption``
+- ``_request/context.py``: ``adoption: AdoptionState | None = None``
+- ``_request/context.py``: ``self.adoption = result.adoption or self.adoption``
 - ``_request/values.py``: ``from .._adoption.adoption import AdoptionState``
 - ``_request/values.py``: ``adoption: AdoptionState | None = None``
 - ``_request/check.py``: ``adoption.check_unregistered``

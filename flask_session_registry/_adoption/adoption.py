@@ -113,7 +113,12 @@ class Adoption(NoAdoption):
         """Accept a session under this id, unless it was adopted before and has ended since."""
         if self.records.exists(id):
             result = session_check.check_record(
-                app, self.registry, (id, 0), claimed, is_remembered=is_remembered
+                app,
+                self.registry,
+                unwrap(session),
+                (id, 0),
+                claimed,
+                is_remembered=is_remembered,
             )
         else:
             result = self._begin(app, claimed, id=id)

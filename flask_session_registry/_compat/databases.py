@@ -55,7 +55,8 @@ class _FlaskSQLAlchemy:
 
     @property
     def session(self) -> sa_orm.Session:
-        return t.cast(sa_orm.Session, self.extension.session())
+        session: sa_orm.Session = self.extension.session()
+        return session
 
     @property
     def is_session_open(self) -> bool:

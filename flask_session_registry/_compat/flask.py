@@ -41,6 +41,9 @@ class RequestContext(t.Protocol):
     def session(self) -> SessionMixin: ...
 
 
+#: Returns the object behind ``flask.g``, whose attributes take no detour through a proxy.
+app_globals: Callable[[], t.Any] = flask.globals.g._get_current_object
+
 _app_contexts: ContextVar[t.Any] = flask.globals._cv_app
 #: ``None`` where app contexts have the request.
 _request_contexts: ContextVar[t.Any] | None = getattr(flask.globals, "_cv_request", None)
@@ -51,14 +54,24 @@ def request_context() -> RequestContext | None:
 
     An app context pushed within a request is part of that request.
     """
+    context: RequestContext | None
     if _request_contexts is not None:
-        return t.cast("RequestContext | None", _request_contexts.get(None))
-    context = _app_contexts.get(None)
-    while context is not None and not context.has_request:
+        context = _request_contexts.get(None)
+        return context
+    found = _app_contexts.get(None)
+    while found is not None and not found.has_request:
         # A popped context has no token; a thread or a task may run on in a copy made before that.
-        before = getattr(context._cv_token, "old_value", Token.MISSING)
-        context = None if before is Token.MISSING else before
-    return t.cast("RequestContext | None", context)
+        before = getattr(found._cv_token, "old_value", Token.MISSING)
+        found = None if before is Token.MISSING else before
+    context = found
+    return context
+
+
+def current_request_context() -> RequestContext:
+    """Return the context of the current request. There must be one."""
+    context = request_context()
+    assert context is not None  # noqa: S101 -- callers have made sure
+    return context
 
 
 @contextlib.contextmanager

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import typing as t
 
-from flask import Flask, g
+from flask import Flask
+
+from .flask import app_globals
 
 #: The keys in ``flask.session`` of the user's id, and of whether the login is fresh.
 USER_ID, FRESH = "_user_id", "_fresh"
@@ -18,12 +20,12 @@ _CACHED_USER = "_login_user"
 
 def take_cached_user() -> t.Any:
     """Remove the user from the app context, so that it is loaded again; ``None`` if not loaded."""
-    return g.pop(_CACHED_USER, None)
+    return app_globals().pop(_CACHED_USER, None)
 
 
 def cache_user(user: t.Any) -> None:
     """Make this the user of the app context, without loading it."""
-    setattr(g, _CACHED_USER, user)
+    setattr(app_globals(), _CACHED_USER, user)
 
 
 def load_user(app: Flask, user_id: str) -> t.Any:
@@ -34,7 +36,8 @@ def load_user(app: Flask, user_id: str) -> t.Any:
 
 def has_usual_ids(app: Flask) -> bool:
     """Return whether users are identified by their ``get_id()``."""
-    return t.cast(str, app.login_manager.id_attribute) == "get_id"  # type: ignore[attr-defined]
+    attribute: str = app.login_manager.id_attribute  # type: ignore[attr-defined]
+    return attribute == "get_id"
 
 
 def get_id(app: Flask, user: t.Any) -> str:

@@ -14,19 +14,19 @@ class PruneSchedule:
     """
 
     def __init__(self, interval: dt.timedelta | None) -> None:
-        self._interval = interval
+        self._seconds = None if interval is None else interval.total_seconds()
         self.next_at: float | None = None
 
     def is_due(self) -> bool:
         """Return whether it is time to prune; if so, the next time is an interval later."""
-        if self._interval is None:
+        if self._seconds is None:
             return False
-        interval, now = self._interval.total_seconds(), time.monotonic()
+        now = time.monotonic()
         if self.next_at is None:
             # Each process begins at a random moment: not all at once, nor only those that live
             # long.
-            self.next_at = now + random.uniform(0, interval)  # noqa: S311
+            self.next_at = now + random.uniform(0, self._seconds)  # noqa: S311
         if now < self.next_at:
             return False
-        self.next_at = now + interval
+        self.next_at = now + self._seconds
         return True

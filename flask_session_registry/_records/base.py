@@ -72,6 +72,7 @@ class LoadedSession(t.NamedTuple):
     """What the session check compares: columns of an active user session, and its user."""
 
     user: t.Any
+    user_id: t.Any
     generation: int
     fingerprint: str | None
     last_seen_at: dt.datetime

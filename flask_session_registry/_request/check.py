@@ -11,6 +11,7 @@ import typing as t
 import uuid
 
 from flask import Flask, request, session
+from flask.sessions import SessionMixin
 from flask_login import UserMixin, current_user
 
 from .. import _clock as clock
@@ -41,19 +42,19 @@ def check(app: Flask) -> None:
         # Within the context of another app than the request's: the session isn't this app's.
         return
     browser = found.session
-    claimed = browser.get(flask_login.USER_ID)
+    claimed, carried = browser.get(flask_login.USER_ID), browser.get(MARKER)
     context = ensure_context(registry, found.request)
     if claimed is None:
         context.note_missing_entry(store_keys.missing_store_key(app, browser))
         if not _offers_remember_cookie(app):
             return
-    elif context.is_known(browser.get(MARKER)):
+    elif context.is_known(carried):
         return
     try:
         if claimed is None:
-            result = _check_remembered(app, registry)
+            result = _check_remembered(app, registry, browser)
         else:
-            result = _check_session(app, registry, browser.get(MARKER), claimed)
+            result = _check_session(app, registry, browser, carried, claimed)
     except UNAVAILABLE as error:
         _fail(app, registry, context, error)
         return
@@ -103,11 +104,11 @@ def current_before(registry: Registry, app: Flask) -> CurrentSession | None:
         carried, claimed = opened.get(MARKER), opened.get(flask_login.USER_ID)
     result = None
     if carried is not None:
-        result = _check_session(app, registry, carried, None)
+        result = _check_session(app, registry, browser, carried, None)
     elif claimed is not None:
-        result = _check_session(app, registry, None, claimed)
+        result = _check_session(app, registry, browser, None, claimed)
     elif remember_cookies.is_sent(app):
-        result = _check_remembered(app, registry)
+        result = _check_remembered(app, registry, browser)
     if result is not None:
         context.apply(result, browser)
     return context.current
@@ -160,7 +161,7 @@ def _refuse(
 
 
 def _check_session(
-    app: Flask, registry: Registry, carried: object, claimed: str | None
+    app: Flask, registry: Registry, browser: SessionMixin, carried: object, claimed: str | None
 ) -> CheckResult:
     """Check a session by its marker."""
     if carried is None:
@@ -169,7 +170,7 @@ def _check_session(
         is_others = claimed is None or is_left_alone(app, registry, claimed)
         return LEFT_ALONE if is_others else UNREGISTERED
     marker = read_marker(carried)
-    return UNKNOWN if marker is None else check_record(app, registry, marker, claimed)
+    return UNKNOWN if marker is None else check_record(app, registry, browser, marker, claimed)
 
 
 def is_left_alone(app: Flask, registry: Registry, claimed: str) -> bool:
@@ -178,7 +179,7 @@ def is_left_alone(app: Flask, registry: Registry, claimed: str) -> bool:
     return user is not None and registry.leaves_alone(unwrap(user))
 
 
-def _check_remembered(app: Flask, registry: Registry) -> CheckResult:
+def _check_remembered(app: Flask, registry: Registry, browser: SessionMixin) -> CheckResult:
     """Check a "remember me" cookie by its binding cookie."""
     claimed = remember_cookies.claimed_user(app)
     binding_cookie = remember_cookies.binding_cookie(app)
@@ -192,7 +193,7 @@ def _check_remembered(app: Flask, registry: Registry) -> CheckResult:
     if binding_cookie is None:
         return UNKNOWN
     marker = (binding_cookie.id, binding_cookie.generation)
-    return check_record(app, registry, marker, claimed, is_remembered=True)
+    return check_record(app, registry, browser, marker, claimed, is_remembered=True)
 
 
 # -- what the record says ------------------------------------------------------------------------
@@ -201,12 +202,16 @@ def _check_remembered(app: Flask, registry: Registry) -> CheckResult:
 def check_record(
     app: Flask,
     registry: Registry,
+    browser: SessionMixin,
     marker: tuple[uuid.UUID, int],
     claimed: str | None,
     *,
     is_remembered: bool = False,
 ) -> CheckResult:
-    """Compare what the browser carries with the record."""
+    """Compare what the browser carries with the record.
+
+    :param browser: ``flask.session``.
+    """
     id, generation = marker
     records = registry.records
     loaded = records.load(id, claimed if flask_login.has_usual_ids(app) else None)
@@ -232,7 +237,7 @@ def check_record(
             id,
             generation,
             loaded.user,
-            session_id=store_keys.session_id(unwrap(session)),
+            session_id=store_keys.session_id(browser),
             store_id=loaded.store_id,
             held=[(generation, loaded.fingerprint)],
             is_touch_due=is_touch_due,

@@ -7,10 +7,10 @@ import dataclasses
 import time
 import typing as t
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from .._app import registry_on
-from .._compat.flask import request_context
+from .._compat.flask import current_request_context, request_context
 from .marker import MARKER
 from .values import SessionKeys
 
@@ -28,37 +28,52 @@ if t.TYPE_CHECKING:
 
 
 class RequestContext:
-    """Everything that the registry remembers until the request ends.
+    """Everything that the registry remembers until the request ends. Others only read it.
 
     Initial values are in the class: there is one of these for each request that is checked.
 
     :param began: when the request began, on the monotonic clock; now, if unknown.
     """
 
-    _current: CurrentSession | None = None
-    _login: Login | None = None
+    #: The user session that the check has accepted, or that a login has opened.
+    current: CurrentSession | None = None
+    #: The login of this request, until its row is written.
+    login: Login | None = None
+    #: What is known of a session from before the installation.
+    adoption: AdoptionState | None = None
+    #: The store key that the browser's cookie names, if there is no such entry.
+    missing_store_key: str | None = None
+    #: Why the session of this request was refused.
+    rejected: str | None = None
+    #: The id of the refused user session, if known.
+    rejected_id: uuid.UUID | None = None
+    #: Whether the session was refused although its browser is, or will be, signed in.
+    is_superseded = False
+    #: Whether the records couldn't be used: nothing is written, no cookie is changed.
+    is_unavailable = False
+    #: Whether the session was emptied, while the browser keeps what it holds.
+    discards_session = False
+    #: Whether the "remember me" cookie was refused, and is cleared in the browser.
+    clears_remember_cookie = False
+    #: The reason that a password change in this request gives; ``None`` as configured.
+    watch_reason: str | None = None
+    #: The refused user session that is to end after the response.
+    to_end: ScheduledEnd | None = None
+    #: The user sessions that this request has ended, and whose rows are kept.
+    ended: tuple[EndedSession, ...] = ()
+    #: Further user sessions that a login has ended, and whose rows are to be deleted.
+    forgotten: tuple[EndedSession, ...] = ()
+    #: The store keys that sessions of this request have left behind.
+    left_behind: tuple[str, ...] = ()
     _recorded: uuid.UUID | None = None
-    _adoption: AdoptionState | None = None
-    _missing_store_key: str | None = None
-    _rejected: str | None = None
-    _rejected_id: uuid.UUID | None = None
-    _is_superseded = False
-    _is_unavailable = False
-    _discards_session = False
-    _clears_remember_cookie = False
-    _watch_reason: str | None = None
-    _to_end: ScheduledEnd | None = None
-    _ended: tuple[EndedSession, ...] = ()
-    _forgotten: tuple[EndedSession, ...] = ()
-    _left_behind: tuple[str, ...] = ()
 
     def __init__(self, began: float | None) -> None:
         self._began = time.monotonic() if began is None else began
         # Lists, because threads that a view starts may append to them.
-        self._pending: list[Pending] = []
-        self._rehashes: list[Rehash] = []
-
-    # -- what is known -------------------------------------------------------------------------
+        #: The work of this request that follows commits, done or not.
+        self.pending: list[Pending] = []
+        #: New hashes of the same password that this request has stored.
+        self.rehashes: list[Rehash] = []
 
     @property
     def age(self) -> float:
@@ -66,98 +81,13 @@ class RequestContext:
         return time.monotonic() - self._began
 
     @property
-    def current(self) -> CurrentSession | None:
-        """The user session that the check has accepted, or that a login has opened."""
-        return self._current
-
-    @property
-    def login(self) -> Login | None:
-        """The login of this request, until its row is written."""
-        return self._login
-
-    @property
-    def adoption(self) -> AdoptionState | None:
-        """What is known of a session from before the installation."""
-        return self._adoption
-
-    @property
-    def missing_store_key(self) -> str | None:
-        """The store key that the browser's cookie names, if there is no such entry."""
-        return self._missing_store_key
-
-    @property
-    def rejected(self) -> str | None:
-        """Why the session of this request was refused."""
-        return self._rejected
-
-    @property
-    def rejected_id(self) -> uuid.UUID | None:
-        """The id of the refused user session, if known."""
-        return self._rejected_id
-
-    @property
-    def is_superseded(self) -> bool:
-        """Whether the session was refused although its browser is, or will be, signed in."""
-        return self._is_superseded
-
-    @property
-    def is_unavailable(self) -> bool:
-        """Whether the records couldn't be used: nothing is written, no cookie is changed."""
-        return self._is_unavailable
-
-    @property
-    def discards_session(self) -> bool:
-        """Whether the session was emptied, while the browser keeps what it holds."""
-        return self._discards_session
-
-    @property
-    def clears_remember_cookie(self) -> bool:
-        """Whether the "remember me" cookie was refused, and is cleared in the browser."""
-        return self._clears_remember_cookie
-
-    @property
-    def watch_reason(self) -> str | None:
-        """The reason that a password change in this request gives; ``None`` as configured."""
-        return self._watch_reason
-
-    @property
-    def pending(self) -> Sequence[Pending]:
-        """The work of this request that follows commits, done or not."""
-        return self._pending
-
-    @property
-    def rehashes(self) -> Sequence[Rehash]:
-        """New hashes of the same password that this request has stored."""
-        return self._rehashes
-
-    @property
-    def ended(self) -> tuple[EndedSession, ...]:
-        """The user sessions that this request has ended, and whose rows are kept."""
-        return self._ended
-
-    @property
-    def forgotten(self) -> tuple[EndedSession, ...]:
-        """Further user sessions that a login has ended, and whose rows are to be deleted."""
-        return self._forgotten
-
-    @property
-    def left_behind(self) -> tuple[str, ...]:
-        """The store keys that sessions of this request have left behind."""
-        return self._left_behind
-
-    @property
-    def to_end(self) -> ScheduledEnd | None:
-        """The refused user session that is to end after the response."""
-        return self._to_end
-
-    @property
     def has_deferred_work(self) -> bool:
         """Whether anything of this request is to be ended, purged or deleted after the response."""
-        return bool(self._ended or self._left_behind or self._to_end or self._forgotten)
+        return bool(self.ended or self.left_behind or self.to_end or self.forgotten)
 
     def is_known(self, carried: object) -> bool:
         """Return whether this very session was accepted, or opened, earlier in this request."""
-        current, login = self._current, self._login
+        current, login = self.current, self.login
         return (current is not None and current.marker == carried) or (
             login is not None and login.marker == carried
         )
@@ -170,80 +100,80 @@ class RequestContext:
         :param browser: ``flask.session``.
         """
         if result.session is not None:
-            self._current = result.session
+            self.current = result.session
         if result.reason is not None:
-            self._is_superseded = result.is_superseded
-            self._to_end = result.to_end or self._to_end
+            self.is_superseded = result.is_superseded
+            self.to_end = result.to_end or self.to_end
         if result.marker is not None:
             browser[MARKER] = result.marker
-        self._adoption = result.adoption or self._adoption
+        self.adoption = result.adoption or self.adoption
 
     def note_missing_entry(self, store_key: str | None) -> None:
         """Set :attr:`missing_store_key`."""
-        self._missing_store_key = store_key
+        self.missing_store_key = store_key
 
     def refuse(self, reason: str, id: uuid.UUID | None, *, clears_remember_cookie: bool) -> None:
         """Refuse the session that the browser came with."""
-        self._rejected, self._rejected_id = reason, id
-        self._clears_remember_cookie = clears_remember_cookie
+        self.rejected, self.rejected_id = reason, id
+        self.clears_remember_cookie = clears_remember_cookie
 
     def explain_refusal(self, end: End, id: uuid.UUID | None, *, is_superseded: bool) -> None:
         """Note how a session ended, if its entry is missing."""
-        self._rejected, self._rejected_id = end.reason, id
-        self._is_superseded = is_superseded
+        self.rejected, self.rejected_id = end.reason, id
+        self.is_superseded = is_superseded
 
     def supersede(self, reason: str, id: uuid.UUID) -> None:
         """Refuse the session because its browser is, or will be, signed in by another one."""
-        self._rejected, self._rejected_id, self._is_superseded = reason, id, True
+        self.rejected, self.rejected_id, self.is_superseded = reason, id, True
 
     def mark_unavailable(self) -> None:
         """Write nothing and change no cookie: the records couldn't be used."""
-        self._is_unavailable = True
+        self.is_unavailable = True
 
     # -- the session ---------------------------------------------------------------------------
 
     def drop_current(self) -> None:
         """Forget the current user session: it has ended, or belongs to another request."""
-        self._current = None
+        self.current = None
 
     def discard_session(self) -> None:
         """Note that the session was emptied, while the browser keeps what it holds."""
-        self._discards_session = True
+        self.discards_session = True
 
     def end_current(self) -> None:
         """Forget the current user session, which this request has ended."""
-        assert self._current is not None  # noqa: S101 -- callers have made sure
-        self._ended += (SessionKeys(self._current.id, self._current.keys),)
-        self._current = None
+        assert self.current is not None  # noqa: S101 -- callers have made sure
+        self.ended += (SessionKeys(self.current.id, self.current.keys),)
+        self.current = None
 
     def leave_behind(self, store_key: str | None, *, except_key: str | None) -> None:
         """Note the key of a store entry to delete, unless it is the one in use."""
-        if store_key not in (None, except_key, *self._left_behind):
-            self._left_behind += (t.cast(str, store_key),)
+        if store_key not in (None, except_key, *self.left_behind):
+            self.left_behind += (t.cast(str, store_key),)
 
     def clear_remember_cookie(self, clears: bool = True) -> None:
         """Clear the "remember me" cookie in the browser, or leave it alone after all."""
-        self._clears_remember_cookie = clears
+        self.clears_remember_cookie = clears
 
     # -- logins --------------------------------------------------------------------------------
 
     def begin_login(self, login: Login) -> None:
         """Note a login, whose row is written at the end of the request."""
-        self._login = login
+        self.login = login
 
     def assign_id(self, login: Login, id: uuid.UUID) -> Login:
         """Give a login the id of its row; return the login."""
-        self._login = dataclasses.replace(login, id=id)
-        return self._login
+        self.login = dataclasses.replace(login, id=id)
+        return self.login
 
     def detach_login(self) -> None:
         """Let a login no longer depend on the session from before."""
-        if self._login is not None:
-            self._login = dataclasses.replace(self._login, replaces=None)
+        if self.login is not None:
+            self.login = dataclasses.replace(self.login, replaces=None)
 
     def drop_login(self) -> None:
         """Undo a login: the session that it depends on has ended or been rotated."""
-        self._login = None
+        self.login = None
 
     def finish_login(
         self,
@@ -257,9 +187,9 @@ class RequestContext:
         :param ended: the sessions that the login has ended, and whose rows are kept.
         :param forgotten: further sessions that it has ended, and whose rows are to be deleted.
         """
-        self._login, self._current, self._recorded = None, current, current.id
-        self._ended += (*ended,)
-        self._forgotten += (*forgotten,)
+        self.login, self.current, self._recorded = None, current, current.id
+        self.ended += (*ended,)
+        self.forgotten += (*forgotten,)
 
     def take_recorded_login(self) -> uuid.UUID | None:
         """Return the id of the user session that a login has opened, the first time only."""
@@ -270,20 +200,20 @@ class RequestContext:
 
     def await_commit(self, pending: Pending) -> None:
         """Note what follows a commit, so that it isn't left uncommitted unnoticed."""
-        self._pending.append(pending)
+        self.pending.append(pending)
 
     def record_rehash(self, user_id: t.Any, before: str | None, after: str | None) -> None:
         """Note a new hash of the same password, by its fingerprints."""
-        self._rehashes.append((user_id, before, after))
+        self.rehashes.append((user_id, before, after))
 
     @contextlib.contextmanager
     def watching_password(self, reason: str) -> Iterator[None]:
         """Give password changes within the block this reason."""
-        before, self._watch_reason = self._watch_reason, reason
+        before, self.watch_reason = self.watch_reason, reason
         try:
             yield
         finally:
-            self._watch_reason = before
+            self.watch_reason = before
 
 
 # -- access --------------------------------------------------------------------------------------
@@ -298,9 +228,7 @@ def ensure_context(registry: Registry, request: Request | None = None) -> Reques
     :param request: by default the current request. There must be one.
     """
     if request is None:
-        found = request_context()
-        assert found is not None  # noqa: S101 -- callers have made sure
-        request = found.request
+        request = current_request_context().request
     kept = vars(request)
     context: RequestContext | None = kept.get(registry.context_key)
     if context is None:

@@ -11,24 +11,20 @@ from .marker import marker
 
 
 class CurrentSession:
-    """The user session that a request is signed in by. Only its methods change it."""
+    """The user session that a request is signed in by. Only its methods change it.
 
-    __slots__ = (
-        "_awaits_commit",
-        "_credentials_updated",
-        "_generation",
-        "_held",
-        "_is_confirmed",
-        "_is_restored",
-        "_is_rotating",
-        "_is_touch_due",
-        "_row",
-        "_session_id",
-        "_store_id",
-        "_stored",
-        "id",
-        "user",
-    )
+    Initial values are in the class: there is one of these for each request that is signed in.
+    """
+
+    #: Whether the password was given again in this request.
+    is_confirmed = False
+    #: Whether this request has given the session another credential, and committed that.
+    credentials_updated = False
+    #: Whether this request has changed the row in a transaction that isn't committed yet.
+    awaits_commit = False
+    _is_rotating = False
+    _is_restored = False
+    _row: tuple[object, object] | None = None
 
     def __init__(
         self,
@@ -43,76 +39,31 @@ class CurrentSession:
     ) -> None:
         self.id = id
         self.user = user
-        self._generation = generation
-        self._session_id = session_id
-        self._store_id = store_id
-        self._held = held
-        self._is_touch_due = is_touch_due
+        #: The generation in the row, as known to this request.
+        self.generation = generation
+        #: The session id when the session was accepted; ``None`` for a signed cookie.
+        self.session_id = session_id
+        #: The key of the store entry that the row names.
+        self.store_id = store_id
+        #: The generations in which this request knows the session, each with its fingerprint: the
+        #: one that the check accepted, then those made by this request, in transactions that might
+        #: not be committed yet. In any other generation the session belongs to another request.
+        #: A revocation appends to it: see :class:`SurvivingSession`.
+        self.held = held
+        #: Whether it is time to record when the session was last seen.
+        self.is_touch_due = is_touch_due
         self._stored: list[str | None] = []
-        self._row: tuple[object, object] | None = None
-        self._is_rotating = False
-        self._is_confirmed = False
-        self._is_restored = False
-        self._credentials_updated = False
-        self._awaits_commit = False
 
     def __repr__(self) -> str:
-        return f"CurrentSession(id={self.id!r}, generation={self._generation})"
-
-    # -- what is known -------------------------------------------------------------------------
-
-    @property
-    def generation(self) -> int:
-        """The generation in the row, as known to this request."""
-        return self._generation
-
-    @property
-    def session_id(self) -> str | None:
-        """The session id when the session was accepted; ``None`` for a signed cookie."""
-        return self._session_id
-
-    @property
-    def store_id(self) -> str | None:
-        """The key of the store entry that the row names."""
-        return self._store_id
-
-    @property
-    def held(self) -> list[tuple[int, str | None]]:
-        """The generations in which this request knows the session, each with its fingerprint.
-
-        The one that the check accepted, then those made by this request, in transactions that
-        might not be committed yet. In any other generation the session belongs to another request.
-        A revocation appends to it: see :class:`SurvivingSession`.
-        """
-        return self._held
-
-    @property
-    def is_touch_due(self) -> bool:
-        """Whether it is time to record when the session was last seen."""
-        return self._is_touch_due
-
-    @property
-    def is_confirmed(self) -> bool:
-        """Whether the password was given again in this request."""
-        return self._is_confirmed
-
-    @property
-    def credentials_updated(self) -> bool:
-        """Whether this request has given the session another credential, and committed that."""
-        return self._credentials_updated
-
-    @property
-    def awaits_commit(self) -> bool:
-        """Whether this request has changed the row in a transaction that isn't committed yet."""
-        return self._awaits_commit
+        return f"CurrentSession(id={self.id!r}, generation={self.generation})"
 
     @property
     def marker(self) -> str:
-        return marker(self.id, self._generation)
+        return marker(self.id, self.generation)
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return () if self._store_id is None else (self._store_id,)
+        return () if self.store_id is None else (self.store_id,)
 
     @property
     def user_id(self) -> t.Any:
@@ -121,7 +72,7 @@ class CurrentSession:
 
     def knows(self, fingerprint: str | None) -> bool:
         """Return whether this request has seen, or stored, this credential of its user."""
-        return fingerprint in self._stored or any(fingerprint == one for _, one in self._held)
+        return fingerprint in self._stored or any(fingerprint == one for _, one in self.held)
 
     def needs_rotation(self, session_id: str | None) -> bool:
         """Return whether the session needs a new generation, because its id has changed.
@@ -129,9 +80,7 @@ class CurrentSession:
         A remember cookie or updated credentials change the id within the generation.
         """
         return self._is_rotating or (
-            session_id != self._session_id
-            and not self._is_restored
-            and not self._credentials_updated
+            session_id != self.session_id and not self._is_restored and not self.credentials_updated
         )
 
     # -- what happens to it --------------------------------------------------------------------
@@ -143,13 +92,13 @@ class CurrentSession:
 
     def rotate(self, generation: int, *, session_id: str | None, store_id: str | None) -> None:
         """Note the generation, session id and store key that the row has been given."""
-        self._held.append((generation, self._held[-1][1]))
-        self._generation, self._session_id, self._store_id = generation, session_id, store_id
+        self.held.append((generation, self.held[-1][1]))
+        self.generation, self.session_id, self.store_id = generation, session_id, store_id
         self._is_rotating = False
 
     def confirm(self) -> None:
         """Note that the password was given again."""
-        self._is_confirmed = True
+        self.is_confirmed = True
 
     def restore(self) -> None:
         """Note that a "remember me" cookie has restored the session, under a new session id."""
@@ -161,24 +110,24 @@ class CurrentSession:
 
     def sync_fingerprints(self, before: str | None, after: str | None) -> None:
         """Note that this request has stored the same password as another hash."""
-        self._held += [(generation, after) for generation, one in self._held if one == before]
+        self.held += [(generation, after) for generation, one in self.held if one == before]
 
     def update_credentials(self, generation: int, fingerprint: str | None) -> None:
         """Note that this request has committed another credential, in a new generation."""
-        self._generation = generation
-        self._held[:] = [(generation, fingerprint)]
-        self._credentials_updated = True
+        self.generation = generation
+        self.held[:] = [(generation, fingerprint)]
+        self.credentials_updated = True
 
     def note_commit(self) -> None:
         """Note a commit that has left the row in its generation.
 
         A session may be bound to a connection whose transaction goes on.
         """
-        self._awaits_commit = bool(self._held) and self._held[-1][0] != self._generation
+        self.awaits_commit = bool(self.held) and self.held[-1][0] != self.generation
 
     def touch_done(self) -> None:
         """Note that recording when the session was last seen has been scheduled."""
-        self._is_touch_due = False
+        self.is_touch_due = False
 
     def hold_row(self, row: object, transaction: object) -> None:
         """Keep the row, which the app's session doesn't keep itself, for one transaction."""

@@ -7,10 +7,11 @@ import typing as t
 import uuid
 from collections.abc import Sequence
 
-from flask import Flask, g
+from flask import Flask
 
 from .. import _clock as clock
 from .._app import Registry
+from .._compat.flask import app_globals
 from .._diagnosis import report
 from .._ops.maintenance import prune
 from .._records.base import BATCH
@@ -87,12 +88,12 @@ def schedule_purge(store_key: str, *, registry: Registry) -> None:
 
 
 def _add(work: DeferredWork) -> None:
-    g.setdefault(_DEFERRED, []).append(work)
+    app_globals().setdefault(_DEFERRED, []).append(work)
 
 
 def run(app: Flask) -> None:
     """Do what was scheduled in this app context. A failure is logged."""
-    for work in g.pop(_DEFERRED, ()):
+    for work in app_globals().pop(_DEFERRED, ()):
         try:
             work.run(app)
         except Exception as error:

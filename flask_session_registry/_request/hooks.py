@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import typing as t
 
-from flask import Flask, Response, request
+from flask import Flask, Response
 from werkzeug.exceptions import Conflict
 
-from .._app import Registry, unwrap
+from .._app import Registry
 from .._compat import flask_login
-from .._compat.flask import response_to, set_error_handler, surround_requests
+from .._compat.flask import (
+    current_request_context,
+    response_to,
+    set_error_handler,
+    surround_requests,
+)
 from .._diagnosis import check_records
 from .._log import log
 from ..errors import StaleRequestError
@@ -31,20 +36,23 @@ def follow_requests(app: Flask, registry: Registry) -> None:
     """
 
     def begin(_: str | None, __: dict[str, t.Any] | None) -> None:
-        current = unwrap(request)
         registry.setup.check(app)
+        current = current_request_context().request
         context.begin_request(registry, current)
         if app.debug and not registry.tables_were_checked:
             _check_tables(registry)
         set_user_aside(current)
 
     def finish(response: Response) -> Response:
-        response = persistence.finish(response, app, registry)
-        refusal.note_answer(unwrap(request))
+        found = current_request_context()
+        state = context.find_context(registry, found.request)
+        if state is not None:
+            response = persistence.finish(app, registry, state, found.session, response)
+        refusal.note_answer(found.request)
         return response
 
     def end(_: BaseException | None) -> None:
-        current = unwrap(request)
+        current = current_request_context().request
         restore_user(current)
         context.end_request(registry, current)
 

@@ -11,14 +11,14 @@ from werkzeug.exceptions import Forbidden, HTTPException
 
 from .._app import Registry, unwrap
 from .._compat import flask_login
-from .._compat.flask import PERMANENT, request_context, response_to
+from .._compat.flask import PERMANENT, response_to
 from .._diagnosis import report
 from .._log import log
 from .._records.base import ROTATED, UNAVAILABLE, LimitReachedError, SupersededError
 from ..errors import UserError
 from . import deferred, refusal, remember_cookies, store_keys
 from .auth_events import undo_login
-from .context import RequestContext, find_context
+from .context import RequestContext
 from .current_session import CurrentSession
 from .marker import MARKER, OTHER
 from .record_login import record_login
@@ -33,16 +33,19 @@ SLOW_AFTER = 0.1
 _TOO_MANY = "You are signed in on too many devices. Sign out on one of them first."
 
 
-def finish(response: Response, app: Flask, registry: Registry) -> Response:
+def finish(
+    app: Flask,
+    registry: Registry,
+    context: RequestContext,
+    browser: SessionMixin,
+    response: Response,
+) -> Response:
     """Compare what the check accepted with what the session says now, and record it.
 
     Runs last before Flask saves the session, and again for the error page if that fails.
+
+    :param browser: ``flask.session``.
     """
-    found = request_context()
-    context = None if found is None else find_context(registry, found.request)
-    if found is None or context is None:
-        return response
-    browser = found.session
     response = _record(app, registry, context, browser, response)
     if context.is_unavailable or _must_not_be_written(registry, context, browser):
         store_keys.discard(app.session_interface, browser)

@@ -50,7 +50,8 @@ class RememberCookieChange(t.NamedTuple):
 
 
 def cookie_name(app: Flask) -> str:
-    return t.cast(str, app.config.get("REMEMBER_COOKIE_NAME", COOKIE_NAME))
+    name: str = app.config.get("REMEMBER_COOKIE_NAME", COOKIE_NAME)
+    return name
 
 
 def binding_cookie_name(app: Flask) -> str:

@@ -148,7 +148,8 @@ def has_expression(values: Values) -> bool:
 
 def identity_of(state: State) -> t.Any:
     """Return the primary key by which a flush finds the row of an instance."""
-    return t.cast("tuple[t.Any, ...]", state.key)[1][0]
+    key: t.Any = state.key
+    return key[1][0]
 
 
 class PasswordColumns:
@@ -162,6 +163,8 @@ class PasswordColumns:
         self.user_model = user_model
         #: The password attributes.
         self.names = names
+        #: The model and the attributes: what the apps of one process may have in common.
+        self.scope = user_model, names
         self.key = key_of(user_model)
         mapper = sa.inspect(user_model)
         self._passwords = [mapper.columns[name] for name in names]
@@ -181,16 +184,11 @@ class PasswordColumns:
             sa.select(*self.selected).where(self.key == sa.bindparam("key")) if watched else None
         )
 
-    @property
-    def scope(self) -> tuple[type[t.Any], tuple[str, ...]]:
-        """The model and the attributes: what the apps of one process may have in common."""
-        return self.user_model, self.names
-
     def fingerprint(self, values: Values) -> str | None:
         """Return the fingerprint of what a row holds in :attr:`columns`."""
-        passwords = values[: len(self.names)]
-        is_by_password = len(values) == len(passwords) or not is_passwordless(passwords)
-        return fingerprint(passwords if is_by_password else values)
+        if self.identifying and not is_passwordless(values[: len(self.names)]):
+            values = values[: len(self.names)]
+        return fingerprint(values)
 
     def read(self, row: Sequence[t.Any]) -> StoredCredential:
         """Return the credential in what a row holds in :attr:`selected`."""

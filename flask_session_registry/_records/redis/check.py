@@ -27,6 +27,7 @@ class RedisCheckRecords(RedisCore, CheckRecords):
         user, *passwords = row
         return LoadedSession(
             user,
+            session.user_id,
             session.generation,
             session.fingerprint,
             session.last_seen_at,

@@ -6,9 +6,10 @@ import datetime as dt
 import functools
 import typing as t
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import sqlalchemy as sa
+import sqlalchemy.orm as sa_orm
 from flask_login import UserMixin
 
 from ... import _clock as clock
@@ -20,6 +21,23 @@ if t.TYPE_CHECKING:
     from ..._revocation.password_history import Credentials
     from ...models import UserSessionMixin
     from ..users import Users
+
+
+class _Columns(sa_orm.Bundle[t.Any]):
+    """The columns of a :class:`LoadedSession`, in one.
+
+    SQLAlchemy prepares each entity of a result again in each request.
+    """
+
+    def create_row_processor(
+        self, _: object, procs: Sequence[Callable[..., t.Any]], __: object
+    ) -> Callable[[t.Any], t.Any]:
+        columns, passwords = procs[:6], procs[6:]
+
+        def process(row: t.Any) -> list[t.Any]:
+            return [*[read(row) for read in columns], tuple([read(row) for read in passwords])]
+
+        return process
 
 
 class SQLCheckRecords(SessionTable, CheckRecords):
@@ -43,17 +61,18 @@ class SQLCheckRecords(SessionTable, CheckRecords):
             # On MariaDB SQLAlchemy would not see that the two are joined, and warn.
             has_id = sa.and_(has_id, session_model.user_id == self.user_key)
         # Built once: building it in each request costs more than running it.
+        columns = _Columns(
+            "columns",
+            session_model.user_id,
+            session_model.generation,
+            session_model.fingerprint,
+            session_model.last_seen_at,
+            session_model.store_id,
+            session_model.created_at if loads_beginning else sa.null(),
+            *credentials.columns,
+        )
         loading = (
-            sa.select(
-                user_model,
-                session_model.generation,
-                session_model.fingerprint,
-                session_model.last_seen_at,
-                session_model.store_id,
-                session_model.created_at if loads_beginning else sa.null(),
-                *credentials.columns,
-                session_model.user_id,
-            )
+            sa.select(user_model, columns)
             .join(session_model, has_id)
             .where(session_model.revoked_at.is_(None))
             .execution_options(autoflush=False)
@@ -78,11 +97,11 @@ class SQLCheckRecords(SessionTable, CheckRecords):
             values = {"id": id, "user_id": key}
             row = self.database.session.execute(self._load_both, values).first()
             # A guess: the row says whose session it is.
-            if row is not None and row[-1] == key:
-                return _loaded(row)
+            if row is not None and row[1][0] == key:
+                return LoadedSession(row[0], *row[1])
         statement = self._load.execution_options(populate_existing=True) if refresh else self._load
         row = self.database.session.execute(statement, {"id": id}).first()
-        return None if row is None else _loaded(row)
+        return None if row is None else LoadedSession(row[0], *row[1])
 
     def find_end(self, id: uuid.UUID) -> End | None:
         with self.database.session.no_autoflush:
@@ -132,13 +151,6 @@ class SQLCheckRecords(SessionTable, CheckRecords):
         dialect = self.bind.dialect
         readers = {_reader_of(key, dialect) for key in (self.user_key, self.model.user_id)}
         return readers.pop() if len(readers) == 1 else None
-
-
-def _loaded(row: t.Any) -> LoadedSession:
-    user, generation, fingerprint, last_seen_at, store_id, created_at, *rest = row
-    return LoadedSession(
-        user, generation, fingerprint, last_seen_at, store_id, created_at, tuple(rest[:-1])
-    )
 
 
 def _reader_of(key: t.Any, dialect: sa.Dialect) -> Callable[[object], t.Any] | None:
