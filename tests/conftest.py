@@ -14,7 +14,7 @@ import sqlalchemy as sa
 sys.path.insert(0, str(Path(__file__).parent))
 
 import servers
-from site_under_test import DATABASES, HOMES, STORES, Browser, Site
+from site_under_test import DATABASES, RECORDS, STORES, Browser, Site
 
 from flask_session_registry import (
     purge_failed,
@@ -79,15 +79,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
     Tests marked "table" run with SQL records only.
     """
-    if "home" in metafunc.fixturenames:
+    if "records" in metafunc.fixturenames:
         is_about_table = metafunc.definition.get_closest_marker("table")
-        homes = HOMES[:1] if is_about_table else HOMES
-        metafunc.parametrize("home", homes, scope="module")
+        kinds = RECORDS[:1] if is_about_table else RECORDS
+        metafunc.parametrize("records", kinds, scope="module")
 
 
 @pytest.fixture
 def make_site(
-    tmp_path: Path, databases: Callable[[str], str | None], home: str
+    tmp_path: Path, databases: Callable[[str], str | None], records: str
 ) -> Iterator[SiteFactory]:
     """Yield a factory of sites, each on an empty database and an empty session store."""
     sites: list[Site] = []
@@ -99,7 +99,7 @@ def make_site(
             folder,
             store=store,
             database=databases(database),
-            **{"home": home, **options},
+            **{"records": records, **options},
         )
         sites.append(site)
         return site

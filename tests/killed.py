@@ -100,7 +100,7 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     folder = Path(settings["folder"])
     folder.mkdir()
-    site = Site(folder, store="redis", home=settings["home"], users=(), **settings["config"])
+    site = Site(folder, store="redis", records=settings["records"], users=(), **settings["config"])
     # Do everything that only happens the first time.
     browser = site.browser("Bob's")
     browser.login("bob")

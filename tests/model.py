@@ -42,7 +42,7 @@ from hypothesis.stateful import (
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from site_under_test import HAS_FALLBACKS, HOMES, Browser, Site
+from site_under_test import HAS_FALLBACKS, RECORDS, Browser, Site
 from stores import KINDS, STORES
 
 from flask_session_registry import session_registered
@@ -248,8 +248,8 @@ class Down:
 class Stage(Site):
     """A site whose views run what the story tells them to."""
 
-    def __init__(self, folder: Path, store: str, home: str) -> None:
-        super().__init__(folder, store=store, home=home, users=USERS)
+    def __init__(self, folder: Path, store: str, records: str) -> None:
+        super().__init__(folder, store=store, records=records, users=USERS)
         self.interface: t.Any = self.app.session_interface
         self.has_store = store != "cookie"
         self.told: Callable[[], t.Any] = lambda: None
@@ -795,7 +795,7 @@ class Story(RuleBasedStateMachine):
         def go_on() -> None:
             nonlocal refused
             refused = verb in CHANGES and model.passwords[login.user] != password
-            if verb == "change" and self.site.home == "table":
+            if verb == "change" and self.site.records == "sql":
                 refused |= login.is_over or login.number != ticket.number
             self.do_late(verb, login.user, new)
 
@@ -918,7 +918,7 @@ class Story(RuleBasedStateMachine):
             self.site.sessions.prune()
             assert not any(self.site.sessions.prune())
         for login in self.model.logins:
-            if self.site.home != "table" and not login.is_over and not self.model.stands(login):
+            if self.site.records != "sql" and not login.is_over and not self.model.stands(login):
                 # With Redis records, a prune also ends sessions opened with an earlier password.
                 login.is_over = True
             if login.is_over and not login.is_purged:
@@ -998,7 +998,7 @@ class Story(RuleBasedStateMachine):
 
 
 @contextlib.contextmanager
-def open_stage(store: str, home: str) -> Iterator[Stage]:
+def open_stage(store: str, records: str) -> Iterator[Stage]:
     """Yield a site on one kind of store, without anything that varies between runs."""
     slow_after, sleep = persistence.SLOW_AFTER, flask_session._utils.time
     # No request counts as slow, however slow the machine is.
@@ -1007,7 +1007,7 @@ def open_stage(store: str, home: str) -> Iterator[Stage]:
     flask_session._utils.time = types.SimpleNamespace(sleep=lambda _: None)
     logging.disable(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder:
-        stage = Stage(Path(folder), store, home)
+        stage = Stage(Path(folder), store, records)
         try:
             yield stage
         finally:
@@ -1038,13 +1038,13 @@ def main() -> None:
         "--store", choices=KINDS, action="append", help="a session store; by default, most of them"
     )
     parser.add_argument(
-        "--home", choices=HOMES, default="table", help="where user sessions are kept"
+        "--records", choices=RECORDS, default="sql", help="where user sessions are kept"
     )
     parser.add_argument("--seed", type=int, default=int(time.time()), help="the first seed")
     arguments = parser.parse_args()
     for store in arguments.store or STORES:
         began = time.monotonic()
-        with open_stage(store, arguments.home) as stage:
+        with open_stage(store, arguments.records) as stage:
             for number in itertools.count(arguments.seed):
                 try:
                     tell(stage, number, max_examples=50, stateful_step_count=50)

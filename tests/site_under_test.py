@@ -34,7 +34,7 @@ from flask_session_registry._records.redis.encoding import encode
 from flask_session_registry._records.redis.session import Tombstone
 
 COOKIES = ("session", "remember_token", "remember_token_session")
-__all__ = ["DATABASES", "HAS_FALLBACKS", "HOMES", "STORES", "Browser", "Site"]
+__all__ = ["DATABASES", "HAS_FALLBACKS", "RECORDS", "STORES", "Browser", "Site"]
 
 DATABASES = ("sqlite", "postgresql", "mariadb")
 
@@ -42,7 +42,7 @@ DATABASES = ("sqlite", "postgresql", "mariadb")
 HAS_FALLBACKS = "SECRET_KEY_FALLBACKS" in Flask.default_config
 
 #: Where the user sessions are kept.
-HOMES = ("table", "redis")
+RECORDS = ("sql", "redis")
 
 
 def user_class(db: SQLAlchemy, **columns: t.Any) -> type[t.Any]:
@@ -72,7 +72,7 @@ class Site:
         *,
         store: str = "files",
         database: str | None = None,
-        home: str = "table",
+        records: str = "sql",
         model: Callable[[SQLAlchemy], type[t.Any]] = user_class,
         users: tuple[str, ...] = ("ann", "bob"),
         init: bool = True,
@@ -90,11 +90,11 @@ class Site:
         )
         self.backend = KINDS[store](app, folder, self.prefix)
         app.config.update(self.backend.configure())
-        self.home = home
-        if home == "redis":
+        self.records = records
+        if records == "redis":
             app.config.update(
                 SESSION_REGISTRY_RECORDS="redis",
-                SESSION_REGISTRY_REDIS_PREFIX=f"home:{self.prefix}",
+                SESSION_REGISTRY_REDIS_PREFIX=f"records:{self.prefix}",
             )
             if app.config.get("SESSION_TYPE") != "redis":
                 client = redis.Redis.from_url(servers.redis_url())
@@ -305,9 +305,9 @@ class Site:
         with self.context():
             for engine in self.db.engines.values():
                 engine.dispose()
-        if self.home == "redis" and "session_registry.app" in self.app.extensions:
+        if self.records == "redis" and "session_registry.app" in self.app.extensions:
             client = self.registry.redis.client
-            for key in client.scan_iter(f"home:{self.prefix}*", count=10_000):
+            for key in client.scan_iter(f"records:{self.prefix}*", count=10_000):
                 client.delete(key)
             if self.app.config.get("SESSION_TYPE") != "redis":
                 client.close()

@@ -220,7 +220,7 @@ class CachelibRedis(RedisStore):
     def entries(self) -> dict[str, str]:
         found = self.client.scan_iter(f"*{self.prefix}*")
         # Exclude the user sessions, which might be in the same database.
-        keys = [key for key in found if not key.startswith(b"home:")]
+        keys = [key for key in found if not key.startswith(b"records:")]
         return {key.decode(): repr(self.client.get(key)) for key in keys}
 
 

@@ -555,7 +555,7 @@ def test_custom_session_model(make_site: SiteFactory) -> None:
 
 def test_records_outside_a_table(make_site: SiteFactory) -> None:
     """If the records are not in a table, the view raises an error that names the setting."""
-    site = make_site(home="redis")
+    site = make_site(records="redis")
     with site.context(), pytest.raises(ConfigurationError, match="SESSION_REGISTRY_RECORDS"):
         UserSessionView(site.sessions, site.db, is_accessible=is_root)
 

@@ -338,7 +338,7 @@ def test_in_batches(varied: Site, monkeypatch: pytest.MonkeyPatch, size: int) ->
     assert sorted((id, user_id) for ids, user_id in told for id in ids) == sorted(
         (row.id, row.user_id) for row in ended
     )
-    if varied.home != "table":
+    if varied.records != "sql":
         return
     assert len({row.revocation for row in ended}) == -(-3 // size)
     texts = statements.texts
@@ -593,7 +593,7 @@ def test_dry_run_shows_the_first_ten(site: Site) -> None:
     assert len(shown) == 10
     ids = sorted(str(row.id) for row in site.rows())
     # Unlike in a table, they have no order in Redis.
-    assert shown == ids[:10] if site.home == "table" else set(shown) < set(ids)
+    assert shown == ids[:10] if site.records == "sql" else set(shown) < set(ids)
     assert all(
         re.fullmatch(r"  \S{36}  1     [-0-9]{10} [:0-9]{8} UTC   \[31mred", x) for x in lines
     )
@@ -692,7 +692,7 @@ def test_progress_bar_on_a_terminal(
     assert "Ending sessions" in shown
     assert "100%" in shown
     # For the question, and not again for the progress bar.
-    assert busy_site.home != "table" or sum("count(" in text for text in statements.texts) == 1
+    assert busy_site.records != "sql" or sum("count(" in text for text in statements.texts) == 1
 
 
 @pytest.mark.parametrize("filter", [[], ["--ip", "127.0.0.1"]])

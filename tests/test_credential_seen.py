@@ -153,7 +153,7 @@ def test_checked_credentials_of_a_stale_instance(make_site: SiteFactory, held: H
     assert not two.is_signed_in
 
 
-def test_signed_in_again_over_a_rehash(make_site: SiteFactory, held: Held, home: str) -> None:
+def test_signed_in_again_over_a_rehash(make_site: SiteFactory, held: Held, records: str) -> None:
     """11: a login over a session whose hash was upgraded meanwhile stands."""
     site = make_site("cookie", "postgresql")
 
@@ -553,7 +553,7 @@ def test_password_must_not_be_loaded(make_site: SiteFactory, database: str) -> N
 
 
 def test_change_without_loading_the_password_over_another(
-    make_site: SiteFactory, held: Held, home: str
+    make_site: SiteFactory, held: Held, records: str
 ) -> None:
     """If the password was never loaded, the credential that the session check read counts."""
     site = make_site("cookie", "postgresql", model=deferred)

@@ -14,7 +14,7 @@ import servers
 import sqlalchemy as sa
 from conftest import SiteFactory
 from flask_migrate import Migrate
-from site_under_test import HOMES, Site
+from site_under_test import RECORDS, Site
 from test_faults import Broken
 
 from flask_session_registry import RecordsError
@@ -225,7 +225,7 @@ def test_connection_was_cut(migrated: SiteFactory, database: str, told: t.Any) -
 
 
 def test_redis_is_down(migrated: SiteFactory, stop_redis: t.Any, told: t.Any) -> None:
-    site = migrated(home="redis")
+    site = migrated(records="redis")
     firefox = site.browser()
     firefox.login()
     stop_redis(site)
@@ -422,8 +422,8 @@ def test_first_request_in_debug_mode(migrated: SiteFactory, database: str, told:
 def test_first_request_with_a_server_down(
     migrated: SiteFactory, stop_redis: t.Any, told: t.Any
 ) -> None:
-    for home, stop, line in (("table", stop_database, DOWN), ("redis", stop_redis, REDIS_DOWN)):
-        site = migrated("cookie", home=home)
+    for records, stop, line in (("sql", stop_database, DOWN), ("redis", stop_redis, REDIS_DOWN)):
+        site = migrated("cookie", records=records)
         stop(site)
         site.app.debug = True
         assert site.browser().get("/cart").status_code == 200
@@ -431,8 +431,8 @@ def test_first_request_with_a_server_down(
 
 
 def test_first_request_of_a_healthy_app(migrated: SiteFactory, told: t.Any) -> None:
-    for home in HOMES:
-        site = migrated("cookie", home=home)
+    for records in RECORDS:
+        site = migrated("cookie", records=records)
         site.app.debug = True
         assert site.browser().get("/cart").status_code == 200
         assert told() == []
@@ -495,8 +495,8 @@ def test_commands_while_a_server_is_down(
 
     If something might have ended before, the line says so.
     """
-    for home, stop, line in (("table", stop_database, DOWN), ("redis", stop_redis, REDIS_DOWN)):
-        site = migrated(home=home)
+    for records, stop, line in (("sql", stop_database, DOWN), ("redis", stop_redis, REDIS_DOWN)):
+        site = migrated(records=records)
         site.browser().login()
         stop(site)
         result = site.app.test_cli_runner().invoke(args=arguments)

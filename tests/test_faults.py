@@ -46,7 +46,7 @@ class Broken:
         with site.context():
             self.engine = site.db.engine
         self.text = text
-        self.home = site.registry.redis
+        self.redis = site.registry.redis
         self.verbs = VERBS[text.partition("user_sessions")[0].partition(" ")[0]]
 
     def _fail(self, _: t.Any, __: t.Any, statement: str, *___: t.Any) -> None:
@@ -54,18 +54,18 @@ class Broken:
             raise sa.exc.OperationalError(statement, {}, Exception(BLOCKED))
 
     @reporting
-    def _fail_at_home(self, *_: t.Any, **__: t.Any) -> t.Any:
+    def _fail_in_redis(self, *_: t.Any, **__: t.Any) -> t.Any:
         raise ConnectionError(BLOCKED)
 
     def __enter__(self) -> None:
-        if self.home is not None:
-            vars(self.home).update(dict.fromkeys(self.verbs, self._fail_at_home))
+        if self.redis is not None:
+            vars(self.redis).update(dict.fromkeys(self.verbs, self._fail_in_redis))
         sa.event.listen(self.engine, "before_cursor_execute", self._fail)
 
     def __exit__(self, *_: t.Any) -> None:
-        if self.home is not None:
+        if self.redis is not None:
             for verb in self.verbs:
-                del vars(self.home)[verb]
+                del vars(self.redis)[verb]
         sa.event.remove(self.engine, "before_cursor_execute", self._fail)
 
 
@@ -311,7 +311,7 @@ def test_deferred_work_fails(
     with Broken(site, "UPDATE user_sessions"):
         assert firefox.is_signed_in
     assert "Could not finish the deferred work of a request" in caplog.text
-    assert ("OperationalError" if site.home == "table" else "ConnectionError") in caplog.text
+    assert ("OperationalError" if site.records == "sql" else "ConnectionError") in caplog.text
 
 
 @pytest.mark.parametrize("store", ["redis", "files", "memory", "sqlalchemy"])

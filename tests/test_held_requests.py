@@ -214,7 +214,7 @@ def test_copy_does_not_sign_in_again(
 
 @pytest.mark.parametrize("verb", ["/password", "/logout"])
 def test_copy_does_not_sign_in_somebody_else(
-    make_site: SiteFactory, held: Held, home: str, verb: str
+    make_site: SiteFactory, held: Held, records: str, verb: str
 ) -> None:
     """A held impersonation signs nobody in if the session that started it is gone by then."""
     site = make_site("cookie")
@@ -265,7 +265,7 @@ def test_ended_session_changes_no_password(
 
 @pytest.mark.parametrize("asks", [{}, {"asks": "1"}])
 def test_own_late_revocation_leaves_the_next_login_alone(
-    make_site: SiteFactory, held: Held, home: str, asks: dict[str, str]
+    make_site: SiteFactory, held: Held, records: str, asks: dict[str, str]
 ) -> None:
     """A late revocation leaves the cookies of the browser's next login alone."""
     site = make_site("files")
@@ -300,7 +300,7 @@ def test_own_late_revocation_leaves_the_next_login_alone(
 
 @pytest.mark.parametrize("by", ["the request itself", "somebody else"])
 def test_login_over_a_session_that_has_ended(
-    make_site: SiteFactory, held: Held, home: str, by: str
+    make_site: SiteFactory, held: Held, records: str, by: str
 ) -> None:
     """A login over an ended session stands only if this same request ended it."""
     site = make_site("files")
@@ -386,7 +386,7 @@ def test_thief_stores_nothing_over_the_new_password(
     """A thief's change gets a 409 if its body arrives after the owner's change."""
     site, chrome, thief = two
     form = {"old": "hash of ann", "new": "evil", "held": "1"}
-    if site.home == "redis" or site.store == "sqlalchemy":
+    if site.records == "redis" or site.store == "sqlalchemy":
         form["releases"] = "1"
     answer = held.start(lambda: thief.post("/change", **form))
     assert chrome.post("/change", old="hash of ann", new=SECRET).text == "changed"
@@ -453,10 +453,10 @@ def test_overtaken_change_at_the_apps_isolation_level(
 
 
 def test_rehash_at_a_login_with_the_old_password(
-    make_site: SiteFactory, held: Held, database: str, home: str
+    make_site: SiteFactory, held: Held, database: str, records: str
 ) -> None:
     """A held rehash doesn't restore the old password, and doesn't sign in."""
-    site = on_a_database(make_site, database, held, home=home)
+    site = on_a_database(make_site, database, held, records=records)
     chrome, thief = site.browser("Chrome"), site.browser("Thief")
     chrome.login()
     form = {"name": "ann", "password": "hash of ann", "rehash": "old password, better hash"}

@@ -51,9 +51,9 @@ class Killer:
         config = {
             "SQLALCHEMY_DATABASE_URI": site.app.config["SQLALCHEMY_DATABASE_URI"],
             "SESSION_KEY_PREFIX": site.prefix,
-            "SESSION_REGISTRY_REDIS_PREFIX": f"home:{site.prefix}",
+            "SESSION_REGISTRY_REDIS_PREFIX": f"records:{site.prefix}",
         }
-        settings = {"folder": str(folder / "killed"), "home": site.home, "config": config}
+        settings = {"folder": str(folder / "killed"), "records": site.records, "config": config}
         script = Path(__file__).with_name("killed.py")
         self._process = subprocess.Popen(
             [sys.executable, str(script), json.dumps(settings)],

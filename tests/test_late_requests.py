@@ -117,7 +117,7 @@ def test_browser_that_was_signed_out_a_moment_ago(
     assert firefox.get("/me").json["name"] is None
     kept = {"remember_token", "remember_token_session"} & set(firefox.cookies)
     # In Redis, the session that changed the password has an earlier fingerprint for a moment.
-    assert bool(kept) == (way == "password_changed" and site.home != "table")
+    assert bool(kept) == (way == "password_changed" and site.records != "sql")
 
 
 # -- in flight during the change -------------------------------------------------------------------

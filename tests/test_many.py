@@ -123,6 +123,6 @@ def test_memory_is_flat(make_site: SiteFactory) -> None:
     site = make_site("redis")
     peak(site, 10)
     # The table reads several batches at once.
-    count = 20_000 if site.home == "table" else 3000
+    count = 20_000 if site.records == "sql" else 3000
     few = peak(site, count)
     assert peak(site, 2 * count) < 1.3 * few

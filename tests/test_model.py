@@ -8,8 +8,8 @@ from stores import STORES
 
 
 @pytest.mark.parametrize("store", STORES)
-def test_cookie_jar_is_signed_in_exactly_when_the_model_says_so(store: str, home: str) -> None:
+def test_cookie_jar_is_signed_in_exactly_when_the_model_says_so(store: str, records: str) -> None:
     """This holds after each step of a random story, on every store. See 'model.py'."""
-    with open_stage(store, home) as stage:
+    with open_stage(store, records) as stage:
         tell(stage, 1, max_examples=4, stateful_step_count=40)
         assert stage.steps > 100

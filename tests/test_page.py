@@ -488,7 +488,7 @@ def test_ended_by_two_at_once(make_site: SiteFactory, database: str, what: str) 
         assert is_first.wait(30)
         second = pool.submit(visit, other)
         # With a table, it waits for a lock and needs time to reach it.
-        wait([second], timeout=0.5 if site.home == "table" else 30)
+        wait([second], timeout=0.5 if site.records == "sql" else 30)
         may_go_on.set()
         answers = [first.result(30), second.result(30)]
     sa.event.remove(site.db.session, "before_commit", before_commit)

@@ -180,7 +180,7 @@ def test_session_of_a_deleted_user(database_site: Site) -> None:
     """Its row belongs to no user. It ends, and its entry is purged."""
     site = database_site
     site.browser().login()
-    if site.home == "table":
+    if site.records == "sql":
         age(site, user_id=None)
     else:
         # No foreign key reaches Redis.

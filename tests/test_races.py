@@ -369,14 +369,14 @@ def test_two_end_the_same(make_site: SiteFactory, database: str, held: Held, end
     with session_revoked.connected_to(receiver, site.app), ThreadPoolExecutor(1) as pool:
         first = held.start(lambda: end(True))
         second = pool.submit(end, False)
-        if site.home == "table":
+        if site.records == "sql":
             # Time to reach the lock.
             threading.Event().wait(0.5)
         else:
             second.result(30)
         counts = [held.finish(first), second.result(30)]
     number = 1 if ends == "one" else 3
-    if site.home == "table":
+    if site.records == "sql":
         assert sorted(counts) == [0, number]
     assert len(told) == len(set(told)) == number
 
@@ -813,7 +813,7 @@ def test_many_parallel_returns(make_site: SiteFactory, store: str, database: str
     carts = {name: browser.get("/cart").json for name, browser in tabs.items()}
     found = [name for name, cart in carts.items() if cart == {"cart": name}]
     # Redis has no locks: a late request might have replaced a newer key by an older one.
-    assert len(found) >= (9 if site.home == "table" else 6)
+    assert len(found) >= (9 if site.records == "sql" else 6)
     assert tabs[found[0]].is_signed_in
     assert len(site.stale_keys()) == 8
     assert site.active() == 1

@@ -51,11 +51,7 @@ HARMLESS = {
     # Of a setting that isn't set.
     ("Setting", "default"),
     # Conditions for rows: of SQLAlchemy, which shows no value, or of ids and filters.
-    *(("RevocationOrder", "where"), ("_ToEnd", "where")),
-    # What the end of a session writes: why, and when.
-    ("_ToEnd", "values"),
-    # Services of an app, which show nothing.
-    *(("_ToEnd", "elsewhere"), ("_Ended", "table")),
+    ("RevocationOrder", "where"),
 }
 
 

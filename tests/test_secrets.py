@@ -154,12 +154,12 @@ def test_wrong_setting_is_not_repeated(name: str, value: t.Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("records", "client"), [("redis://localhost", None), ("redis", "redis://localhost")]
+    ("setting", "client"), [("redis://localhost", None), ("redis", "redis://localhost")]
 )
-def test_address_in_the_place_of_a_client(records: str, client: str | None) -> None:
+def test_address_in_the_place_of_a_client(setting: str, client: str | None) -> None:
     """58: the error says what is expected."""
     app = Flask("wrong")
-    app.config.update(SESSION_REGISTRY_RECORDS=records, SESSION_REGISTRY_REDIS=client)
+    app.config.update(SESSION_REGISTRY_RECORDS=setting, SESSION_REGISTRY_REDIS=client)
     with pytest.raises(ConfigurationError, match=r"'redis.Redis.from_url\(…\)'"):
         SessionRegistry(app)
 
@@ -291,7 +291,7 @@ def test_error_of_the_records_shows_no_text_of_their_client(
     def refuse(*_: t.Any, **__: t.Any) -> t.Any:
         raise ConnectionError(TEXT)
 
-    site = make_site(home="redis")
+    site = make_site(records="redis")
     firefox = site.browser()
     firefox.login()
     for command in ("eval", "zrangebyscore"):

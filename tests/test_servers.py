@@ -644,7 +644,7 @@ def test_database_is_killed_right_after_the_commit(
     assert password_of(site) == "new"
     assert_dead(firefox, phone, copy)
     # With records in Redis, they have been purged already.
-    left = 2 if site.home == "table" else 0
+    left = 2 if site.records == "sql" else 0
     assert pending(site) == left
     assert prune(site).purged == left
     assert chrome.login().status_code == 200

@@ -79,7 +79,7 @@ class SecuritySite(Site):
         **config: t.Any,
     ) -> None:
         self.store = store
-        self.home = "table"
+        self.records = "sql"
         self.folder = folder
         self.app = app = Flask(f"site_{uuid.uuid4().hex[:8]}")
         self.prefix = f"s{uuid.uuid4().hex[:8]}:"

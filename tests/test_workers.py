@@ -35,10 +35,9 @@ ROUNDS = 10
 
 @pytest.fixture(scope="module", params=["postgresql", "mariadb"])
 def service(
-    request: pytest.FixtureRequest, home: str, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, records: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
     """Run the example on each database server. Each request writes 'last_seen_at'."""
-    records = {"table": "sql", "redis": "redis"}[home]
     with servers.scratch_database(request.param) as database:
         folder = tmp_path_factory.mktemp("instance")
         with running(
@@ -63,17 +62,17 @@ def email(service: Service) -> str:
 
 
 @pytest.fixture
-def rows(service: Service, home: str) -> Iterator[Callable[[str], list[t.Any]]]:
+def rows(service: Service, records: str) -> Iterator[Callable[[str], list[t.Any]]]:
     """Return a function that finds a user's sessions."""
     engine = sa.create_engine(service.database, poolclass=sa.NullPool)
-    redis_home = RedisClient(service.store, f"records:{service.prefix}")
+    client = RedisClient(service.store, f"records:{service.prefix}")
 
     def find(email: str) -> list[t.Any]:
-        if home == "redis":
+        if records == "redis":
             with engine.connect() as connection:
                 statement = sa.text("SELECT id FROM users WHERE email = :email")
                 ids = connection.scalars(statement, {"email": email}).all()
-            ways = (redis_home.of_users(ids, ended=ended) for ended in (False, True))
+            ways = (client.of_users(ids, ended=ended) for ended in (False, True))
             return [one for batches in ways for batch in batches for one in batch]
         statement = sa.text(
             "SELECT user_sessions.* FROM user_sessions"

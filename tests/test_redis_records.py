@@ -42,7 +42,7 @@ TIMEOUT = 1.0
 @pytest.fixture
 def away(make_site: SiteFactory) -> Site:
     """Return a site whose user sessions are in Redis."""
-    return make_site(home="redis")
+    return make_site(records="redis")
 
 
 @pytest.fixture
@@ -330,7 +330,7 @@ def test_down_when_a_user_goes(make_site: SiteFactory, how: str) -> None:
             db, id=sa_orm.mapped_column(sa.Integer, primary_key=True), is_active=active
         )
 
-    site = make_site(home="redis", model=model)
+    site = make_site(records="redis", model=model)
     site.browser().login()
     with site.context():
         user = site.user("ann")
@@ -362,11 +362,11 @@ def test_down_after_a_rehash(away: Site, caplog: pytest.LogCaptureFixture) -> No
 
 def test_down_in_the_middle(make_site: SiteFactory, told: list[t.Any]) -> None:
     """36: if the records fail midway, what ended stays ended. A second call ends the rest."""
-    site = make_site(home="redis")
+    site = make_site(records="redis")
     for _ in range(3):
         site.browser().login()
-    home: t.Any = records_of(site).redis
-    update = home.update
+    client: t.Any = records_of(site).redis
+    update = client.update
     done: list[t.Any] = []
 
     def once(ids: t.Any, values: t.Any, **options: t.Any) -> t.Any:
@@ -378,7 +378,7 @@ def test_down_in_the_middle(make_site: SiteFactory, told: list[t.Any]) -> None:
     with site.context(), pytest.MonkeyPatch.context() as context:
         context.setattr("flask_session_registry._records.base.BATCH", 2)
         site.sessions.revoke_all(site.user("ann"))
-        context.setattr(home, "update", once)
+        context.setattr(client, "update", once)
         # The second call would mark the entries as purged.
         with pytest.raises(RecordsError):
             site.db.session.commit()
@@ -396,8 +396,8 @@ def test_purge_cannot_be_recorded(
     """36: if the purge can't be recorded, all sessions have ended and are purged again later."""
     firefox = away.browser()
     firefox.login()
-    home: t.Any = records_of(away).redis
-    update = home.update
+    client: t.Any = records_of(away).redis
+    update = client.update
 
     def half(ids: t.Any, values: t.Any, **options: t.Any) -> t.Any:
         if "purged_at" in values:
@@ -405,7 +405,7 @@ def test_purge_cannot_be_recorded(
         return update(ids, values, **options)
 
     with away.context(), pytest.MonkeyPatch.context() as context:
-        context.setattr(home, "update", half)
+        context.setattr(client, "update", half)
         away.sessions.revoke_all(away.user("ann"))
         away.db.session.commit()
     assert told == [(1, 1, "revoked")]
@@ -420,15 +420,15 @@ def test_login_fails_midway(away: Site, fails_at: str) -> None:
     """38: a login that fails midway leaves no session that would count against the limit."""
     away.registry.settings.max_sessions = 1
     away.registry.settings.max_sessions_action = "reject"
-    home: t.Any = records_of(away).redis
-    done = getattr(home, fails_at)
+    client: t.Any = records_of(away).redis
+    done = getattr(client, fails_at)
 
     def reply_is_lost(*arguments: t.Any, **options: t.Any) -> t.Any:
-        vars(home).pop(fails_at)
+        vars(client).pop(fails_at)
         done(*arguments, **options)
         raise RecordsError
 
-    setattr(home, fails_at, reply_is_lost)
+    setattr(client, fails_at, reply_is_lost)
     firefox = away.browser()
     assert firefox.login().status_code == 503
     assert away.rows() == []
@@ -487,8 +487,8 @@ def test_key_changes_meanwhile(away: Site, way: str, times: int) -> None:
     firefox = away.browser()
     firefox.login()
     (row,) = away.rows()
-    home: t.Any = records_of(away).redis
-    update = home.update
+    client: t.Any = records_of(away).redis
+    update = client.update
     others: list[t.Any] = []
 
     def after_another(ids: t.Any, values: t.Any, **options: t.Any) -> t.Any:
@@ -498,7 +498,7 @@ def test_key_changes_meanwhile(away: Site, way: str, times: int) -> None:
         return update(ids, values, **options)
 
     with pytest.MonkeyPatch.context() as context:
-        context.setattr(home, "update", after_another)
+        context.setattr(client, "update", after_another)
         path = "/sudo" if way == "renew" else "/password"
         # If the key keeps changing, a rotation fails with a 503; a password change signs out.
         refused = way == "renew" and times > 1
@@ -618,7 +618,7 @@ def test_commands_while_it_is_down(away: Site) -> None:
 
 def test_session_without_an_entry_is_scanned_once(make_site: SiteFactory) -> None:
     """A limited prune doesn't rescan ended sessions that have no entry."""
-    site = make_site("cookie", home="redis")
+    site = make_site("cookie", records="redis")
     firefox = site.browser()
     firefox.login()
     firefox.post("/logout")
@@ -710,7 +710,7 @@ def forgetful_redis() -> Iterator[OwnServer]:
 
 def site_on(make_site: SiteFactory, server: OwnServer, store: str = "files") -> Site:
     client = redis_client(server.url, timeout=TIMEOUT)
-    site = make_site(store, home="redis", SESSION_REGISTRY_REDIS=client)
+    site = make_site(store, records="redis", SESSION_REGISTRY_REDIS=client)
     site.app.config["PROPAGATE_EXCEPTIONS"] = False
     return site
 
@@ -935,12 +935,12 @@ def test_unsupported_user_key(make_site: SiteFactory, kind: t.Any) -> None:
         return make_class(db, id=sa_orm.mapped_column(kind, primary_key=True))
 
     with pytest.raises(ConfigurationError, match="not an integer, text or a UUID"):
-        make_site(home="redis", model=model)
+        make_site(records="redis", model=model)
 
 
 def test_client_of_the_session_store(make_site: SiteFactory) -> None:
     """Without a client of its own, the registry uses the session store's."""
-    site = make_site("redis", home="redis")
+    site = make_site("redis", records="redis")
     assert site.registry.redis.client is site.redis
 
 
@@ -990,10 +990,10 @@ def test_doctor_on_a_client_without_a_timeout(
     on_own: Site, persistent_redis: OwnServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client without a timeout is a warning, as each request would hang with the server."""
-    home = on_own.registry.redis
-    host, port = (home.client.get_connection_kwargs()[name] for name in ("host", "port"))
+    client = on_own.registry.redis
+    host, port = (client.client.get_connection_kwargs()[name] for name in ("host", "port"))
     for_ever = redis.Redis(host=host, port=port, socket_timeout=None)
-    monkeypatch.setattr(home, "client", for_ever)
+    monkeypatch.setattr(client, "client", for_ever)
     (told,) = examined(on_own)
     assert "Warning: The client of the user sessions would wait forever" in told
     for_ever.close()
@@ -1001,7 +1001,7 @@ def test_doctor_on_a_client_without_a_timeout(
 
 def test_doctor_on_a_cluster(make_site: SiteFactory) -> None:
     """The doctor checks each node of a cluster."""
-    site = make_site("cluster", home="redis")
+    site = make_site("cluster", records="redis")
     findings = examined(site)
     assert any("append-only" in line for line in findings)
 
