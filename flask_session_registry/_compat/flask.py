@@ -69,7 +69,9 @@ def request_context() -> RequestContext | None:
 
 def current_request_context() -> RequestContext:
     """Return the context of the current request. There must be one."""
-    context = request_context()
+    contexts = _request_contexts
+    context: RequestContext | None
+    context = request_context() if contexts is None else contexts.get(None)
     assert context is not None  # noqa: S101 -- callers have made sure
     return context
 
