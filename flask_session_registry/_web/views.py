@@ -24,13 +24,7 @@ from flask import (
 from flask.typing import ResponseReturnValue
 from flask_login import login_fresh
 from flask_wtf.csrf import CSRFError, generate_csrf, validate_csrf
-from werkzeug.exceptions import (
-    BadRequest,
-    HTTPException,
-    MethodNotAllowed,
-    NotFound,
-    Unauthorized,
-)
+from werkzeug.exceptions import BadRequest, HTTPException, MethodNotAllowed, NotFound, Unauthorized
 from wtforms import ValidationError
 
 from .. import _clock as clock

@@ -33,14 +33,7 @@ from ...errors import RecordsError
 from .. import base
 from ..base import StoreEntry
 from . import scripts
-from .encoding import (
-    as_text,
-    decode,
-    decode_tombstone,
-    encode,
-    read_entry,
-    user_text,
-)
+from .encoding import as_text, decode, decode_tombstone, encode, read_entry, user_text
 from .session import KeyHolder, RedisUserSession, Tombstone
 
 #: How long after its last write, or after it was due, Redis drops a session.

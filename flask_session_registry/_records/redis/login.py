@@ -10,13 +10,7 @@ from collections.abc import Sequence
 from ..._revocation.fingerprint import SUPERSEDED, CheckedCredential
 from ...errors import RecordsError
 from .. import base
-from ..base import (
-    Limit,
-    LimitReachedError,
-    Replaced,
-    StoreEntry,
-    SupersededError,
-)
+from ..base import Limit, LimitReachedError, Replaced, StoreEntry, SupersededError
 from ..expiry import Expiry
 from ..protocols import LoginRecords
 from .own_session import RedisOwnSessionRecords

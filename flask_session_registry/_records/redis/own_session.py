@@ -8,9 +8,7 @@ import uuid
 from ... import _clock as clock
 from ...errors import RecordsError
 from .. import base, linked_keys
-from ..base import (
-    NOT_IN_THE_FUTURE,
-)
+from ..base import NOT_IN_THE_FUTURE
 from ..linked_keys import LinkedKey
 from ..protocols import OwnSessionRecords
 from .core import ACTIVE, ATTEMPTS, RedisCore, as_it_was, beside, stale_key_of

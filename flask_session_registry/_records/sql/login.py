@@ -10,14 +10,7 @@ import sqlalchemy as sa
 
 from ..._revocation.fingerprint import SUPERSEDED
 from .. import base
-from ..base import (
-    Execute,
-    Limit,
-    LimitReachedError,
-    Replaced,
-    StoreEntry,
-    SupersededError,
-)
+from ..base import Execute, Limit, LimitReachedError, Replaced, StoreEntry, SupersededError
 from ..protocols import LoginRecords
 from . import innodb
 from .tombstones import TombstoneTable

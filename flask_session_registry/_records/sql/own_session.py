@@ -9,10 +9,7 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from ... import _clock as clock
-from ..base import (
-    NOT_IN_THE_FUTURE,
-    End,
-)
+from ..base import NOT_IN_THE_FUTURE, End
 from ..protocols import OwnSessionRecords
 from .tombstones import TombstoneTable
 from .transactions import transaction_without_waiting
