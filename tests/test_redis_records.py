@@ -443,13 +443,12 @@ def test_password_changed_again(away: Site) -> None:
     records = records_of(away)
     update_credentials = records.update_credentials
 
-    def slowly(change: t.Any) -> bool:
+    def slowly(change: t.Any) -> None:
         vars(records).pop("update_credentials")
-        answer = update_credentials(change)
+        update_credentials(change)
         with ThreadPoolExecutor(1) as pool:
             pool.submit(second.post, "/login", name="ann", password="new").result()
             pool.submit(second.post, "/password", password="newer").result()
-        return answer
 
     records.update_credentials = slowly
     first.post("/password", password="new")
@@ -552,11 +551,11 @@ def test_request_between_the_commit_and_its_follow_up(away: Site) -> None:
     records = records_of(away)
     update_credentials, answers = records.update_credentials, []
 
-    def slowly(change: t.Any) -> bool:
+    def slowly(change: t.Any) -> None:
         vars(records).pop("update_credentials")
         with ThreadPoolExecutor(1) as pool:
             answers.append(pool.submit(parallel.get, "/flash").result())
-        return update_credentials(change)
+        update_credentials(change)
 
     records.update_credentials = slowly
     chrome.post("/password", password="new")

@@ -123,14 +123,7 @@ class RedisClient:
     @reporting
     def get(self, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, RedisUserSession]:
         """Return the sessions with these ids; in one round trip if there is one id."""
-        if len(ids) == 1:
-            texts = [self._run(scripts.GET, ids)]
-        else:
-            texts = [
-                text
-                for part in _by_shard(ids)
-                for text in self.client.mget([self._key(id) for id in part])
-            ]
+        texts = [self._run(scripts.GET, ids)] if len(ids) == 1 else self._read(ids)
         found = (decode(text) for text in texts if text is not None)
         return {session.id: session for session in found if session is not None}
 
@@ -226,12 +219,7 @@ class RedisClient:
 
     @reporting
     def get_tombstones(self, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Tombstone]:
-        texts = [
-            text
-            for part in _by_shard(ids)
-            for text in self.client.mget([self._key(id, "t") for id in part])
-        ]
-        found = (decode_tombstone(text) for text in texts if text is not None)
+        found = (decode_tombstone(text) for text in self._read(ids, "t") if text is not None)
         return {tombstone.id: tombstone for tombstone in found if tombstone is not None}
 
     @_reporting_batches
@@ -267,6 +255,11 @@ class RedisClient:
 
     def _pointer(self, store_id: str) -> str:
         return f"{self._prefix}k:{store_id}"
+
+    def _read(self, ids: Iterable[uuid.UUID], kind: str = "s") -> Iterator[str | bytes | None]:
+        """Yield what is stored of sessions or tombstones, in any order."""
+        for part in _by_shard(ids):
+            yield from self.client.mget([self._key(id, kind) for id in part])
 
     def _run(
         self, script: str, ids: Sequence[uuid.UUID], *arguments: str, kind: str = "s"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import typing as t
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ... import _clock as clock
 from ..base import StaleKey, StoreEntry
@@ -115,16 +115,17 @@ class RedisMaintenanceRecords(RedisCore, MaintenanceRecords):
     def find_outdated(
         self, *, before: dt.datetime, window: t.Any = None
     ) -> Iterator[list[StoreEntry]]:
-        return self._due(lambda session: session.has_ended_by(before) and not session.is_unpurged)
+        for batch in self.redis.due(clock.now()):
+            outdated = [
+                session.entry
+                for session in batch
+                if session.has_ended_by(before) and not session.is_unpurged
+            ]
+            if outdated:
+                yield outdated
 
     def forget(self, ids: Sequence[uuid.UUID]) -> int:
         return self.redis.remove(ids)
-
-    def _due(self, condition: Callable[[RedisUserSession], bool]) -> Iterator[list[StoreEntry]]:
-        for batch in self.redis.due(clock.now()):
-            found = [session.entry for session in batch if condition(session)]
-            if found:
-                yield found
 
 
 def _is_wanted(

@@ -100,23 +100,23 @@ class RedisRevocationRecords(RedisCore, RevocationRecords):
         self, execute: Execute, user_id: t.Any, *, before: str | None, after: str | None
     ) -> Callable[[], None]:
         # Not a 'partial', whose repr shows the fingerprints.
-        return lambda: self._sync_fingerprints(user_id, before, after)
+        def sync() -> None:
+            where = {**ACTIVE, "fingerprint": before}
+            for batch in self.redis.of_users([user_id]):
+                self._update([session.id for session in batch], {"fingerprint": after}, where=where)
 
-    def _sync_fingerprints(self, user_id: t.Any, before: str | None, after: str | None) -> None:
-        where = {**ACTIVE, "fingerprint": before}
-        for batch in self.redis.of_users([user_id]):
-            self._update([session.id for session in batch], {"fingerprint": after}, where=where)
+        return sync
 
-    def update_credentials(self, change: PasswordChange) -> bool:
+    def update_credentials(self, change: PasswordChange) -> None:
         """Give the survivor of a password change the new fingerprint and the next generation."""
         if change.survivor is None:
-            return False
+            return
         held = change.survivor.held
         for _ in range(ATTEMPTS):
             session = self.get(change.survivor.id)
             # In any generation that its request doesn't hold, it belongs to another request.
             if session is None or (session.generation, session.fingerprint) not in held:
-                return False
+                return
             values = {
                 "fingerprint": change.fingerprint,
                 "generation": session.generation + 1,
@@ -128,8 +128,7 @@ class RedisRevocationRecords(RedisCore, RevocationRecords):
             # Only as it was: another key that it has by now would get no tombstone.
             if self._change(session, values, where=as_it_was(session), leaves=leaves):
                 held.append((session.generation + 1, change.fingerprint))
-                return True
-        return False
+                return
 
 
 def _covers(order: RevocationOrder, session: RedisUserSession, *, is_open: bool) -> bool:
