@@ -221,7 +221,7 @@ def _complete_table(mapper: sa_orm.Mapper[t.Any], cls: type[UserSessionMixin]) -
     table = t.cast(sa.Table, mapper.local_table)
     cls.__tombstones__ = _define_tombstones(mapper, cls, table)
     drop_with_its_indexes(table)
-    drop_with_its_indexes(t.cast(sa.Table, sa.inspect(cls.__tombstones__).local_table))
+    drop_with_its_indexes(table_of(cls.__tombstones__))
 
 
 def _define_tombstones(
@@ -257,7 +257,7 @@ def define_user_session(database: Database, user_model: type[t.Any]) -> type[t.A
     :raises ConfigurationError: the app has a table of that name, the users' key has several
         columns, or the table was defined for another user model.
     """
-    users = t.cast("sa.Table", sa.inspect(user_model).local_table)
+    users = table_of(user_model)
     defined: tuple[type[t.Any], type[t.Any]] | None = users.metadata.info.get(_DEFINED)
     if defined is not None:
         if defined[0] is user_model:
@@ -293,6 +293,11 @@ def define_user_session(database: Database, user_model: type[t.Any]) -> type[t.A
     )
     users.metadata.info[_DEFINED] = (user_model, model)
     return model
+
+
+def table_of(model: type[t.Any]) -> sa.Table:
+    """Return the table of a mapped class."""
+    return t.cast(sa.Table, sa.inspect(model).local_table)
 
 
 def _type_of_reference(key: sa.Column[t.Any]) -> sa.types.TypeEngine[t.Any]:

@@ -64,7 +64,7 @@ class SQLLoginRecords(TombstoneTable, LoginRecords):
         """
         column = self.columns
         ending = self.table.update().values(self._ending("replaced"))
-        ending = ending.where(column.id == replaced.id, column.revoked_at.is_(None))
+        ending = ending.where(self._is_active(replaced.id))
         if replaced.generation is not None:
             ending = ending.where(column.generation == replaced.generation)
         has_it = column.fingerprint.is_not_distinct_from(fingerprint)
@@ -126,10 +126,8 @@ class SQLLoginRecords(TombstoneTable, LoginRecords):
         )
         statement = statement.order_by(model.created_at.desc(), model.id)
         with self.users.reading() as session:
-            return [
-                StoreEntry(*row)
-                for row in session.execute(statement.offset(skip).limit(base.BATCH))
-            ]
+            rows = session.execute(statement.offset(skip).limit(base.BATCH))
+            return [StoreEntry(*row) for row in rows]
 
     def was_seen(self, user_id: t.Any, *, ip_address: str | None, user_agent: str | None) -> bool:
         model = self.model

@@ -6,7 +6,6 @@ import typing as t
 import uuid
 
 import sqlalchemy as sa
-import sqlalchemy.orm as sa_orm
 
 from ... import _clock as clock
 from ..base import NOT_IN_THE_FUTURE, End
@@ -58,17 +57,14 @@ class SQLOwnSessionRecords(TombstoneTable, OwnSessionRecords):
             column[name]: sa.case((column[name] > moment, moment), else_=column[name])
             for name in NOT_IN_THE_FUTURE
         }
-        is_active = (column.id == id, column.revoked_at.is_(None))
-        free = (
-            sa.select(self.model.id)
-            .where(*is_active)
-            .with_for_update(skip_locked=True, of=self.table)
-        )
+        is_active = self._is_active(id)
+        free = sa.select(self.model.id).where(is_active)
+        free = free.with_for_update(skip_locked=True, of=self.table)
         with transaction_without_waiting(self.users, self.bind) as execute:
             if execute(free).first() is not None:
                 execute(
                     self.table.update()
-                    .where(*is_active)
+                    .where(is_active)
                     .values(corrected | {column[name]: values[name] for name in values})
                 )
 
@@ -78,8 +74,7 @@ class SQLOwnSessionRecords(TombstoneTable, OwnSessionRecords):
 
     def current_state(self, id: uuid.UUID) -> tuple[int, str | None] | None:
         model = self.model
-        statement = sa.select(model.generation, model.fingerprint)
-        statement = statement.where(model.id == id, model.revoked_at.is_(None))
+        statement = sa.select(model.generation, model.fingerprint).where(self._is_active(id))
         with self.users.reading() as session:
             row = session.execute(statement).first()
         return None if row is None else (row.generation, row.fingerprint)
@@ -88,24 +83,21 @@ class SQLOwnSessionRecords(TombstoneTable, OwnSessionRecords):
         # Within the app's transaction it is a locking read, because InnoDB would show the state at
         # the beginning of the transaction otherwise. It waits for nothing: where the row is locked,
         # the app's transaction is rolled back, and what is committed counts.
-        session = self.database.session
         if self.users.is_in_transaction:
+            statement = (
+                sa.select(self.model.generation)
+                .where(self._is_active(id))
+                .with_for_update(
+                    read=True, nowait=not skip_locked, skip_locked=skip_locked, of=self.table
+                )
+                .execution_options(autoflush=False)
+            )
             try:
-                return self._generation(session, id, skip_locked=skip_locked)
+                return self.database.session.scalar(statement)
             except sa.exc.SQLAlchemyError:
                 self.users.roll_back()
         state = self.current_state(id)
         return None if state is None else state[0]
-
-    def _generation(
-        self, session: sa_orm.Session, id: uuid.UUID, *, skip_locked: bool
-    ) -> int | None:
-        model = self.model
-        statement = sa.select(model.generation).where(model.id == id, model.revoked_at.is_(None))
-        statement = statement.with_for_update(
-            read=True, nowait=not skip_locked, skip_locked=skip_locked, of=self.table
-        )
-        return session.scalar(statement.execution_options(autoflush=False))
 
     def find_end_after_commit(self, id: uuid.UUID) -> End | None:
         # The app's session can't be asked: its transaction is just ending.

@@ -40,9 +40,7 @@ from .tombstones import TombstoneTable
 
 class SQLRevocationRecords(TombstoneTable, RevocationRecords):
     def owner_of(self, execute: Execute, id: uuid.UUID) -> list[t.Any]:
-        model = self.model
-        is_active = (model.id == id, model.revoked_at.is_(None))
-        return list(execute(sa.select(model.user_id).where(*is_active)).scalars())
+        return list(execute(sa.select(self.model.user_id).where(self._is_active(id))).scalars())
 
     @hiding_parameters()
     def revoke(

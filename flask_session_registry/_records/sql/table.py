@@ -13,7 +13,7 @@ import sqlalchemy.orm as sa_orm
 from sqlalchemy.dialects import postgresql
 
 from ... import _clock as clock
-from ...models import UserSessionMixin
+from ...models import UserSessionMixin, table_of
 from .. import base
 from ..base import End, Execute, StoreEntry
 from . import innodb
@@ -36,18 +36,14 @@ class SessionTable:
         self.users = users
         self.database = users.database
         self.model: type[UserSessionMixin] = session_model
-        self.table = t.cast("sa.Table", sa.inspect(session_model).local_table)
+        self.table = table_of(session_model)
         self.columns = sa.inspect(session_model).columns
         self.tombstones = session_model.__tombstones__
-        self.tombstone_table = t.cast(sa.Table, sa.inspect(self.tombstones).local_table)
+        self.tombstone_table = table_of(self.tombstones)
         self.user_key = users.key
         self.credentials = credentials
         self.tables = (self.table, self.tombstone_table)
-        self._stored = sa.select(
-            session_model.id,
-            session_model.user_id,
-            session_model.store_id,
-        )
+        self._stored = sa.select(session_model.id, session_model.user_id, session_model.store_id)
         #: The name of the index on the users' keys; empty if there is none, ``None`` if unknown.
         self._user_index: str | None = None
 
@@ -160,17 +156,14 @@ class SessionTable:
 
     def _update_of_active(self, id: uuid.UUID, generation: int) -> sa.Update:
         """Return an ``UPDATE`` of an active session, if it has this generation."""
-        column = self.columns
-        return self.table.update().where(
-            column.id == id, column.generation == generation, column.revoked_at.is_(None)
-        )
+        statement = self.table.update().where(self._is_active(id))
+        return statement.where(self.columns.generation == generation)
 
     def _ending(self, reason: str) -> dict[t.Any, t.Any]:
         return {self.columns.revoked_at: clock.now(), self.columns.revoked_reason: reason}
 
     def _end(self, execute: Execute, id: uuid.UUID, reason: str) -> bool:
-        column = self.columns
-        statement = self.table.update().where(column.id == id, column.revoked_at.is_(None))
+        statement = self.table.update().where(self._is_active(id))
         return bool(self._changed(execute, statement.values(self._ending(reason))))
 
     def mark_purged(self, ids: Sequence[uuid.UUID], *, keys: Collection[str] | None = None) -> int:
@@ -196,6 +189,10 @@ class SessionTable:
     def _belongs_to(self, user_ids: Sequence[t.Any]) -> sa.ColumnElement[bool]:
         user_id: sa.ColumnElement[t.Any] = self.columns.user_id
         return user_id == user_ids[0] if len(user_ids) == 1 else user_id.in_(user_ids)
+
+    def _is_active(self, id: uuid.UUID) -> sa.ColumnElement[bool]:
+        """Return the condition that a row is that of this session, which hasn't ended."""
+        return sa.and_(self.columns.id == id, self.columns.revoked_at.is_(None))
 
     def _is_unpurged(self) -> sa.ColumnElement[bool]:
         column, left = self.columns, self.tombstone_table.c

@@ -31,11 +31,8 @@ class TombstoneTable(SessionTable):
         # Select from the class: for its table, no bind would be found. Not in one statement with
         # the 'INSERT' of a tombstone: InnoDB would lock the gap, and rotations of two users would
         # deadlock.
-        model = self.model
         key: str | None = execute(
-            sa.select(model.store_id)
-            .where(model.id == id, model.revoked_at.is_(None))
-            .with_for_update(of=self.table)
+            sa.select(self.model.store_id).where(self._is_active(id)).with_for_update(of=self.table)
         ).scalar()
         return key
 
