@@ -21,10 +21,10 @@ def is_user_class(cls: type) -> bool:
 
 def topmost_user_class(cls: type[t.Any]) -> type[t.Any]:
     """Return the topmost mapped user class that a class inherits from, or the class itself."""
-    mapper = sa.inspect(cls)
+    mapper: sa_orm.Mapper[t.Any] = sa.inspect(cls)
     while mapper.inherits is not None and is_user_class(mapper.inherits.class_):
         mapper = mapper.inherits
-    return t.cast("type[t.Any]", mapper.class_)
+    return mapper.class_
 
 
 def find_user_model(database: Database) -> type[t.Any] | None:
@@ -61,7 +61,6 @@ def key_of(user_model: type[t.Any]) -> sa_orm.QueryableAttribute[t.Any]:
             f"The primary key of the user model '{user_model.__name__}' has"
             f" {len(mapper.primary_key)} columns. Use a user model with a key of one column."
         )
-    return t.cast(
-        "sa_orm.QueryableAttribute[t.Any]",
-        getattr(user_model, mapper.get_property_by_column(mapper.primary_key[0]).key),
-    )
+    name = mapper.get_property_by_column(mapper.primary_key[0]).key
+    key: sa_orm.QueryableAttribute[t.Any] = getattr(user_model, name)
+    return key

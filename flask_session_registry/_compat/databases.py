@@ -14,6 +14,9 @@ from flask_sqlalchemy.model import Model
 
 from ..errors import ConfigurationError
 
+if t.TYPE_CHECKING:
+    import flask_sqlalchemy_lite
+
 _SUPPORTED = (
     "Use Flask-SQLAlchemy (3.1 or newer) or Flask-SQLAlchemy-Lite: pass its 'SQLAlchemy', or call"
     " its 'init_app(app)'."
@@ -55,8 +58,7 @@ class _FlaskSQLAlchemy:
 
     @property
     def session(self) -> sa_orm.Session:
-        session: sa_orm.Session = self.extension.session()
-        return session
+        return self.extension.session()
 
     @property
     def is_session_open(self) -> bool:
@@ -70,7 +72,7 @@ class _FlaskSQLAlchemy:
         return (mapper.class_ for mapper in self.observed.registry.mappers)
 
     def base_for(self, _: type[t.Any]) -> type[t.Any]:
-        return t.cast("type[t.Any]", self.extension.Model)
+        return self.extension.Model
 
 
 class _FlaskSQLAlchemyLite:
@@ -78,12 +80,12 @@ class _FlaskSQLAlchemyLite:
 
     observed: t.Any = sa_orm.Mapper
 
-    def __init__(self, extension: t.Any) -> None:
+    def __init__(self, extension: flask_sqlalchemy_lite.SQLAlchemy) -> None:
         self.extension = extension
 
     @property
     def session(self) -> sa_orm.Session:
-        return t.cast(sa_orm.Session, self.extension.session)
+        return self.extension.session
 
     @property
     def is_session_open(self) -> bool:
@@ -91,7 +93,7 @@ class _FlaskSQLAlchemyLite:
 
     @property
     def factory(self) -> Callable[..., sa_orm.Session]:
-        return t.cast("Callable[..., sa_orm.Session]", self.extension.sessionmaker)
+        return self.extension.sessionmaker
 
     def mapped_classes(self) -> Iterator[type[t.Any]]:
         waiting: list[type[t.Any]] = [UserMixin]

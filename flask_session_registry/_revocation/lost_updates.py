@@ -195,10 +195,11 @@ _guards: weakref.WeakKeyDictionary[
 
 def _key_parameter(statement: sa.Update) -> str | None:
     """Return the name of the parameter by which an ``UPDATE`` of the ORM finds its row."""
-    (key,) = t.cast(sa.Table, statement.table).primary_key
-    for element in visitors.iterate(t.cast(t.Any, statement.whereclause)):
+    (key,) = statement.table.primary_key
+    for element in visitors.iterate(statement.whereclause):
         if isinstance(element, sa.BinaryExpression) and element.left is key:
-            return t.cast("str | None", getattr(element.right, "key", None))
+            parameter: str | None = getattr(element.right, "key", None)
+            return parameter
     return None
 
 

@@ -98,7 +98,8 @@ class Entries:
         :raises TimeoutError: the store didn't answer in time.
         :raises Exception: what the client of the store raises.
         """
-        if self._delete is None or not keys:
+        delete = self._delete
+        if delete is None or not keys:
             return
         self._hanging = [thread for thread in self._hanging if thread.is_alive()]
         is_too_early = self._hanging and time.monotonic() < self._asks_again_at
@@ -107,9 +108,8 @@ class Entries:
         outcome: Future[None] = Future()
         # In the app context, from which an SQL store gets its engine.
         run = contextvars.copy_context().run
-        thread = threading.Thread(
-            target=run, args=(self._try, list(dict.fromkeys(keys)), outcome), daemon=True
-        )
+        arguments = (self._try, delete, list(dict.fromkeys(keys)), outcome)
+        thread = threading.Thread(target=run, args=arguments, daemon=True)
         thread.start()
         thread.join(TIMEOUT if timeout is None else timeout)
         if not outcome.done():
@@ -118,9 +118,9 @@ class Entries:
             raise TimeoutError("The session store did not answer.")
         outcome.result()
 
-    def _try(self, keys: list[str], outcome: Future[None]) -> None:
+    def _try(self, delete: Delete, keys: list[str], outcome: Future[None]) -> None:
         try:
-            t.cast(Delete, self._delete)(self._interface, keys)
+            delete(self._interface, keys)
         except Exception as error:
             outcome.set_exception(error)
         except BaseException as error:

@@ -48,10 +48,10 @@ def find_index(column: sa.Column[t.Any], engine: sa.Engine, execute: Execute) ->
     beside = sa.Engine(engine.pool.recreate(), engine.dialect, engine.url)
     try:
         with beside.connect() as connection:
-            found = connection.execute(_FIRST_INDEX, parameters).scalar()
+            found: str | None = connection.execute(_FIRST_INDEX, parameters).scalar()
     except sa.exc.DBAPIError:
         # The server allows no further connection, for example.
         found = execute(_FIRST_INDEX, parameters).scalar()
     finally:
         beside.dispose()
-    return t.cast("str | None", found) or ""
+    return found or ""

@@ -182,7 +182,7 @@ def find_isolation_habit(factory: _Factory, model: type[t.Any]) -> IsolationHabi
     with factory() as session:
         connection = session.connection(bind)
         commits = is_autocommit(connection)
-        level = t.cast(str, connection.get_isolation_level())
+        level: str = connection.get_isolation_level()
         if commits or level == _LEVEL:
             return IsolationHabit(level, is_autocommit=commits)
         session.rollback()
@@ -205,4 +205,5 @@ def logs_statements(connection: sa.Connection) -> bool:
     """Return whether MariaDB refuses writes at READ COMMITTED, because it logs statements."""
     with contextlib.closing(connection.connection.cursor()) as cursor:
         cursor.execute("SELECT @@log_bin AND @@binlog_format = 'STATEMENT'")
-        return bool(t.cast("tuple[int]", cursor.fetchone())[0])
+        row: t.Any = cursor.fetchone()
+        return bool(row[0])
