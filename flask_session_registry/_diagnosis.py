@@ -94,9 +94,7 @@ def read_redis(registry: Registry) -> None:
 
 
 def table_missing(name: str) -> Diagnosis:
-    return Diagnosis(
-        f"The table '{name}' is missing.", _remedy_for_missing_table(), is_about_table=True
-    )
+    return Diagnosis(f"The table '{name}' is missing.", _remedy("creates"), is_about_table=True)
 
 
 def table_differs(name: str, difference: str) -> Diagnosis:
@@ -105,7 +103,7 @@ def table_differs(name: str, difference: str) -> Diagnosis:
     """
     return Diagnosis(
         f"The table '{name}' does not match its model: {difference}.",
-        _remedy_for_different_table(),
+        _remedy("changes"),
         is_about_table=True,
     )
 
@@ -176,9 +174,7 @@ def _missing_table(error: sa.exc.DBAPIError) -> Diagnosis:
     for table in _tables():
         if table.name in names:
             return table_missing(table.name)
-    return Diagnosis(
-        f"A table of the app is missing ({_name_of(error)}).", _remedy_for_missing_table()
-    )
+    return Diagnosis(f"A table of the app is missing ({_name_of(error)}).", _remedy("creates"))
 
 
 def _missing_column(error: sa.exc.DBAPIError) -> Diagnosis:
@@ -194,9 +190,7 @@ def _missing_column(error: sa.exc.DBAPIError) -> Diagnosis:
         table_name, _ = missing[0]
         *_, column = [name for owner, name in missing if owner == table_name]
         return table_differs(table_name, f"it lacks the column '{column}'")
-    return Diagnosis(
-        f"A table of the app lacks a column ({_name_of(error)}).", _remedy_for_different_table()
-    )
+    return Diagnosis(f"A table of the app lacks a column ({_name_of(error)}).", _remedy("changes"))
 
 
 def _tables() -> tuple[sa.Table, ...]:
@@ -207,26 +201,22 @@ def _tables() -> tuple[sa.Table, ...]:
     return registry.sql_records.tables
 
 
-def _remedy_for_missing_table() -> str:
+def _remedy(does: t.Literal["creates", "changes"]) -> str:
+    """
+    :param does: what a migration must do to the table.
+    """
     commands = _migration_commands()
-    if commands is None:
-        return (
-            "Call 'db.create_all()' in an app context, or set up Flask-Migrate and run"
-            " 'flask db upgrade', after 'flask db migrate'."
-        )
-    upgrade, revise = commands
-    return f"Run {upgrade}, after {revise} if no migration creates it yet."
-
-
-def _remedy_for_different_table() -> str:
-    commands = _migration_commands()
-    if commands is None:
-        return (
-            "Alter it by hand, as 'db.create_all()' creates only missing tables, or set up"
-            " Flask-Migrate and run 'flask db upgrade', after 'flask db migrate'."
-        )
-    upgrade, revise = commands
-    return f"Run {upgrade}, after {revise} if no migration changes it yet."
+    if commands is not None:
+        upgrade, revise = commands
+        return f"Run {upgrade}, after {revise} if no migration {does} it yet."
+    by_hand = {
+        "creates": "Call 'db.create_all()' in an app context",
+        "changes": "Alter it by hand, as 'db.create_all()' creates only missing tables",
+    }
+    return (
+        f"{by_hand[does]}, or set up Flask-Migrate and run 'flask db upgrade', after"
+        " 'flask db migrate'."
+    )
 
 
 def _migration_commands() -> tuple[str, str] | None:
