@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
+import sys
 import typing as t
+from collections.abc import Callable, Iterator
 
 import click
 from flask import current_app
@@ -21,7 +24,6 @@ from ..counts import entries_of, sessions_of
 from ..filters import Filter
 from .base import Command, failure
 from .options import by_option, filter_options, format_option, parsed_by
-from .output import confirm, progress_bar
 from .users import find_users
 
 #: The number of sessions that a dry run shows.
@@ -82,7 +84,7 @@ def revoke_sessions(
     if everybody and not yes:
         count = registry.records.count(user_ids, filter)
         matching = "" if filter.is_met_by_all() else "matching "
-        confirm(f"Revoke {sessions_of(count, matching)} of all users?")
+        _confirm(f"Revoke {sessions_of(count, matching)} of all users?")
     tally = _revoke(registry, user_ids, filter, reason=reason, count=count)
     _report(tally, as_json=as_json)
 
@@ -97,6 +99,24 @@ def _check_usage(users: tuple[str, ...], everybody: bool, by: str | None) -> Non
         raise click.UsageError("Name one or more users, or use '--all'.")
     if everybody and by is not None:
         raise click.UsageError("'--by' does not apply to '--all'. Use it with named users.")
+
+
+def _confirm(question: str) -> None:
+    """Ask, and return if the answer is yes.
+
+    :raises ClickException: there is no terminal to answer on.
+    :raises Abort: the answer is no, or the question was interrupted.
+    """
+    try:
+        click.confirm(question, abort=True, err=True)
+    except click.Abort as abort:
+        if sys.stdin.isatty() or not isinstance(abort.__context__, EOFError):
+            raise
+        # Ends the line of the question.
+        click.echo(err=True)
+        raise click.ClickException(
+            "There is no terminal to answer this question on. Nothing was changed. Add '--yes'."
+        ) from None
 
 
 def _show(
@@ -135,7 +155,7 @@ def _revoke(
         return registry.records.count(user_ids, filter) if count is None else count
 
     try:
-        with progress_bar(length) as advance:
+        with _progress_bar(length) as advance:
             for ended in revoke_many(registry, app, user_ids, filter, reason=reason, tally=tally):
                 advance(ended)
     except UNAVAILABLE as error:
@@ -145,6 +165,16 @@ def _revoke(
         click.echo(_stopped(tally), err=True)
         raise
     return tally
+
+
+@contextlib.contextmanager
+def _progress_bar(length: Callable[[], int]) -> Iterator[Callable[[int], None]]:
+    """Show progress on a terminal. In a pipe, show nothing and don't compute the length."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    with click.progressbar(length=length(), label="Ending sessions", file=sys.stderr) as bar:
+        yield bar.update
 
 
 def _stopped(tally: Tally) -> str:
