@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from .. import _clock as clock
 from .._plain_text import plain
 from .._records.base import SessionSummary
+from ..models import UserSessionRecord
 
 
 def as_json(value: object) -> t.Any:
@@ -45,7 +46,7 @@ def summaries_as_lines(summaries: Sequence[SessionSummary]) -> list[str]:
     ]
 
 
-def session_as_json(row: t.Any, *, is_active: bool) -> dict[str, t.Any]:
+def session_as_json(row: UserSessionRecord, *, is_active: bool) -> dict[str, t.Any]:
     """Return all that an operator may know of a session."""
     names = (*SessionSummary._fields, "remember_until")
     details = {name: as_json(getattr(row, name)) for name in names}
@@ -55,7 +56,7 @@ def session_as_json(row: t.Any, *, is_active: bool) -> dict[str, t.Any]:
     return details
 
 
-def session_as_text(row: t.Any, *, is_active: bool) -> str:
+def session_as_text(row: UserSessionRecord, *, is_active: bool) -> str:
     """Return all that an operator may know of a session, as lines of text."""
     details = {
         "began": row.created_at,

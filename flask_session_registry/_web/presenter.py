@@ -9,6 +9,7 @@ import uuid
 from .. import _clock as clock
 from .._app import Registry
 from .._ops.serializers import as_json
+from ..models import UserSessionRecord
 from .i18n import language
 from .user_agents import Device, device_of
 
@@ -36,7 +37,9 @@ class SessionView(t.NamedTuple):
         return {name: as_json(value) for name, value in self._asdict().items()}
 
 
-def present(registry: Registry, row: t.Any, *, current: t.Any) -> SessionView:
+def present(
+    registry: Registry, row: UserSessionRecord, *, current: UserSessionRecord
+) -> SessionView:
     """Return what the page shows of a session.
 
     :param current: the session of this request.

@@ -35,6 +35,7 @@ from .._records.base import UNAVAILABLE, PageEnd, as_id
 from .._request import check as session_check
 from .._request import refusal
 from .._revocation.revoke import Revocation, revoke_one, revoke_users
+from ..models import UserSessionRecord
 from .i18n import date, exact_time, language
 from .presenter import present
 
@@ -84,7 +85,7 @@ def _session_required(view: _View) -> _View:
                 if registry.adoption.is_pending:
                     # Its row is written when this request ends.
                     return redirect(url_for(".index"), 303)
-                current: t.Any = checked and registry.records.get(checked.id)
+                current = None if checked is None else registry.records.get(checked.id)
                 if current is None or current.revoked_at is not None:
                     return _ask_to_sign_in(registry)
                 return view(registry, current, **arguments)
@@ -108,7 +109,7 @@ def _fresh_session_required(view: _View) -> _View:
     """
 
     @functools.wraps(view)
-    def answer(registry: Registry, current: t.Any, **arguments: t.Any) -> t.Any:
+    def answer(registry: Registry, current: UserSessionRecord, **arguments: t.Any) -> t.Any:
         if request.method != "POST":
             if _wants_json():
                 raise MethodNotAllowed(["POST"])
@@ -155,7 +156,7 @@ def _answer_csrf_error(error: CSRFError) -> ResponseReturnValue:
     """Answer what is usually a form that was open for too long."""
     if _wants_json():
         return _problem_details(error)
-    return _redirect_to_index(_text("form_expired"))
+    return _redirect_to_index(get_registry().texts("form_expired"))
 
 
 @blueprint.after_request
@@ -196,10 +197,6 @@ def _redirect_to_index(message: str) -> ResponseReturnValue:
     return redirect(url_for(".index"), 303)
 
 
-def _text(name: str, **values: t.Any) -> str:
-    return get_registry().texts(name, **values)
-
-
 def _render(name: str, **values: t.Any) -> str:
     """Render a template with all values in ``sessions_page``.
 
@@ -224,7 +221,7 @@ def _render(name: str, **values: t.Any) -> str:
 
 @blueprint.get("/")
 @_session_required
-def index(registry: Registry, current: t.Any) -> ResponseReturnValue:
+def index(registry: Registry, current: UserSessionRecord) -> ResponseReturnValue:
     """Show this session, the others by when they were last seen, and those that ended recently."""
     after = _read_cursor(request.args.get("after"))
     records, expiry = registry.records, registry.expiry(unwrap(current_app))
@@ -249,7 +246,7 @@ def index(registry: Registry, current: t.Any) -> ResponseReturnValue:
     )
 
 
-def _cursor_after(row: t.Any) -> str:
+def _cursor_after(row: UserSessionRecord) -> str:
     return f"{clock.microseconds(row.last_seen_at)}-{row.id.hex}"
 
 
@@ -268,12 +265,12 @@ def _read_cursor(text: str | None) -> PageEnd | None:
 
 @blueprint.route("/<id>/revoke", methods=["GET", "POST"])
 @_fresh_session_required
-def revoke(registry: Registry, current: t.Any, id: str) -> ResponseReturnValue:
+def revoke(registry: Registry, current: UserSessionRecord, id: str) -> ResponseReturnValue:
     """Revoke one session of the user. Another user's id is treated as an unknown one."""
     row = _find_own(registry, current, id)
     device = None if row is None else present(registry, row, current=current)
     if request.method != "POST" and device is not None:
-        question = _text("confirm_end", device=device.name)
+        question = registry.texts("confirm_end", device=device.name)
         return _render("confirm", question=question, device=device)
     if device is not None:
         revocation = revoke_one(
@@ -285,33 +282,33 @@ def revoke(registry: Registry, current: t.Any, id: str) -> ResponseReturnValue:
             session=registry.db_session,
         )
         if _commit(registry, revocation):
-            return _answer(1, _text("ended", device=device.name))
+            return _answer(1, registry.texts("ended", device=device.name))
     if _wants_json():
         raise NotFound("You have no active session with this id.")
-    return _redirect_to_index(_text("not_there"))
+    return _redirect_to_index(registry.texts("not_there"))
 
 
 @blueprint.route("/revoke-others", methods=["GET", "POST"])
 @_fresh_session_required
-def revoke_others(registry: Registry, current: t.Any) -> ResponseReturnValue:
+def revoke_others(registry: Registry, current: UserSessionRecord) -> ResponseReturnValue:
     """Revoke all sessions of the user except this one."""
     if request.method != "POST":
-        return _render("confirm", question=_text("confirm_others"))
+        return _render("confirm", question=registry.texts("confirm_others"))
     count = _revoke_all(registry, current, except_id=current.id)
-    return _answer(count, _text("ended_others", num=count))
+    return _answer(count, registry.texts("ended_others", num=count))
 
 
 @blueprint.route("/revoke-all", methods=["GET", "POST"])
 @_fresh_session_required
-def revoke_all(registry: Registry, current: t.Any) -> ResponseReturnValue:
+def revoke_all(registry: Registry, current: UserSessionRecord) -> ResponseReturnValue:
     """Revoke all sessions of the user, including this one."""
     if request.method != "POST":
-        return _render("confirm", question=_text("confirm_all"))
+        return _render("confirm", question=registry.texts("confirm_all"))
     count = _revoke_all(registry, current)
-    return _answer(count, _text("ended_all"))
+    return _answer(count, registry.texts("ended_all"))
 
 
-def _find_own(registry: Registry, current: t.Any, id: str) -> t.Any:
+def _find_own(registry: Registry, current: UserSessionRecord, id: str) -> UserSessionRecord | None:
     """Return this user's session with this id; ``None`` if it has ended or there is none."""
     known = as_id(id)
     row = None if known is None else registry.records.get(known)
@@ -320,7 +317,9 @@ def _find_own(registry: Registry, current: t.Any, id: str) -> t.Any:
     return row
 
 
-def _revoke_all(registry: Registry, current: t.Any, *, except_id: uuid.UUID | None = None) -> int:
+def _revoke_all(
+    registry: Registry, current: UserSessionRecord, *, except_id: uuid.UUID | None = None
+) -> int:
     """Revoke the sessions of this user; return how many ended."""
     revocation = revoke_users(
         registry,

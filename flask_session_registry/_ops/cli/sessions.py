@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import typing as t
 
 import click
 from flask import current_app
@@ -14,6 +13,7 @@ from ... import _clock as clock
 from ..._app import get_registry, unwrap
 from ..._plain_text import plain
 from ..._store.purge import LONG_TIMEOUT, Purge
+from ...models import UserSessionRecord
 from .. import serializers
 from ..counts import count_of, sessions_of
 from ..doctor import Finding, examine
@@ -39,7 +39,7 @@ def list_sessions(user: str, by: str | None, ended: bool, as_json: bool) -> None
     registry = get_registry()
     records, expiry = registry.records, registry.expiry(unwrap(current_app))
     session = registry.db_session
-    found: list[tuple[t.Any, bool]] = []
+    found: list[tuple[UserSessionRecord, bool]] = []
     for user_id in find_users(registry, (user,), by, changes=False):
         active = records.active(session, user_id, expiry=expiry)
         found += [(row, True) for row in active]
