@@ -20,6 +20,7 @@ from ._ops import maintenance
 from ._ops.cli import commands
 from ._ops.maintenance import PruneResult
 from ._records.base import as_id
+from ._records.redis import RedisUserSession
 from ._request import auth_events, credential_check, refusal
 from ._request import check as session_check
 from ._request.context import is_in_request
@@ -111,11 +112,7 @@ class SessionRegistry:
     def UserSession(self) -> type[t.Any]:
         """The class of user sessions of the current app; it is mapped if they are kept in SQL."""
         model = get_registry().session_model
-        if model is None:
-            from ._records.redis import RedisUserSession
-
-            return RedisUserSession
-        return model
+        return RedisUserSession if model is None else model
 
     @property
     def current(self) -> UserSessionRecord | None:
@@ -148,8 +145,7 @@ class SessionRegistry:
         - ``"unregistered"``: it never had a user session;
         - ``"unknown"``: it has no user session now.
         """
-        registry = get_registry()
-        return session_check.reason_of_refusal(registry)
+        return session_check.reason_of_refusal(get_registry())
 
     @explaining_table()
     def active(self, user: t.Any) -> list[UserSessionRecord]:
@@ -159,11 +155,8 @@ class SessionRegistry:
         """
         registry = get_registry()
         user_id = registry.user_id_of(user)
-        return registry.records.active(
-            registry.session_of(user),
-            user_id,
-            expiry=registry.expiry(unwrap(current_app)),
-        )
+        expiry = registry.expiry(unwrap(current_app))
+        return registry.records.active(registry.session_of(user), user_id, expiry=expiry)
 
     def device_name(self, user_session: UserSessionRecord) -> str | None:
         """Return the name of the device that a session is on, such as ``"Firefox on Linux"``.
@@ -227,12 +220,15 @@ class SessionRegistry:
         registry = get_registry()
         user_id = registry.user_id_of(user)
         spared = session_check.current(registry) if except_current else None
+        given: sa_orm.Session | None = (
+            session() if isinstance(session, sa_orm.scoped_session) else session
+        )
         return revocation.revoke_users(
             registry,
             unwrap(current_app),
             [user_id],
             reason=reason,
-            session=_plain(session) or registry.session_of(user),
+            session=given or registry.session_of(user),
             except_id=None if spared is None else spared.id,
         ).count
 
@@ -377,12 +373,6 @@ def _web_is_missing(what: str, error: ImportError) -> ConfigurationError:
         f"{what} needs a package that is not installed ({error.name}). Install"
         " 'Flask-Session-Registry[web]'."
     )
-
-
-def _plain(
-    session: sa_orm.Session | sa_orm.scoped_session[t.Any] | None,
-) -> sa_orm.Session | None:
-    return session() if isinstance(session, sa_orm.scoped_session) else session
 
 
 def _session_of(row: t.Any) -> sa_orm.Session | None:

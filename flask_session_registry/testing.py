@@ -44,7 +44,8 @@ class SessionRegistryClient(FlaskClient):
     ) -> None:
         super().__init__(*args, **kwargs)
         if user is not None:
-            self._sign_in(user, fresh=fresh_login)
+            with self._own_request():
+                login_user(user, force=True, fresh=fresh_login)
 
     @contextlib.contextmanager
     def session_transaction(self, *args: t.Any, **kwargs: t.Any) -> Iterator[SessionMixin]:
@@ -57,10 +58,6 @@ class SessionRegistryClient(FlaskClient):
                 opened.pop(MARKER, None)
         if is_by_hand:
             self._register(claimed, *args, **kwargs)
-
-    def _sign_in(self, user: t.Any, *, fresh: bool) -> None:
-        with self._own_request():
-            login_user(user, force=True, fresh=fresh)
 
     def _register(self, claimed: t.Any, *args: t.Any, **kwargs: t.Any) -> None:
         app = self.application

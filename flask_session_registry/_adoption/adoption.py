@@ -166,8 +166,9 @@ class Adoption(NoAdoption):
         values, adoption.values = adoption.values, None
         if values is not None:
             self._write_row(app, context, values)
-            if values["remember_until"] is not None:
-                return t.cast(dt.datetime, values["remember_until"])
+            remember_until: dt.datetime | None = values["remember_until"]
+            if remember_until is not None:
+                return remember_until
         if adoption.lacks_binding_cookie:
             return clock.now() + remember_cookies.duration(app)
         return None

@@ -115,7 +115,7 @@ class AdoptionRecords(SessionTable):
 
         row = first(model.generation, model.revoked_at, where=model.id == values["id"])
         if row is not None:
-            return t.cast(int, row.generation) if row.revoked_at is None else None
+            return row.generation if row.revoked_at is None else None
         blocks = _block_ids(values["user_id"])
         if not is_fresh and self.dialect in innodb.DIALECTS:
             is_blocked = self._is_blocked_now(execute, blocks)

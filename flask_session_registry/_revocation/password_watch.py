@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Callable, Iterator
 
 import sqlalchemy as sa
-import sqlalchemy.orm as sa_orm
 from flask import Flask, current_app
 
 from .._app import Registry, find_registry, get_registry, unwrap
@@ -117,7 +116,7 @@ class _WrittenUser:
         if current is not None:
             current.sync_fingerprints(change.before, change.after)
         pending = on_commit(
-            self._session,
+            registry.session_of(self._user),
             functools.partial(_finish_sync, unwrap(current_app), finish),
         )
         if context is not None:
@@ -140,12 +139,12 @@ class _WrittenUser:
             # The session that does it has ended, or belongs to another request by now.
             self._refuse()
         # Even if no user was signed in: left uncommitted, the password must not be stored.
-        revocation.run_after_commit_of(self._session)
+        revocation.run_after_commit_of(registry.session_of(self._user))
 
     def _end_all(self, reason: str, **order: t.Any) -> None:
         revocation = self._revoke(reason, **order)
         if revocation.has_written:
-            revocation.run_after_commit_of(self._session)
+            revocation.run_after_commit_of(self._registry.session_of(self._user))
 
     def _revoke(self, reason: str, **order: t.Any) -> Revocation:
         revocation = Revocation(
@@ -176,10 +175,6 @@ class _WrittenUser:
         current = context.current if context else None
         is_theirs = current is not None and current.user_id == self._user_id
         return current if is_theirs else None
-
-    @property
-    def _session(self) -> sa_orm.Session:
-        return t.cast(sa_orm.Session, sa_orm.object_session(self._user))
 
 
 def _finish_sync(app: Flask, finish: Callable[[], None]) -> None:

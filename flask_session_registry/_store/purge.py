@@ -61,8 +61,11 @@ class Purge:
         """Delete the entries with these keys; log a failure and return ``False``."""
         if self.error is None:
             began = time.monotonic()
+            timeout = self._timeout
+            if timeout is None:
+                timeout = max(0.0, TIMEOUT - self._spent)
             try:
-                self._registry.entries.delete(list(keys), timeout=self._remaining)
+                self._registry.entries.delete(list(keys), timeout=timeout)
             except Exception as error:
                 name = type(error).__name__
                 self.error = PurgeError(f"Store entries could not be deleted ({name}).")
@@ -73,12 +76,6 @@ class Purge:
                 )
             self._spent += time.monotonic() - began
         return self.error is None
-
-    @property
-    def _remaining(self) -> float:
-        if self._timeout is not None:
-            return self._timeout
-        return max(0.0, TIMEOUT - self._spent)
 
     def delete_entries_of(self, ended: Sequence[EndedSession]) -> bool:
         """Delete the entries of ended sessions; signal a failure and return ``False``."""

@@ -129,9 +129,10 @@ class Texts:
                     name,
                     type(error).__name__,
                 )
-        text, domain = TEXTS[name], _domain()
-        if domain is None:
+        text, babel = TEXTS[name], _babel()
+        if babel is None:
             return fill_in(text, values)
+        domain = _load_domain(babel)
         if isinstance(text, tuple):
             return t.cast(str, domain.ngettext(*text, **values))
         return t.cast(str, domain.gettext(text, **values))
@@ -191,11 +192,6 @@ def _babel() -> t.Any:
     import flask_babel
 
     return flask_babel
-
-
-def _domain() -> t.Any:
-    babel = _babel()
-    return None if babel is None else _load_domain(babel)
 
 
 @functools.cache

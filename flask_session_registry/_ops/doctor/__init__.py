@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from flask import Flask
 
-from ..._app import Registry, get_registry
+from ..._app import get_registry
 from ...errors import ConfigurationError
 from . import cookies, page, redis, secret_keys, settings, sql, store
 from .findings import Finding, error
@@ -31,10 +31,6 @@ def examine(app: Flask) -> Iterator[Finding]:
         return
     yield from settings.examine(app, registry)
     yield from page.examine(app)
-    yield from _examine_records(app, registry)
+    records = sql if registry.settings.records == "sql" else redis
+    yield from records.examine(app, registry)
     yield from store.examine(app, registry)
-
-
-def _examine_records(app: Flask, registry: Registry) -> Iterator[Finding]:
-    examine_records = sql.examine if registry.settings.records == "sql" else redis.examine
-    return examine_records(app, registry)
