@@ -230,7 +230,7 @@ class SessionRegistry:
             reason=reason,
             session=given or registry.session_of(user),
             except_id=None if spared is None else spared.id,
-        ).count
+        ).result.count
 
     def revoke(
         self, user_session_or_id: t.Any, *, user: t.Any = None, reason: str = "revoked"

@@ -1406,7 +1406,7 @@ def test_revocation_that_ends_nothing_blocks_nothing(before: Before) -> None:
     install(site)
     with site.context():
         ann = site.user("ann").id
-        order = RevocationOrder(uuid.uuid4(), "revoked", [ann], only_id=uuid.uuid4())
+        order = RevocationOrder("revoked", [ann], only_id=uuid.uuid4())
         execute = site.db.session.execute
         assert not site.registry.adoption.after_revocation(execute, order, 0)
         assert not site.registry.adoption.records.is_adoption_blocked(ann)

@@ -171,8 +171,6 @@ class PasswordChange(t.NamedTuple):
 class RevocationOrder:
     """Which user sessions a revocation ends, and why."""
 
-    #: Kept in each row that it ends.
-    id: uuid.UUID
     reason: str
     user_ids: Sequence[t.Any]
     #: The one session to spare.
@@ -185,6 +183,8 @@ class RevocationOrder:
     change: PasswordChange | None = None
     #: Whether the transaction deletes the users.
     users_are_deleted: bool = False
+    #: Kept in each row that it ends.
+    id: uuid.UUID = dataclasses.field(default_factory=uuid.uuid4)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import typing as t
-import uuid
 from collections.abc import Callable, Iterator
 
 import sqlalchemy as sa
@@ -135,23 +134,20 @@ class _WrittenUser:
         if current is not None:
             survivor = SurvivingSession(current.id, current.held, current.store_id)
         revocation = self._revoke(reason, change=PasswordChange(change.after, survivor))
-        if current is not None and not revocation.has_survivor:
+        if current is not None and not revocation.result.has_survivor:
             # The session that does it has ended, or belongs to another request by now.
             self._refuse()
         # Even if no user was signed in: left uncommitted, the password must not be stored.
         revocation.run_after_commit_of(registry.session_of(self._user))
 
-    def _end_all(self, reason: str, **order: t.Any) -> None:
-        revocation = self._revoke(reason, **order)
+    def _end_all(self, reason: str, **options: t.Any) -> None:
+        revocation = self._revoke(reason, **options)
         if revocation.has_written:
             revocation.run_after_commit_of(self._registry.session_of(self._user))
 
-    def _revoke(self, reason: str, **order: t.Any) -> Revocation:
-        revocation = Revocation(
-            self._registry,
-            unwrap(current_app),
-            RevocationOrder(uuid.uuid4(), reason, [self._user_id], **order),
-        )
+    def _revoke(self, reason: str, **options: t.Any) -> Revocation:
+        order = RevocationOrder(reason, [self._user_id], **options)
+        revocation = Revocation(self._registry, unwrap(current_app), order)
         revocation.execute(self._connection.execute)
         return revocation
 

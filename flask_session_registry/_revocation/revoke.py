@@ -29,23 +29,14 @@ class Revocation:
         self.order = order
         self.after_commit = AfterCommit(registry, app, order)
         self._registry = registry
-        self._result = RevocationResult(0, has_survivor=False, ended_by_commit=0)
+        #: What :meth:`execute` has done.
+        self.result = RevocationResult(0, has_survivor=False, ended_by_commit=0)
         self._has_blocked = False
-
-    @property
-    def count(self) -> int:
-        """How many sessions it ends, as known before the commit."""
-        return self._result.count
-
-    @property
-    def has_survivor(self) -> bool:
-        """Whether the session that a password was changed in stays active."""
-        return self._result.has_survivor
 
     @property
     def has_written(self) -> bool:
         """Whether it has written anything, so that the transaction must be committed."""
-        return self.count > 0 or self._has_blocked
+        return self.result.count > 0 or self._has_blocked
 
     def execute(
         self, execute: Execute, *, already: Sequence[RevocationOrder] | None = None
@@ -55,17 +46,17 @@ class Revocation:
         :param already: see :meth:`RevocationRecords.revoke`.
         """
         registry, order = self._registry, self.order
-        self._result = registry.records.revoke(execute, order, already=already)
+        self.result = registry.records.revoke(execute, order, already=already)
         context = find_context(registry)
         if context is not None and context.current is not None:
             context.current.forget_row()
-        self._has_blocked = registry.adoption.after_revocation(execute, order, self.count)
+        count = self.result.count
+        self._has_blocked = registry.adoption.after_revocation(execute, order, count)
 
     def run_after_commit_of(self, session: sa_orm.Session) -> None:
         """Finish once the transaction of ``session`` has committed."""
-        pending = on_commit(
-            session, functools.partial(self.after_commit.run, self._result), subject=self
-        )
+        finish = functools.partial(self.after_commit.run, self.result)
+        pending = on_commit(session, finish, subject=self)
         if is_in_request(self._registry):
             ensure_context(self._registry).await_commit(pending)
 
@@ -95,7 +86,7 @@ def revoke_users(
 
     :param where: a condition made by :meth:`OperatorRecords.select_for_revocation`.
     """
-    order = RevocationOrder(uuid.uuid4(), reason, user_ids, except_id=except_id, where=where)
+    order = RevocationOrder(reason, user_ids, except_id=except_id, where=where)
     revocation = Revocation(registry, app, order)
     registry.records.lock_users(session.execute, user_ids)
     registry.adoption.before_change(session.execute, user_ids)
@@ -124,9 +115,9 @@ def revoke_one(
         return None
     registry.records.lock_users(session.execute, owner)
     registry.adoption.before_change(session.execute, owner)
-    revocation = Revocation(registry, app, RevocationOrder(uuid.uuid4(), reason, owner, only_id=id))
+    revocation = Revocation(registry, app, RevocationOrder(reason, owner, only_id=id))
     revocation.execute(session.execute, already=_orders_of(session))
-    if not revocation.count:
+    if not revocation.result.count:
         return None
     revocation.run_after_commit_of(session)
     return revocation
