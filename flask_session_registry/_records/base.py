@@ -1,4 +1,4 @@
-"""The values that callers and records exchange, and the ids of user sessions."""
+"""The values that callers and records exchange, their batches, and the ids of user sessions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import datetime as dt
 import secrets
 import typing as t
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import sqlalchemy as sa
 
@@ -34,6 +34,8 @@ UNAVAILABLE = (sa.exc.SQLAlchemyError, RecordsError)
 
 #: ``Session.execute`` or ``Connection.execute``, of a transaction of the app.
 Execute = Callable[..., t.Any]
+
+_Row = t.TypeVar("_Row")
 
 
 # -- values --------------------------------------------------------------------------------------
@@ -197,6 +199,14 @@ class RevocationResult:
     has_survivor: bool
     #: How many of them the commit itself ends; the others end by :meth:`complete`.
     ended_by_commit: int
+
+
+# -- batches -------------------------------------------------------------------------------------
+
+
+def batches_of(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
+    """Yield the rows in batches."""
+    return (list(rows[n : n + BATCH]) for n in range(0, len(rows), BATCH))
 
 
 # -- ids -----------------------------------------------------------------------------------------

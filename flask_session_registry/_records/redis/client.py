@@ -31,7 +31,7 @@ from ... import _clock as clock
 from ..._log import log
 from ...errors import RecordsError
 from .. import base
-from ..base import StoreEntry
+from ..base import StoreEntry, batches_of
 from . import scripts
 from .encoding import as_text, decode, decode_tombstone, encode, read_entry, user_text
 from .session import KeyHolder, RedisUserSession, Tombstone
@@ -325,9 +325,8 @@ class RedisClient:
         self, index: str, members: Sequence[str], get: _Get[_Found]
     ) -> Iterator[list[_Found]]:
         """Yield what some members of an index name; remove from it what is gone."""
-        size = base.BATCH
-        for n in range(0, len(members), size):
-            part = [uuid.UUID(hex=member) for member in members[n : n + size]]
+        for batch in batches_of(members):
+            part = [uuid.UUID(hex=member) for member in batch]
             found = get(part)
             gone = [id.hex for id in part if id not in found]
             if gone:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 from ... import _clock as clock
 from .. import base
-from ..base import StoreEntry
+from ..base import StoreEntry, batches_of
 from ..expiry import Expiry
 from ..users import Users
 from .client import RedisClient
@@ -66,8 +66,8 @@ class RedisCore:
     ) -> list[StoreEntry]:
         return [
             entry
-            for n in range(0, len(ids), base.BATCH)
-            for entry in self.redis.update(ids[n : n + base.BATCH], values, where=where)
+            for batch in batches_of(ids)
+            for entry in self.redis.update(batch, values, where=where)
         ]
 
     def _change(

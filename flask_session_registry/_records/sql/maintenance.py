@@ -12,9 +12,9 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
 from ...models import STALE_KEY
-from ..base import StaleKey, StoreEntry, new_id
+from ..base import StaleKey, StoreEntry, batches_of, new_id
 from ..protocols import MaintenanceRecords
-from .table import SessionTable, batches_of
+from .table import SessionTable
 
 if t.TYPE_CHECKING:
     from ..expiry import Expiry

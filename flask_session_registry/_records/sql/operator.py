@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 
 import sqlalchemy as sa
 
-from ..base import SessionSummary
+from ..base import SessionSummary, batches_of
 from ..protocols import OperatorRecords
-from .table import SessionTable, batches_of
+from .table import SessionTable
 
 if t.TYPE_CHECKING:
     from ..._ops.filters import Filter

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql
 from ... import _clock as clock
 from ...models import UserSessionMixin, table_of
 from .. import base
-from ..base import End, Execute, StoreEntry
+from ..base import End, Execute, StoreEntry, batches_of
 from . import innodb
 
 if t.TYPE_CHECKING:
@@ -279,12 +279,3 @@ def hiding_parameters() -> Iterator[None]:
     except sa.exc.StatementError as error:
         error.hide_parameters = True
         raise
-
-
-_Row = t.TypeVar("_Row")
-
-
-def batches_of(rows: list[_Row]) -> Iterator[list[_Row]]:
-    """Yield the rows in batches."""
-    size = base.BATCH
-    return (rows[n : n + size] for n in range(0, len(rows), size))
