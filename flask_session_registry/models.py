@@ -47,39 +47,24 @@ class UserSessionMixin:
                 ForeignKey("user.id", onupdate="CASCADE", ondelete="SET NULL"), index=True
             )
 
-    All times are aware UTC, on every database.
+    :class:`UserSessionRecord` says what each column holds. All times are aware UTC, on every
+    database.
     """
 
-    #: Public id of the user session: neither secret nor guessable.
     id: sa_orm.Mapped[uuid.UUID] = sa_orm.mapped_column(sa.Uuid, primary_key=True)
-    #: How often the session id was rotated. A cookie of an earlier generation is refused.
     generation: sa_orm.Mapped[int] = sa_orm.mapped_column(sa.Integer, nullable=False)
-    #: Key of the entry in the session store (a hash, see ``HASH_SESSION_IDS``); ``None`` for
-    #: signed cookies.
     store_id: sa_orm.Mapped[t.Optional[str]] = sa_orm.mapped_column(sa.String(255), index=True)
-    #: IP address when last seen; ``None`` if the server gave no valid one.
     ip_address: sa_orm.Mapped[t.Optional[str]] = sa_orm.mapped_column(sa.String(45))
-    #: User agent when last seen: at most 512 characters, without control characters. Untrusted
-    #: input: escape it.
     user_agent: sa_orm.Mapped[t.Optional[str]] = sa_orm.mapped_column(sa.String(512))
     created_at: sa_orm.Mapped[dt.datetime] = sa_orm.mapped_column(_MOMENT, nullable=False)
     last_seen_at: sa_orm.Mapped[dt.datetime] = sa_orm.mapped_column(_MOMENT, nullable=False)
-    #: When the session id was last changed.
     rotated_at: sa_orm.Mapped[t.Optional[dt.datetime]] = sa_orm.mapped_column(_MOMENT)
-    #: When the user last gave a password.
     authenticated_at: sa_orm.Mapped[dt.datetime] = sa_orm.mapped_column(_MOMENT, nullable=False)
-    #: Until when a "remember me" cookie can restore the session; ``None`` if there is none.
     remember_until: sa_orm.Mapped[t.Optional[dt.datetime]] = sa_orm.mapped_column(_MOMENT)
-    #: SHA-256 of the stored password hash that the session was opened with, in hexadecimal.
     fingerprint: sa_orm.Mapped[t.Optional[str]] = sa_orm.mapped_column(sa.String(64))
-    #: When the session ended; ``None`` if it hasn't.
     revoked_at: sa_orm.Mapped[t.Optional[dt.datetime]] = sa_orm.mapped_column(_MOMENT)
-    #: Why it ended: ``"password_changed"``, ``"logged_out"``, ``"replaced"``, or the reason given
-    #: to :meth:`SessionRegistry.revoke`.
     revoked_reason: sa_orm.Mapped[t.Optional[str]] = sa_orm.mapped_column(sa.String(64))
-    #: The revocation that ended it: the same value for all sessions that it ended.
     revocation: sa_orm.Mapped[t.Optional[uuid.UUID]] = sa_orm.mapped_column(sa.Uuid)
-    #: When the entry of the ended session was deleted from the session store.
     purged_at: sa_orm.Mapped[t.Optional[dt.datetime]] = sa_orm.mapped_column(_MOMENT)
 
     if t.TYPE_CHECKING:
