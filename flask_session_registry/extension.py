@@ -313,13 +313,14 @@ class SessionRegistry:
         :raises UserError: ``user`` is not saved.
         :raises RuntimeError: there is no request.
         """
-        registry = get_registry()
-        if not is_in_request(registry):
+        registry, context = get_registry(), request_context()
+        if context is None or not is_in_request(registry):
             raise RuntimeError("'credentials_checked()' needs a request. Call it in a view.")
         is_instance = sa.inspect(unwrap(user), raiseerr=False) is not None
         user_id = registry.user_id_of(user) if is_instance else user
-        session = t.cast(t.Any, request_context()).session
-        return credential_check.credentials_checked(unwrap(current_app), registry, session, user_id)
+        return credential_check.credentials_checked(
+            unwrap(current_app), registry, context.session, user_id
+        )
 
     def rotate(self) -> None:
         """Give the session of this request a new id; the old one is invalid when the request ends.

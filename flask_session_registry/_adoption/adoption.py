@@ -75,8 +75,7 @@ class Adoption(NoAdoption):
     @functools.cached_property
     def records(self) -> AdoptionRecords:
         registry = self.registry
-        session_model = t.cast("type[t.Any]", registry.session_model)
-        return AdoptionRecords(registry.users, session_model, registry.credentials)
+        return AdoptionRecords(registry.users, registry.sql_records.model, registry.credentials)
 
     # -- at start-up ---------------------------------------------------------------------------
 

@@ -42,8 +42,7 @@ class Users:
     def load(self, user_id: t.Any, *, refresh: bool = False) -> tuple[t.Any, ...] | None:
         """Return a user with the raw values of the credential; ``None`` if there is no such user.
 
-        It runs one statement in the app's session, which knows the user from then on: a user loader
-        that asks for the primary key runs none.
+        It runs one statement in the app's session, as :meth:`CheckRecords.load` does.
 
         :param refresh: overwrite a user that the session has loaded before.
         """
