@@ -18,6 +18,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 import sqlalchemy.orm as sa_orm
 
+from .._ops.filters import Filter
+from .._revocation.fingerprint import CheckedCredential
+from ..models import UserSessionRecord
 from .base import (
     End,
     Execute,
@@ -31,12 +34,7 @@ from .base import (
     StaleKey,
     StoreEntry,
 )
-
-if t.TYPE_CHECKING:
-    from .._ops.filters import Filter
-    from .._revocation.fingerprint import CheckedCredential
-    from ..models import UserSessionRecord
-    from .expiry import Expiry
+from .expiry import Expiry
 
 
 class CheckRecords(t.Protocol):

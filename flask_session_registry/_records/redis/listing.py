@@ -9,14 +9,12 @@ from collections.abc import Iterator
 import sqlalchemy.orm as sa_orm
 
 from ... import _clock as clock
+from ...models import UserSessionRecord
 from ..base import PageEnd
 from ..expiry import Expiry
 from ..protocols import ListingRecords
 from .core import RedisCore
 from .session import RedisUserSession
-
-if t.TYPE_CHECKING:
-    from ...models import UserSessionRecord
 
 
 class RedisListingRecords(RedisCore, ListingRecords):

@@ -8,13 +8,11 @@ import uuid
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 
+from ...models import UserSessionRecord
 from ..base import PageEnd
+from ..expiry import Expiry
 from ..protocols import ListingRecords
 from .table import SessionTable
-
-if t.TYPE_CHECKING:
-    from ...models import UserSessionRecord
-    from ..expiry import Expiry
 
 
 class SQLListingRecords(SessionTable, ListingRecords):

@@ -8,16 +8,13 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from ..._revocation.fingerprint import SUPERSEDED
+from ..._revocation.fingerprint import SUPERSEDED, CheckedCredential
 from .. import base
 from ..base import Execute, Limit, LimitReachedError, Replaced, StoreEntry, SupersededError
+from ..expiry import Expiry
 from ..protocols import LoginRecords
 from . import innodb
 from .tombstones import TombstoneTable
-
-if t.TYPE_CHECKING:
-    from ..._revocation.fingerprint import CheckedCredential
-    from ..expiry import Expiry
 
 
 class SQLLoginRecords(TombstoneTable, LoginRecords):

@@ -13,11 +13,9 @@ import sqlalchemy.orm as sa_orm
 
 from ...models import STALE_KEY
 from ..base import StaleKey, StoreEntry, batches_of, new_id
+from ..expiry import Expiry
 from ..protocols import MaintenanceRecords
 from .table import SessionTable
-
-if t.TYPE_CHECKING:
-    from ..expiry import Expiry
 
 #: The beginning of 2026, in milliseconds since the epoch: no id that begins with the time is older.
 _FIRST_MOMENT = 1_767_225_600_000

@@ -8,13 +8,11 @@ from collections.abc import Iterator, Sequence
 
 import sqlalchemy as sa
 
+from ..._ops.filters import Filter
 from ..base import SessionSummary, batches_of
+from ..expiry import Expiry
 from ..protocols import OperatorRecords
 from .table import SessionTable
-
-if t.TYPE_CHECKING:
-    from ..._ops.filters import Filter
-    from ..expiry import Expiry
 
 #: The number of users who are signed out in one transaction, where many are.
 _USERS = 500
