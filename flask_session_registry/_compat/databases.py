@@ -26,8 +26,6 @@ _SUPPORTED = (
 class Database(t.Protocol):
     """The database extension of an app."""
 
-    #: The extension itself.
-    extension: t.Any
     #: The target of events on classes that are mapped from now on: a base class, for those that
     #: inherit from it; or all mappers.
     observed: t.Any
@@ -53,26 +51,26 @@ class Database(t.Protocol):
 
 class _FlaskSQLAlchemy:
     def __init__(self, extension: SQLAlchemy) -> None:
-        self.extension = extension
+        self._extension = extension
         self.observed: t.Any = extension.Model
 
     @property
     def session(self) -> sa_orm.Session:
-        return self.extension.session()
+        return self._extension.session()
 
     @property
     def is_session_open(self) -> bool:
-        return self.extension.session.registry.has()
+        return self._extension.session.registry.has()
 
     @property
     def factory(self) -> Callable[..., sa_orm.Session]:
-        return self.extension.session.session_factory
+        return self._extension.session.session_factory
 
     def mapped_classes(self) -> Iterator[type[t.Any]]:
         return (mapper.class_ for mapper in self.observed.registry.mappers)
 
     def base_for(self, _: type[t.Any]) -> type[t.Any]:
-        return self.extension.Model
+        return self._extension.Model
 
 
 class _FlaskSQLAlchemyLite:
@@ -81,11 +79,11 @@ class _FlaskSQLAlchemyLite:
     observed: t.Any = sa_orm.Mapper
 
     def __init__(self, extension: flask_sqlalchemy_lite.SQLAlchemy) -> None:
-        self.extension = extension
+        self._extension = extension
 
     @property
     def session(self) -> sa_orm.Session:
-        return self.extension.session
+        return self._extension.session
 
     @property
     def is_session_open(self) -> bool:
@@ -93,7 +91,7 @@ class _FlaskSQLAlchemyLite:
 
     @property
     def factory(self) -> Callable[..., sa_orm.Session]:
-        return self.extension.sessionmaker
+        return self._extension.sessionmaker
 
     def mapped_classes(self) -> Iterator[type[t.Any]]:
         waiting: list[type[t.Any]] = [UserMixin]
