@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import typing as t
 from collections.abc import Callable, Sequence
 
@@ -123,7 +122,7 @@ def delete_from_postgresql(interface: t.Any, keys: Sequence[str]) -> None:
         sa.table(interface._table, schema=interface._schema)
     )
     deletion = f"DELETE FROM {name} WHERE session_id = ANY(%s)"  # noqa: S608 -- it is quoted
-    with t.cast("contextlib.AbstractContextManager[t.Any]", interface._get_cursor()) as cursor:
+    with interface._get_cursor() as cursor:
         cursor.execute(deletion, (list(keys),))
 
 
