@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import typing as t
 from http.cookiejar import CookieJar
 from pathlib import Path
@@ -15,9 +16,10 @@ from urllib.request import HTTPCookieProcessor, OpenerDirector, build_opener
 
 import pytest
 import servers
-from flask import g
+from conftest import SiteFactory
+from flask import copy_current_request_context, g
 from flask.globals import app_ctx
-from flask_login import current_user, login_user
+from flask_login import current_user, login_user, logout_user
 from site_under_test import Browser, Site
 
 
@@ -47,6 +49,51 @@ def test_request_within_a_request(
     firefox.login("ann")
     chrome.login("bob")
     assert firefox.get("/both").json == ["bob", None, "ann"]
+
+
+@pytest.mark.parametrize("store", ["cookie", "files"])
+@pytest.mark.parametrize("is_threaded", [True, False])
+@pytest.mark.parametrize("asks", [True, False])
+@pytest.mark.parametrize("event", ["logout", "login", "password", "rotation"])
+def test_copy_of_a_request_that_ends_first(
+    make_site: SiteFactory, store: str, is_threaded: bool, asks: bool, event: str
+) -> None:
+    """1, 18, 19: the request goes on, and what it has done or does is recorded."""
+    site = make_site(store)
+
+    @site.app.post("/event")
+    def view() -> str:
+        if event == "logout":
+            logout_user()
+        elif event == "login":
+            login_user(site.user("bob"))
+        elif event == "rotation":
+            site.sessions.rotate()
+        assert asks or event != "password" or current_user.name == "ann"
+
+        @copy_current_request_context
+        def work() -> bool:
+            return asks and bool(current_user.is_authenticated)
+
+        if is_threaded:
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+        else:
+            work()
+        if event == "password":
+            current_user.password_hash = "new"
+            site.db.session.commit()
+        return "done"
+
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    firefox.login()
+    chrome.login()
+    copy = firefox.copy()
+    assert firefox.post("/event").text == "done"
+    assert firefox.name_shown == {"logout": None, "login": "bob"}.get(event, "ann")
+    assert not copy.is_signed_in
+    assert chrome.is_signed_in == (event != "password")
 
 
 def dispatch(site: Site) -> t.Any:

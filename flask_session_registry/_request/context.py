@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 
 from .._app import registry_on
+from .._compat import flask
 from .._compat.flask import current_request_context, request_context
 from .marker import MARKER
 from .values import SessionKeys
@@ -232,7 +233,8 @@ def ensure_context(registry: Registry, request: Request | None = None) -> Reques
     kept = vars(request)
     context: RequestContext | None = kept.get(registry.context_key)
     if context is None:
-        context = RequestContext(kept.get(registry.began_key))
+        began, _ = kept.get(registry.began_key, (None, None))
+        context = RequestContext(began)
         kept[registry.context_key] = context
     return context
 
@@ -257,14 +259,24 @@ def is_in_request(registry: Registry) -> bool:
     return found is not None and registry_on(found.app) is registry
 
 
-def begin_request(registry: Registry, request: Request) -> None:
-    """Note when a request begins."""
-    vars(request)[registry.began_key] = time.monotonic()
+def begin_request(registry: Registry, found: flask.RequestContext) -> None:
+    """Note when a request begins, and in which context of Flask's."""
+    # Not the context itself: it would be in a cycle with its request.
+    vars(found.request)[registry.began_key] = time.monotonic(), id(found)
 
 
-def end_request(registry: Registry, request: Request) -> None:
-    """Let go of the context.
+def end_request(registry: Registry, found: flask.RequestContext) -> bool:
+    """Let go of the context; return ``False``, and keep it, if the request goes on.
+
+    ``copy_current_request_context`` copies Flask's context, with the same request. Such a copy may
+    end before the request does, or after it.
 
     Werkzeug's requests are in a cycle with their environment, and freed some time later.
     """
-    vars(request).pop(registry.context_key, None)
+    kept = vars(found.request)
+    _, begun_in = kept.get(registry.began_key, (None, None))
+    if begun_in not in (None, id(found)):
+        return False
+    kept.pop(registry.began_key, None)
+    kept.pop(registry.context_key, None)
+    return True

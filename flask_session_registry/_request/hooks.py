@@ -37,11 +37,11 @@ def follow_requests(app: Flask, registry: Registry) -> None:
 
     def begin(_: str | None, __: dict[str, t.Any] | None) -> None:
         registry.setup.check(app)
-        current = current_request_context().request
-        context.begin_request(registry, current)
+        found = current_request_context()
+        context.begin_request(registry, found)
         if app.debug and not registry.tables_were_checked:
             _check_tables(registry)
-        set_user_aside(current)
+        set_user_aside(found.request)
 
     def finish(response: Response) -> Response:
         found = current_request_context()
@@ -52,9 +52,9 @@ def follow_requests(app: Flask, registry: Registry) -> None:
         return response
 
     def end(_: BaseException | None) -> None:
-        current = current_request_context().request
-        restore_user(current)
-        context.end_request(registry, current)
+        found = current_request_context()
+        if context.end_request(registry, found):
+            restore_user(found.request)
 
     def run_deferred(error: BaseException | None) -> None:
         deferred.run(app)
