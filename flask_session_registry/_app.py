@@ -11,6 +11,7 @@ import sqlalchemy.orm as sa_orm
 from flask import Flask, current_app, has_app_context
 
 from . import _clock as clock
+from ._compat.flask import unwrap
 from ._config import Settings
 from ._log import OnceLogger
 from ._ops.prune_schedule import PruneSchedule
@@ -188,11 +189,6 @@ def _touches_often(app: Flask) -> bool:
 
 def _sum(one: dt.timedelta, other: dt.timedelta) -> dt.timedelta:
     return one + min(other, dt.timedelta.max - one)
-
-
-def unwrap(value: t.Any) -> t.Any:
-    """Return the object behind a proxy such as ``current_user``; anything else as it is."""
-    return value._get_current_object() if hasattr(value, "_get_current_object") else value
 
 
 def install(app: Flask, extension: object, registry: Registry) -> None:

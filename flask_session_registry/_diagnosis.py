@@ -17,7 +17,8 @@ from collections.abc import Iterator
 import sqlalchemy as sa
 from flask import Flask, current_app, has_app_context
 
-from ._app import Registry, find_registry, unwrap
+from ._app import Registry, find_registry
+from ._compat.flask import unwrap
 from ._log import error_code, log
 from ._records.base import UNAVAILABLE
 from .errors import RecordsError, SessionRegistryError

@@ -17,10 +17,10 @@ from flask import Flask, appcontext_pushed, g
 from flask.globals import app_ctx
 
 from ._adoption.adoption import adoption_for
-from ._app import Registry, unwrap
+from ._app import Registry
 from ._compat import clients, flask_session
 from ._compat.databases import NO_DATABASE, database_of
-from ._compat.flask import begins_request, is_of_command
+from ._compat.flask import begins_request, is_of_command, unwrap
 from ._log import log
 from ._records.redis import RedisClient
 from ._records.users import kind_of

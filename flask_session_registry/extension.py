@@ -12,9 +12,9 @@ import sqlalchemy.orm as sa_orm
 from flask import Blueprint, Flask, current_app
 from flask_login import user_accessed
 
-from ._app import Registry, get_registry, install, unwrap
+from ._app import Registry, get_registry, install
 from ._compat.databases import check_app
-from ._compat.flask import handle_wherever_raised, request_context
+from ._compat.flask import handle_wherever_raised, request_context, unwrap
 from ._diagnosis import explaining_table
 from ._ops import maintenance
 from ._ops.cli import commands

@@ -11,9 +11,9 @@ from flask.sessions import SessionMixin
 from flask.testing import FlaskClient
 from flask_login import login_user
 
-from ._app import get_registry, unwrap
+from ._app import get_registry
 from ._compat import flask_login
-from ._compat.flask import process_response, receive_cookies, send_cookies
+from ._compat.flask import process_response, receive_cookies, send_cookies, unwrap
 from ._request import auth_events, hooks
 from ._request.marker import MARKER
 

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from flask import Flask, request, session
 
 from .. import _clock as clock
-from .._app import Registry, unwrap
+from .._app import Registry
 from .._compat import flask_login
+from .._compat.flask import unwrap
 from .._records.base import Execute, RevocationOrder
 from .._request import check as session_check
 from .._request import deferred, persistence, remember_cookies, store_keys

@@ -76,6 +76,11 @@ def current_request_context() -> RequestContext:
     return context
 
 
+def unwrap(value: t.Any) -> t.Any:
+    """Return the object behind a proxy such as ``current_user``; anything else as it is."""
+    return value._get_current_object() if hasattr(value, "_get_current_object") else value
+
+
 @contextlib.contextmanager
 def within_request() -> Iterator[None]:
     """Point Flask's proxies to the request, within the block, if an app context hides it."""

@@ -19,9 +19,9 @@ from flask_login import (
 )
 from werkzeug.local import LocalProxy
 
-from .._app import Registry, get_registry, registry_on, unwrap
+from .._app import Registry, get_registry, registry_on
 from .._compat import flask_login
-from .._compat.flask import is_before_request, within_request
+from .._compat.flask import is_before_request, unwrap, within_request
 from .._diagnosis import report
 from .._records.base import UNAVAILABLE
 from .._revocation.fingerprint import CheckedCredential

@@ -15,9 +15,9 @@ from flask.sessions import SessionMixin
 from flask_login import UserMixin, current_user
 
 from .. import _clock as clock
-from .._app import Registry, checked_registry_on, unwrap
+from .._app import Registry, checked_registry_on
 from .._compat import flask_login
-from .._compat.flask import request_context, within_request
+from .._compat.flask import request_context, unwrap, within_request
 from .._diagnosis import report
 from .._records.base import ROTATED, UNAVAILABLE, LoadedSession
 from . import refusal, remember_cookies, store_keys

@@ -6,7 +6,8 @@ import typing as t
 
 from flask import Flask, request, session
 
-from .._app import Registry, unwrap
+from .._app import Registry
+from .._compat.flask import unwrap
 
 
 def session_at_the_beginning(registry: Registry, app: Flask) -> dict[str, t.Any]:

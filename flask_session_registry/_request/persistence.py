@@ -9,9 +9,9 @@ from flask import Flask, Response, request, session
 from flask.sessions import SessionMixin
 from werkzeug.exceptions import Forbidden, HTTPException
 
-from .._app import Registry, unwrap
+from .._app import Registry
 from .._compat import flask_login
-from .._compat.flask import PERMANENT, response_to
+from .._compat.flask import PERMANENT, response_to, unwrap
 from .._diagnosis import report
 from .._log import log
 from .._records.base import ROTATED, UNAVAILABLE, LimitReachedError, SupersededError

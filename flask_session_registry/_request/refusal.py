@@ -14,9 +14,9 @@ from werkzeug.exceptions import ServiceUnavailable
 
 from .. import _clock as clock
 from .. import signals
-from .._app import Registry, unwrap
+from .._app import Registry
 from .._compat import flask_login
-from .._compat.flask import request_context
+from .._compat.flask import request_context, unwrap
 from .._diagnosis import diagnose
 from .._records.base import End
 from .._records.sql.transactions import LOCK_TIMEOUT

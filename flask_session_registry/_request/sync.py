@@ -11,8 +11,8 @@ from flask import Flask, current_app
 from flask import session as flask_session
 
 from .. import signals
-from .._app import Registry, unwrap
-from .._compat.flask import within_request
+from .._app import Registry
+from .._compat.flask import unwrap, within_request
 from .._records.base import ROTATED, UNAVAILABLE, End
 from .._store.purge import Purge
 from ..errors import RecordsError

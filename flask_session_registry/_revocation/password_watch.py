@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 import sqlalchemy as sa
 from flask import Flask, current_app
 
-from .._app import Registry, find_registry, get_registry, unwrap
+from .._app import Registry, find_registry, get_registry
 from .._compat import flask_login
+from .._compat.flask import unwrap
 from .._diagnosis import explaining_table
 from .._log import log
 from .._records.base import PasswordChange, RevocationOrder, SurvivingSession

@@ -28,7 +28,8 @@ from werkzeug.exceptions import BadRequest, HTTPException, MethodNotAllowed, Not
 from wtforms import ValidationError
 
 from .. import _clock as clock
-from .._app import Registry, get_registry, unwrap
+from .._app import Registry, get_registry
+from .._compat.flask import unwrap
 from .._compat.flask_login import FRESH
 from .._diagnosis import report
 from .._records.base import UNAVAILABLE, PageEnd, as_id

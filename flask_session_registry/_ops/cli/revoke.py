@@ -14,7 +14,8 @@ import click
 from flask import current_app
 from flask.cli import with_appcontext
 
-from ..._app import Registry, get_registry, unwrap
+from ..._app import Registry, get_registry
+from ..._compat.flask import unwrap
 from ..._diagnosis import diagnose
 from ..._records.base import UNAVAILABLE
 from ..._revocation.bulk import Tally, revoke_many

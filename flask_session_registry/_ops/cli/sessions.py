@@ -10,7 +10,8 @@ from flask import current_app
 from flask.cli import with_appcontext
 
 from ... import _clock as clock
-from ..._app import get_registry, unwrap
+from ..._app import get_registry
+from ..._compat.flask import unwrap
 from ..._plain_text import plain
 from ..._store.purge import LONG_TIMEOUT, Purge
 from ...models import UserSessionRecord
