@@ -240,9 +240,15 @@ def define_user_session(database: Database, user_model: type[t.Any]) -> type[t.A
     Called again for the same user model, return the same class.
 
     :raises ConfigurationError: the app has a table of that name, the users' key has several
-        columns, or the table was defined for another user model.
+        columns, the users are not in a table, or the table was defined for another user model.
     """
     users = table_of(user_model)
+    if not isinstance(users, sa.Table):
+        raise ConfigurationError(
+            f"The user model '{user_model.__name__}' is mapped to a query or a join, which no"
+            " foreign key can refer to. Pass a class of your own as 'session_model', built on"
+            " 'UserSessionMixin', whose 'user_id' refers to the table with the users' key."
+        )
     defined: tuple[type[t.Any], type[t.Any]] | None = users.metadata.info.get(_DEFINED)
     if defined is not None:
         if defined[0] is user_model:

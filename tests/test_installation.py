@@ -466,6 +466,34 @@ def test_unmapped_user_model(app: Flask) -> None:
     assert "No mapped class is a Flask-Login user" in first_request(app)
 
 
+@pytest.mark.parametrize("kind", ["query", "join"])
+def test_user_model_without_a_table(app: Flask, kind: str) -> None:
+    """58: the error says what to do."""
+    db = SQLAlchemy(app)
+    accounts = sa.Table(
+        "accounts",
+        db.metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("password_hash", sa.String(255)),
+    )
+    details = sa.Table(
+        "details",
+        db.metadata,
+        sa.Column("account_id", sa.ForeignKey(accounts.c.id), primary_key=True),
+    )
+    mapped: t.Any = sa.select(accounts).subquery("live")
+    if kind == "join":
+        mapped = accounts.join(details)
+
+    class User(UserMixin, db.Model):  # type: ignore[name-defined]
+        __table__ = mapped
+        if kind == "join":
+            id = sa_orm.column_property(accounts.c.id, details.c.account_id)
+
+    with pytest.raises(ConfigurationError, match="mapped to a query or a join"):
+        SessionRegistry(app)
+
+
 def test_key_of_two_columns(app: Flask) -> None:
     """58: a composite primary key raises an error."""
     db = SQLAlchemy(app)
