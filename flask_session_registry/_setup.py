@@ -20,7 +20,7 @@ from ._adoption.adoption import adoption_for
 from ._app import Registry
 from ._compat import clients, flask_session
 from ._compat.databases import NO_DATABASE, database_of
-from ._compat.flask import begins_request, is_of_command, unwrap
+from ._compat.flask import app_globals, begins_request, is_of_command, unwrap
 from ._log import log
 from ._records.redis import RedisClient
 from ._records.users import kind_of
@@ -145,7 +145,7 @@ class Setup:
         :raises ConfigurationError: it is still missing, or misconfigured; unless this is a
             command, which has done what it could.
         """
-        if self._is_ready or not g.pop(_LOOKS_AGAIN, False):
+        if not app_globals().pop(_LOOKS_AGAIN, False):
             return
         try:
             self._check_now(app)

@@ -242,7 +242,7 @@ def define_user_session(database: Database, user_model: type[t.Any]) -> type[t.A
     :raises ConfigurationError: the app has a table of that name, the users' key has several
         columns, the users are not in a table, or the table was defined for another user model.
     """
-    users = table_of(user_model)
+    users = sa.inspect(user_model).local_table
     if not isinstance(users, sa.Table):
         raise ConfigurationError(
             f"The user model '{user_model.__name__}' is mapped to a query or a join, which no"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import typing as t
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,14 +52,3 @@ def all_the_while(visits: Sequence[Callable[[], object]]) -> Iterator[None]:
             is_over.set()
     for result in results:
         result.result()
-
-
-def wait_until(is_so: Callable[..., bool]) -> None:
-    """Return once this is so.
-
-    :raises AssertionError: it isn't within 30 seconds.
-    """
-    deadline = time.monotonic() + 30
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

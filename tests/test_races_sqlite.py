@@ -17,8 +17,9 @@ from functools import partial
 import pytest
 import sqlalchemy as sa
 from conftest import SiteFactory
-from crowd import all_the_while, at_once, wait_until
+from crowd import all_the_while, at_once
 from flask_login import current_user, login_required
+from servers import wait_for
 from site_under_test import Browser, Site
 
 #: How often each race runs: several times what the broken code needed to fail.
@@ -213,6 +214,11 @@ def test_all_that_the_registry_writes_by_itself(any_site: Site) -> None:
         assert signed == [True, False, True, True, True, True]
 
 
+def was_touched(site: Site, seen: t.Any) -> bool:
+    (row,) = site.rows(id=seen.id)
+    return bool(row.last_seen_at > seen.last_seen_at)
+
+
 def test_touch_that_races_a_revocation(site: Site) -> None:
     """30: each of Firefox's requests writes 'last_seen_at', and none revives its row.
 
@@ -227,7 +233,7 @@ def test_touch_that_races_a_revocation(site: Site) -> None:
         assert copies[0].is_signed_in
         (seen,) = site.rows(id=row.id)
         with all_the_while([functools.partial(getattr, copy, "name_shown") for copy in copies]):
-            wait_until(lambda one=seen: site.rows(id=one.id)[0].last_seen_at > one.last_seen_at)
+            assert wait_for(partial(was_touched, site, seen))
             assert answer(chrome, "/end-others") == 200
         (row,) = site.rows(id=row.id)
         assert row.revoked_reason == "revoked"

@@ -18,7 +18,7 @@ from functools import partial
 import pytest
 import servers
 import sqlalchemy as sa
-from crowd import all_the_while, at_once, wait_until
+from crowd import all_the_while, at_once
 from service import PASSWORD, HttpBrowser, Service, running, sign_up
 
 from flask_session_registry._records.redis import RedisClient
@@ -316,6 +316,10 @@ def test_everything_of_one_user_at_once(service: Service) -> None:
         assert set(statuses) <= {200, 409, 422}
 
 
+def was_touched(rows: Callable[[str], list[t.Any]], email: str) -> bool:
+    return "Copy" in {row.user_agent for row in rows(email)}
+
+
 def test_touch_that_races_a_revocation(
     service: Service, rows: Callable[[str], list[t.Any]]
 ) -> None:
@@ -330,7 +334,7 @@ def test_touch_that_races_a_revocation(
         copies = [firefox.copy() for _ in range(3)]
         (id,) = ENDS.findall(chrome.open("/account/sessions/")[1])
         with all_the_while([partial(copy.open, "/whoami") for copy in copies]):
-            wait_until(lambda email=email: "Copy" in {row.user_agent for row in rows(email)})
+            assert servers.wait_for(partial(was_touched, rows, email))
             assert answer(chrome, f"/account/sessions/{id}/revoke") == 200
         (ended,) = (row for row in rows(email) if row.revoked_at is not None)
         assert ended.revoked_reason == "revoked"

@@ -46,7 +46,9 @@ app_globals: Callable[[], t.Any] = flask.globals.g._get_current_object
 
 _app_contexts: ContextVar[t.Any] = flask.globals._cv_app
 #: ``None`` where app contexts have the request.
-_request_contexts: ContextVar[t.Any] | None = getattr(flask.globals, "_cv_request", None)
+_request_contexts: ContextVar[RequestContext | None] | None = getattr(
+    flask.globals, "_cv_request", None
+)
 
 
 def request_context() -> RequestContext | None:
@@ -54,24 +56,19 @@ def request_context() -> RequestContext | None:
 
     An app context pushed within a request is part of that request.
     """
-    context: RequestContext | None
     if _request_contexts is not None:
-        context = _request_contexts.get(None)
-        return context
-    found = _app_contexts.get(None)
-    while found is not None and not found.has_request:
+        return _request_contexts.get(None)
+    context = _app_contexts.get(None)
+    while context is not None and not context.has_request:
         # A popped context has no token; a thread or a task may run on in a copy made before that.
-        before = getattr(found._cv_token, "old_value", Token.MISSING)
-        found = None if before is Token.MISSING else before
-    context = found
-    return context
+        before = getattr(context._cv_token, "old_value", Token.MISSING)
+        context = None if before is Token.MISSING else before
+    return t.cast("RequestContext | None", context)
 
 
 def current_request_context() -> RequestContext:
     """Return the context of the current request. There must be one."""
-    contexts = _request_contexts
-    context: RequestContext | None
-    context = request_context() if contexts is None else contexts.get(None)
+    context = request_context()
     assert context is not None  # noqa: S101 -- callers have made sure
     return context
 

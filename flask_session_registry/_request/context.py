@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Iterable, Iterator
 
 from .._app import registry_on
-from .._compat import flask
 from .._compat.flask import current_request_context, request_context
 from .marker import MARKER
 from .values import SessionKeys
@@ -21,6 +20,7 @@ if t.TYPE_CHECKING:
 
     from .._adoption.adoption import AdoptionState
     from .._app import Registry
+    from .._compat.flask import RequestContext as FlaskContext
     from .._records.base import End
     from .._revocation.commit_hooks import Pending
     from .._store.purge import EndedSession
@@ -259,13 +259,13 @@ def is_in_request(registry: Registry) -> bool:
     return found is not None and registry_on(found.app) is registry
 
 
-def begin_request(registry: Registry, found: flask.RequestContext) -> None:
+def begin_request(registry: Registry, found: FlaskContext) -> None:
     """Note when a request begins, and in which context of Flask's."""
     # Not the context itself: it would be in a cycle with its request.
     vars(found.request)[registry.began_key] = time.monotonic(), id(found)
 
 
-def end_request(registry: Registry, found: flask.RequestContext) -> bool:
+def end_request(registry: Registry, found: FlaskContext) -> bool:
     """Let go of the context; return ``False``, and keep it, if the request goes on.
 
     ``copy_current_request_context`` copies Flask's context, with the same request. Such a copy may

@@ -47,9 +47,7 @@ def finish(
     :param browser: ``flask.session``.
     """
     response = _record(app, registry, context, browser, response)
-    if context.is_unavailable or (
-        browser.modified and _must_not_be_written(registry, context, browser)
-    ):
+    if context.is_unavailable or _must_not_be_written(registry, context, browser):
         store_keys.discard(app.session_interface, browser)
     return response
 
@@ -121,7 +119,7 @@ def _must_not_be_written(
     registry: Registry, context: RequestContext, browser: SessionMixin
 ) -> bool:
     """Return whether writing the session would take from the browser what it has been given."""
-    if context.current is not None or context.ended:
+    if not browser.modified or context.current is not None or context.ended:
         return False
     if browser.get(MARKER) == OTHER:
         return False

@@ -23,16 +23,21 @@ if t.TYPE_CHECKING:
     from ..users import Users
 
 
-class _Columns(sa_orm.Bundle[t.Any]):
-    """The columns of a :class:`LoadedSession`, in one.
+#: The columns before those of the password: all fields but the user and the password itself.
+_BEFORE_PASSWORD = len(LoadedSession._fields) - 2
 
-    SQLAlchemy prepares each entity of a result again in each request.
+
+class _Columns(sa_orm.Bundle[t.Any]):
+    """The columns of a :class:`LoadedSession`, except the user, as one entity.
+
+    SQLAlchemy prepares each entity of a result again in each request. The password columns come
+    last.
     """
 
     def create_row_processor(
         self, _: object, procs: Sequence[Callable[..., t.Any]], __: object
     ) -> Callable[[t.Any], t.Any]:
-        columns, passwords = procs[:6], procs[6:]
+        columns, passwords = procs[:_BEFORE_PASSWORD], procs[_BEFORE_PASSWORD:]
 
         def process(row: t.Any) -> list[t.Any]:
             return [*[read(row) for read in columns], tuple([read(row) for read in passwords])]
@@ -96,9 +101,10 @@ class SQLCheckRecords(SessionTable, CheckRecords):
         if key is not None:
             values = {"id": id, "user_id": key}
             row = self.database.session.execute(self._load_both, values).first()
+            loaded = None if row is None else LoadedSession(row[0], *row[1])
             # A guess: the row says whose session it is.
-            if row is not None and row[1][0] == key:
-                return LoadedSession(row[0], *row[1])
+            if loaded is not None and loaded.user_id == key:
+                return loaded
         statement = self._load.execution_options(populate_existing=True) if refresh else self._load
         row = self.database.session.execute(statement, {"id": id}).first()
         return None if row is None else LoadedSession(row[0], *row[1])
