@@ -182,6 +182,19 @@ def test_marker_of_another_user(store_site: Site) -> None:
     assert chrome.name_shown == "bob"
 
 
+def test_marker_of_another_user_without_a_password(make_site: SiteFactory) -> None:
+    """20: the row alone says whose session it is, where no fingerprint tells two users apart."""
+    site = make_site("cookie", SESSION_REGISTRY_PASSWORD_ATTRIBUTE=None)
+    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
+    firefox.login("ann")
+    chrome.login("bob")
+    with chrome.client.session_transaction() as stored:
+        bobs = stored[MARKER]
+    forge(firefox, **{MARKER: bobs})
+    assert not firefox.is_signed_in
+    assert chrome.name_shown == "bob"
+
+
 def test_ended_row(store_site: Site) -> None:
     """20: an ended row is not a session, even if its entry has been written back."""
     firefox = store_site.browser("Firefox")
