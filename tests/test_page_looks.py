@@ -216,7 +216,7 @@ def test_unknown_language(make_site: SiteFactory) -> None:
     ],
 )
 def test_relative_times_of_flask_babel(
-    make_site: SiteFactory, age: dict[str, int], shown: str
+    make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch, age: dict[str, int], shown: str
 ) -> None:
     """Relative times are in the reader's language even where no catalog of ours is."""
     site = make_site()
@@ -224,8 +224,10 @@ def test_relative_times_of_flask_babel(
     with_page(site)
     firefox = signed_in(site)
     signed_in(site, IPHONE)
-    seen = dt.datetime.now(dt.timezone.utc) - dt.timedelta(**age)
-    site.change({"user_agent": IPHONE}, last_seen_at=seen)
+    moment = dt.datetime.now(dt.timezone.utc)
+    site.change({"user_agent": IPHONE}, last_seen_at=moment - dt.timedelta(**age))
+    # However long the page takes.
+    monkeypatch.setattr("flask_session_registry._clock.now", lambda: moment)
     assert f">{shown}</time>" in page_of(firefox).replace("\xa0", " ")
 
 
