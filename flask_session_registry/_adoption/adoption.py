@@ -22,7 +22,7 @@ from .._request import deferred, persistence, remember_cookies, store_keys
 from .._request.client_info import client_info
 from .._request.context import RequestContext, find_context
 from .._request.current_session import CurrentSession
-from .._request.marker import MARKER, OTHER
+from .._request.marker import MARKER, OTHER, Marker
 from .._request.values import UNREGISTERED, CheckResult
 from ..errors import ConfigurationError
 from . import without_app
@@ -116,7 +116,7 @@ class Adoption(NoAdoption):
                 app,
                 self.registry,
                 unwrap(session),
-                (id, 0),
+                Marker.of(id, 0),
                 claimed,
                 is_remembered=is_remembered,
             )
@@ -124,6 +124,7 @@ class Adoption(NoAdoption):
             result = self._begin(app, claimed, id=id)
         if result.session is None:
             return result
+        result.session.name_user()
         return result._replace(marker=result.session.marker)
 
     def _begin(self, app: Flask, claimed: str, *, id: uuid.UUID) -> CheckResult:
@@ -143,7 +144,7 @@ class Adoption(NoAdoption):
         key = store_keys.store_key(app.session_interface, session_id)
         fingerprint = registry.users.fingerprint_of(user_id)
         current = CurrentSession(
-            id, 0, user, session_id=session_id, store_id=key, held=[(0, fingerprint)]
+            Marker.of(id, 0), user, session_id=session_id, store_id=key, held=[(0, fingerprint)]
         )
         is_remembered = remember_cookies.claimed_user(app) == flask_login.get_id(app, user)
         values = {

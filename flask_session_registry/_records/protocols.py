@@ -45,14 +45,15 @@ class CheckRecords(t.Protocol):
     updates_after_commit: bool
 
     def load(
-        self, id: uuid.UUID, user: object = None, *, refresh: bool = False
+        self, id: str, user_key: object = None, *, refresh: bool = False
     ) -> LoadedSession | None:
         """Load a user session together with its user, in one statement of the app's session.
 
         The app's session knows the user from then on: a user loader that asks for the primary key
         runs no statement. ``None`` if the session is unknown or has ended, or its user is gone.
 
-        :param user: what ``get_id()`` returns for the expected user, if known.
+        :param id: in hexadecimal.
+        :param user_key: the primary key of the expected user, if known. It is only a guess.
         :param refresh: overwrite a user that the app's session has loaded before.
         """
 

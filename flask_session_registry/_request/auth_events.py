@@ -216,6 +216,7 @@ def _restored(app: Flask, **_: t.Any) -> None:
         session[MARKER] = OTHER
         return
     current.restore()
+    current.name_user()
     session[MARKER] = current.marker
 
 

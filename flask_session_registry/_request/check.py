@@ -13,6 +13,7 @@ import uuid
 from flask import Flask, request, session
 from flask.sessions import SessionMixin
 from flask_login import UserMixin, current_user
+from werkzeug.wrappers import Request
 
 from .. import _clock as clock
 from .._app import Registry, checked_registry_on
@@ -23,7 +24,7 @@ from .._records.base import ROTATED, UNAVAILABLE, LoadedSession
 from . import refusal, remember_cookies, store_keys
 from .context import RequestContext, ensure_context, find_context, is_in_request
 from .current_session import CurrentSession
-from .marker import MARKER, OTHER, read_marker
+from .marker import MARKER, OTHER, Marker, parse_marker
 from .opened import session_at_the_beginning
 from .values import LEFT_ALONE, UNKNOWN, UNREGISTERED, CheckResult, ScheduledEnd
 
@@ -62,7 +63,7 @@ def check(app: Flask) -> None:
     if result.reason is not None:
         _refuse(app, registry, context, result.reason, result.id)
     elif claimed is not None:
-        _hide_cookie_of_another_user(app, str(claimed))
+        _hide_cookie_of_another_user(app, found.request, str(claimed))
 
 
 def current(registry: Registry) -> CurrentSession | None:
@@ -130,9 +131,9 @@ def _offers_remember_cookie(app: Flask) -> bool:
     return False
 
 
-def _hide_cookie_of_another_user(app: Flask, claimed: str) -> None:
+def _hide_cookie_of_another_user(app: Flask, asked: Request, claimed: str) -> None:
     """Hide it from Flask-Login, which reads it if the user loader finds no user for the session."""
-    if remember_cookies.names_another_user(app, claimed):
+    if remember_cookies.names_another_user(app, asked, claimed):
         remember_cookies.hide(app)
 
 
@@ -169,8 +170,8 @@ def _check_session(
     if carried == OTHER:
         is_others = claimed is None or is_left_alone(app, registry, claimed)
         return LEFT_ALONE if is_others else UNREGISTERED
-    marker = read_marker(carried)
-    return UNKNOWN if marker is None else check_record(app, registry, browser, marker, claimed)
+    known = parse_marker(carried)
+    return UNKNOWN if known is None else check_record(app, registry, browser, known, claimed)
 
 
 def is_left_alone(app: Flask, registry: Registry, claimed: str) -> bool:
@@ -192,8 +193,8 @@ def _check_remembered(app: Flask, registry: Registry, browser: SessionMixin) -> 
         return result
     if binding_cookie is None:
         return UNKNOWN
-    marker = (binding_cookie.id, binding_cookie.generation)
-    return check_record(app, registry, browser, marker, claimed, is_remembered=True)
+    known = Marker.of(binding_cookie.id, binding_cookie.generation)
+    return check_record(app, registry, browser, known, claimed, is_remembered=True)
 
 
 # -- what the record says ------------------------------------------------------------------------
@@ -203,7 +204,7 @@ def check_record(
     app: Flask,
     registry: Registry,
     browser: SessionMixin,
-    marker: tuple[uuid.UUID, int],
+    known: Marker,
     claimed: str | None,
     *,
     is_remembered: bool = False,
@@ -212,34 +213,32 @@ def check_record(
 
     :param browser: ``flask.session``.
     """
-    id, generation = marker
     records = registry.records
-    loaded = records.load(id, claimed if flask_login.has_usual_ids(app) else None)
+    loaded = records.load(known.hex, known.user_key)
     if loaded is None:
-        return _refuse_ended(registry, id)
+        return _refuse_ended(registry, known.id)
     if loaded.fingerprint != registry.credentials.fingerprint(loaded.password):
         # If records are updated after the commit of a new password, the session that it was changed
         # in has the previous fingerprint, too, for a moment.
-        return CheckResult(None, "password_changed", id, records.updates_after_commit)
-    if loaded.generation != generation:
+        return CheckResult(None, "password_changed", known.id, records.updates_after_commit)
+    if loaded.generation != known.generation:
         # A late request with the id from before a rotation: its browser is signed in.
-        return CheckResult(None, ROTATED, id, is_superseded=True)
+        return CheckResult(None, ROTATED, known.id, is_superseded=True)
     age = clock.now() - clock.as_utc(loaded.last_seen_at)
     interval = registry.settings.touch_interval
     # Negative if the clock that wrote it was ahead. A touch corrects that; otherwise all timeouts
     # would be longer.
     is_touch_due = age < _NOTHING or (interval is not None and age >= interval)
-    fault = _find_fault(app, registry, id, loaded, claimed, is_touch_due, is_remembered)
+    fault = _find_fault(app, registry, known, loaded, claimed, is_touch_due, is_remembered)
     if fault is not None:
-        return _refuse_fault(id, loaded.store_id, fault)
+        return _refuse_fault(known.id, loaded.store_id, fault)
     return CheckResult(
         CurrentSession(
-            id,
-            generation,
+            known,
             loaded.user,
             session_id=store_keys.session_id(browser),
             store_id=loaded.store_id,
-            held=[(generation, loaded.fingerprint)],
+            held=[(known.generation, loaded.fingerprint)],
             is_touch_due=is_touch_due,
         )
     )
@@ -262,7 +261,7 @@ def _refuse_fault(id: uuid.UUID, store_id: str | None, fault: str) -> CheckResul
 def _find_fault(
     app: Flask,
     registry: Registry,
-    id: uuid.UUID,
+    known: Marker,
     loaded: LoadedSession,
     claimed: str | None,
     is_touch_due: bool,
@@ -281,7 +280,9 @@ def _find_fault(
         # A session seen a moment ago can have expired by its age only.
         return None
     return (
-        "expired" if _has_expired(app, registry, id, loaded, is_remembered=is_remembered) else None
+        "expired"
+        if _has_expired(app, registry, known.id, loaded, is_remembered=is_remembered)
+        else None
     )
 
 

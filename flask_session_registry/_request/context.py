@@ -162,9 +162,9 @@ class RequestContext:
         """Note a login, whose row is written at the end of the request."""
         self.login = login
 
-    def assign_id(self, login: Login, id: uuid.UUID) -> Login:
-        """Give a login the id of its row; return the login."""
-        self.login = dataclasses.replace(login, id=id)
+    def assign_id(self, login: Login, id: uuid.UUID, user_key: object) -> Login:
+        """Give a login the id of its row, and its user's key; return the login."""
+        self.login = dataclasses.replace(login, id=id, user_key=user_key)
         return self.login
 
     def detach_login(self) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import typing as t
 import uuid
 
 import sqlalchemy as sa
 
-from .marker import marker
+from .marker import Marker, marker
 
 
 class CurrentSession:
@@ -28,8 +29,7 @@ class CurrentSession:
 
     def __init__(
         self,
-        id: uuid.UUID,
-        generation: int,
+        known: Marker,
         user: t.Any,
         *,
         session_id: str | None,
@@ -37,10 +37,12 @@ class CurrentSession:
         held: list[tuple[int, str | None]],
         is_touch_due: bool = False,
     ) -> None:
-        self.id = id
         self.user = user
+        #: What ``flask.session`` carries.
+        self.marker = known.text
         #: The generation in the row, as known to this request.
-        self.generation = generation
+        self.generation = known.generation
+        self._known = known
         #: The session id when the session was accepted; ``None`` for a signed cookie.
         self.session_id = session_id
         #: The key of the store entry that the row names.
@@ -57,9 +59,9 @@ class CurrentSession:
     def __repr__(self) -> str:
         return f"CurrentSession(id={self.id!r}, generation={self.generation})"
 
-    @property
-    def marker(self) -> str:
-        return marker(self.id, self.generation)
+    @functools.cached_property
+    def id(self) -> uuid.UUID:
+        return self._known.id
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -83,6 +85,17 @@ class CurrentSession:
             session_id != self.session_id and not self._is_restored and not self.credentials_updated
         )
 
+    @property
+    def is_as_checked(self) -> bool:
+        """Whether this request has nothing to record about it, as long as it keeps its id."""
+        return not (
+            self.is_touch_due
+            or self._is_rotating
+            or self._is_restored
+            or self.credentials_updated
+            or self.awaits_commit
+        )
+
     # -- what happens to it --------------------------------------------------------------------
 
     def begin_rotation(self) -> bool:
@@ -93,8 +106,17 @@ class CurrentSession:
     def rotate(self, generation: int, *, session_id: str | None, store_id: str | None) -> None:
         """Note the generation, session id and store key that the row has been given."""
         self.held.append((generation, self.held[-1][1]))
-        self.generation, self.session_id, self.store_id = generation, session_id, store_id
+        self._begin_generation(generation)
+        self.session_id, self.store_id = session_id, store_id
         self._is_rotating = False
+
+    def name_user(self) -> None:
+        """Let the marker name the user, before ``flask.session`` carries it."""
+        self._begin_generation(self.generation)
+
+    def _begin_generation(self, generation: int) -> None:
+        self.generation = generation
+        self.marker = marker(self.id, generation, self.user_id)
 
     def confirm(self) -> None:
         """Note that the password was given again."""
@@ -114,7 +136,7 @@ class CurrentSession:
 
     def update_credentials(self, generation: int, fingerprint: str | None) -> None:
         """Note that this request has committed another credential, in a new generation."""
-        self.generation = generation
+        self._begin_generation(generation)
         self.held[:] = [(generation, fingerprint)]
         self.credentials_updated = True
 

@@ -268,7 +268,7 @@ def _update_user_id(app: Flask, registry: Registry, current: CurrentSession) -> 
     """Update what ``get_id()`` returned: it may have changed with the password."""
     # The commit may have been another session's, so that this one knows an outdated user.
     registry.users.release()
-    loaded = registry.records.load(current.id, refresh=True)
+    loaded = registry.records.load(current.id.hex, refresh=True)
     if loaded is not None:
         session[flask_login.USER_ID] = flask_login.get_id(app, loaded.user)
 

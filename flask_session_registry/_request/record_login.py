@@ -19,7 +19,7 @@ from .client_info import client_info
 from .context import RequestContext
 from .cookieless_logins import find_never_resumed
 from .current_session import CurrentSession
-from .marker import MARKER
+from .marker import MARKER, Marker
 from .remember_cookies import RememberCookieChange
 from .values import Login, SessionKeys
 
@@ -45,7 +45,7 @@ def record_login(
     newest = registry.credentials.evidence(login.user)
     evidence = login.evidence._replace(stored=newest.stored)
     if user_id is not None:
-        login = context.assign_id(login, registry.records.assign_id(login.id, user_id))
+        login = context.assign_id(login, registry.records.assign_id(login.id, user_id), user_id)
         session[MARKER] = login.marker
     values = _values(app, login, user_id, change)
     registry.users.release()
@@ -141,8 +141,7 @@ def _finish(
     """Make the new session, as it was recorded, the current one."""
     key: str | None = values["store_id"]
     current = CurrentSession(
-        login.id,
-        0,
+        Marker.of(login.id, 0, login.user_key),
         login.user,
         session_id=store_keys.session_id(session),
         store_id=key,

@@ -17,6 +17,7 @@ from flask_login import COOKIE_DURATION, COOKIE_HTTPONLY, COOKIE_NAME, COOKIE_SE
 from flask_login.utils import decode_cookie, encode_cookie
 from werkzeug.datastructures import ImmutableMultiDict
 from werkzeug.http import dump_cookie, parse_date
+from werkzeug.wrappers import Request
 
 from .. import _clock as clock
 from .._compat.flask_login import USER_ID
@@ -74,7 +75,7 @@ def is_ours(app: Flask) -> bool:
     return any(_decoded(value, key) is not None for key in keys)
 
 
-def names_another_user(app: Flask, user: str) -> bool:
+def names_another_user(app: Flask, request: Request, user: str) -> bool:
     """Return whether the browser has sent a "remember me" cookie that names another user."""
     cookies, name = request.cookies, cookie_name(app)
     return name in cookies and cookies[name].rpartition("|")[0] != user

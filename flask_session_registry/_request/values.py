@@ -45,10 +45,12 @@ class Login:
     #: Whether the client, which keeps no cookies, probably signs in like this on each request.
     is_repeated: bool = False
     id: uuid.UUID = dataclasses.field(default_factory=new_id)
+    #: The user's primary key, once the id is final.
+    user_key: t.Any = None
 
     @property
     def marker(self) -> str:
-        return marker(self.id, 0)
+        return marker(self.id, 0, self.user_key)
 
 
 class ScheduledEnd(t.NamedTuple):

@@ -16,9 +16,9 @@ class RedisCheckRecords(RedisCore, CheckRecords):
     updates_after_commit = True
 
     def load(
-        self, id: uuid.UUID, user: object = None, *, refresh: bool = False
+        self, id: str, user_key: object = None, *, refresh: bool = False
     ) -> LoadedSession | None:
-        session = self._get_active(id)
+        session = self._get_active(uuid.UUID(hex=id))
         if session is None:
             return None
         row = self.users.load(session.user_id, refresh=refresh)

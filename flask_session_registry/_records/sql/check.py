@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
-from flask_login import UserMixin
 
 from ... import _clock as clock
-from ..base import ROTATED, End, LoadedSession, as_id
+from ..base import ROTATED, End, LoadedSession
 from ..protocols import CheckRecords
 from .table import SessionTable, end_of
 
@@ -23,30 +22,22 @@ if t.TYPE_CHECKING:
     from ..users import Users
 
 
-#: The columns before those of the password: all fields but the user and the password itself.
-_BEFORE_PASSWORD = len(LoadedSession._fields) - 2
-
-
 class _Columns(sa_orm.Bundle[t.Any]):
     """The columns of a :class:`LoadedSession`, except the user, as one entity.
 
-    SQLAlchemy prepares each entity of a result again in each request. The password columns come
-    last.
+    SQLAlchemy prepares each entity of a result again in each request.
     """
 
     def create_row_processor(
         self, _: object, procs: Sequence[Callable[..., t.Any]], __: object
     ) -> Callable[[t.Any], t.Any]:
-        columns, passwords = procs[:_BEFORE_PASSWORD], procs[_BEFORE_PASSWORD:]
-
-        def process(row: t.Any) -> list[t.Any]:
-            return [*[read(row) for read in columns], tuple([read(row) for read in passwords])]
-
-        return process
+        return lambda row: [read(row) for read in procs]
 
 
 class SQLCheckRecords(SessionTable, CheckRecords):
     updates_after_commit = False
+    #: The type of the users' keys; ``None`` until a user session has been loaded.
+    _key_type: type | None = None
 
     def __init__(
         self,
@@ -61,53 +52,78 @@ class SQLCheckRecords(SessionTable, CheckRecords):
         """
         super().__init__(users, session_model, credentials)
         user_model = credentials.user_model
-        has_id = session_model.id == sa.bindparam("id")
+        column = self.columns
+        # As text, which is what the marker has.
+        id = sa.bindparam("id", type_=sa.Uuid(as_uuid=False))
+        has_id = column.id == id
         if isinstance(sa.inspect(user_model).selectable, sa.Join):
             # On MariaDB SQLAlchemy would not see that the two are joined, and warn.
-            has_id = sa.and_(has_id, session_model.user_id == self.user_key)
-        # Built once: building it in each request costs more than running it.
-        columns = _Columns(
-            "columns",
-            session_model.user_id,
-            session_model.generation,
-            session_model.fingerprint,
-            session_model.last_seen_at,
-            session_model.store_id,
-            session_model.created_at if loads_beginning else sa.null(),
-            *credentials.columns,
-        )
+            has_id = sa.and_(has_id, column.user_id == self.user_key)
+        loaded = [
+            column.user_id,
+            column.generation,
+            column.fingerprint,
+            column.last_seen_at,
+            column.store_id,
+        ]
+        if loads_beginning:
+            loaded.append(column.created_at)
+        self._loads_beginning = loads_beginning
+        # Built once: building it in each request costs more than running it. With the columns of
+        # the table: SQLAlchemy hashes all parts of a statement each time, and a mapped attribute
+        # has many.
         loading = (
-            sa.select(user_model, columns)
-            .join(session_model, has_id)
-            .where(session_model.revoked_at.is_(None))
+            sa.select(user_model, _Columns("columns", *loaded, *credentials.columns))
+            .join(self.table, has_id)
+            .where(column.revoked_at.is_(None))
             .execution_options(autoflush=False)
         )
         # A join by the foreign key would mean the same, and take PostgreSQL longer to plan: in each
         # request, because psycopg forgets what it has prepared at every rollback. It takes the
         # least where both keys are known.
-        owner = (
-            sa.select(session_model.user_id)
-            .where(session_model.id == sa.bindparam("id"))
-            .correlate(None)
-            .scalar_subquery()
-        )
+        owner = sa.select(column.user_id).where(column.id == id).correlate(None).scalar_subquery()
         self._load = loading.where(self.user_key == owner)
         self._load_both = loading.where(self.user_key == sa.bindparam("user_id"))
 
     def load(
-        self, id: uuid.UUID, user: object = None, *, refresh: bool = False
+        self, id: str, user_key: object = None, *, refresh: bool = False
     ) -> LoadedSession | None:
-        key = None if user is None or self._read_key is None else self._read_key(user)
-        if key is not None:
-            values = {"id": id, "user_id": key}
-            row = self.database.session.execute(self._load_both, values).first()
-            loaded = None if row is None else LoadedSession(row[0], *row[1])
-            # A guess: the row says whose session it is.
-            if loaded is not None and loaded.user_id == key:
-                return loaded
+        execute = self.database.session.execute
+        if user_key is not None and not refresh and self._may_be_key(user_key):
+            row = execute(self._load_both, {"id": id, "user_id": user_key}).first()
+            # The row says whose session it is.
+            if row is not None and row[1][0] == user_key:
+                return self._read(row)
         statement = self._load.execution_options(populate_existing=True) if refresh else self._load
-        row = self.database.session.execute(statement, {"id": id}).first()
-        return None if row is None else LoadedSession(row[0], *row[1])
+        row = execute(statement, {"id": id}).first()
+        if row is None:
+            return None
+        loaded = self._read(row)
+        self._learn_key_type(loaded)
+        return loaded
+
+    def _read(self, row: Sequence[t.Any]) -> LoadedSession:
+        user, (user_id, generation, fingerprint, last_seen_at, store_id, *rest) = row
+        created_at = rest.pop(0) if self._loads_beginning else None
+        return LoadedSession(
+            user, user_id, generation, fingerprint, last_seen_at, store_id, created_at, tuple(rest)
+        )
+
+    def _may_be_key(self, value: object) -> bool:
+        """Return whether the database accepts a value as a user's key.
+
+        A session may have been opened when the users' keys were of another type.
+        """
+        if type(value) is not self._key_type:
+            return False
+        return not isinstance(value, int) or abs(value) <= self._max_key
+
+    def _learn_key_type(self, loaded: LoadedSession) -> None:
+        """Note the type of the users' keys, which a type of the app's own may convert to any."""
+        (key,) = sa.inspect(loaded.user, raiseerr=True).identity
+        # Otherwise, the two columns are of different types, and no key would be found.
+        if type(key) is type(loaded.user_id):
+            self._key_type = type(key)
 
     def find_end(self, id: uuid.UUID) -> End | None:
         with self.database.session.no_autoflush:
@@ -148,32 +164,15 @@ class SQLCheckRecords(SessionTable, CheckRecords):
         return rotated_at is not None and clock.is_within(duration, of=clock.as_utc(rotated_at))
 
     @functools.cached_property
-    def _read_key(self) -> Callable[[object], t.Any] | None:
-        """Converts what ``get_id()`` returns to a user's key; ``None`` if that may be no key."""
-        classes = [mapper.class_ for mapper in sa.inspect(self.users.model).self_and_descendants]
-        has_usual_id = all(getattr(cls, "get_id", None) is UserMixin.get_id for cls in classes)
-        if not has_usual_id or self.user_key.key != "id":
-            return None
-        dialect = self.bind.dialect
-        readers = {_reader_of(key, dialect) for key in (self.user_key, self.model.user_id)}
-        return readers.pop() if len(readers) == 1 else None
+    def _max_key(self) -> int:
+        """The largest integer that PostgreSQL compares with a user's key, instead of failing."""
+        kinds: list[object] = [
+            key.type.dialect_impl(self.bind.dialect) for key in (self.user_key, self.model.user_id)
+        ]
+        return (1 << min(map(_bits_of, kinds))) - 1
 
 
-def _reader_of(key: t.Any, dialect: sa.Dialect) -> Callable[[object], t.Any] | None:
-    """Return what reads a value of a column from text, or ``None`` if nothing can be sure to."""
-    kind = key.type.dialect_impl(dialect)
-    # Not for a type of the app's own, which may make anything of a value.
-    if isinstance(kind, sa.Uuid) and kind.as_uuid:
-        return as_id
-    if isinstance(kind, sa.Integer) and not isinstance(kind, sa.SmallInteger):
-        return _as_integer
-    return None
-
-
-def _as_integer(text: object) -> int | None:
-    try:
-        number = int(str(text))
-    except ValueError:
-        return None
-    # PostgreSQL refuses to compare its integers with a larger number.
-    return number if abs(number) < 2**31 else None
+def _bits_of(kind: object) -> int:
+    if isinstance(kind, sa.SmallInteger):
+        return 15
+    return 63 if isinstance(kind, sa.BigInteger) else 31
