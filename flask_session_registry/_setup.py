@@ -20,7 +20,7 @@ from ._adoption.adoption import adoption_for
 from ._app import Registry
 from ._compat import clients, flask_session
 from ._compat.databases import NO_DATABASE, database_of
-from ._compat.flask import app_globals, begins_request, is_of_command, unwrap
+from ._compat.flask import begins_request, is_of_command, unwrap
 from ._log import log
 from ._records.redis import RedisClient
 from ._records.users import kind_of
@@ -139,13 +139,14 @@ class Setup:
         else:
             appcontext_pushed.disconnect(self._check_pushed_context, app)
 
-    def check_popped_context(self, app: Flask) -> None:
+    def check_popped_context(self, app: Flask, kept: dict[str, t.Any]) -> None:
         """Check again at the end of an app context in which something was missing.
 
+        :param kept: the attributes of its ``g``.
         :raises ConfigurationError: it is still missing, or misconfigured; unless this is a
             command, which has done what it could.
         """
-        if not app_globals().pop(_LOOKS_AGAIN, False):
+        if not kept.pop(_LOOKS_AGAIN, False):
             return
         try:
             self._check_now(app)

@@ -97,7 +97,8 @@ class SessionRegistry:
         registry.manage_store_keys()
         install(app, self, registry)
         registry.adoption.prepare(app)
-        user_accessed.connect(session_check.check, app)
+        # Not by a weak reference, which is resolved in each request.
+        user_accessed.connect(session_check.check, app, weak=False)
         auth_events.connect(app)
         follow_requests(app, registry)
         answer_stale_changes(app, registry)

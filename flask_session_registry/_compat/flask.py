@@ -135,23 +135,46 @@ def handle_wherever_raised(app: Flask, kind: type[HTTPException]) -> None:
 def surround_requests(
     app: Flask,
     *,
-    begin: Callable[[str | None, dict[str, t.Any] | None], None],
+    begin: Callable[[], None],
     finish: Callable[[Response], Response],
     end: Callable[[BaseException | None], None],
     end_of_context: Callable[[BaseException | None], None],
 ) -> None:
     """Register functions that run before, or after, all others, whatever is registered later.
 
+    Of each function in most of its lists, Flask finds out in each request whether it is a
+    coroutine, which takes as long as everything else that ours do. So they surround its methods
+    where that is possible.
+
     :param begin: runs before all ``before_request`` functions.
     :param finish: runs after all ``after_request`` functions.
-    :param end: runs after all ``teardown_request`` functions.
-    :param end_of_context: runs after all ``teardown_appcontext`` functions.
+    :param end: runs after all ``teardown_request`` functions, also if one of them raises.
+    :param end_of_context: the same for ``teardown_appcontext`` functions.
     """
-    app.url_value_preprocessors.setdefault(None, []).insert(0, begin)
-    # Flask calls the others in reverse order.
+    preprocess: Callable[..., t.Any] = app.preprocess_request
+
+    def preprocess_request(*context: t.Any) -> t.Any:
+        begin()
+        return preprocess(*context)
+
+    setattr(app, "preprocess_request", preprocess_request)  # noqa: B010 -- a method, for mypy
+    # Flask calls these in reverse order.
     app.after_request_funcs.setdefault(None, []).insert(0, finish)
-    app.teardown_request_funcs.setdefault(None, []).insert(0, end)
-    app.teardown_appcontext_funcs.insert(0, end_of_context)
+    _run_after(app, "do_teardown_request", end)
+    _run_after(app, "do_teardown_appcontext", end_of_context)
+
+
+def _run_after(app: Flask, name: str, function: Callable[[BaseException | None], None]) -> None:
+    """Call a function after a method of the app that takes the error as its last argument."""
+    method: Callable[..., None] = getattr(app, name)
+
+    def run(*arguments: t.Any) -> None:
+        try:
+            method(*arguments)
+        finally:
+            function(arguments[-1] if arguments else None)
+
+    setattr(app, name, run)
 
 
 def process_response(app: Flask, response: Response) -> Response:

@@ -20,12 +20,21 @@ _CACHED_USER = "_login_user"
 
 def take_cached_user() -> t.Any:
     """Remove the user from the app context, so that it is loaded again; ``None`` if not loaded."""
-    return app_globals().pop(_CACHED_USER, None)
+    return vars(app_globals()).pop(_CACHED_USER, None)
 
 
 def cache_user(user: t.Any) -> None:
     """Make this the user of the app context, without loading it."""
     setattr(app_globals(), _CACHED_USER, user)
+
+
+def replace_cached_user(user: t.Any) -> None:
+    """Make this the user of the app context; if ``None``, it is loaded again."""
+    kept = vars(app_globals())
+    if user is not None:
+        kept[_CACHED_USER] = user
+    else:
+        kept.pop(_CACHED_USER, None)
 
 
 def load_user(app: Flask, user_id: str) -> t.Any:

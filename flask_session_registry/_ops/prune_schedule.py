@@ -18,7 +18,7 @@ class PruneSchedule:
         self.next_at: float | None = None
 
     def is_due(self) -> bool:
-        """Return whether it is time to prune; if so, the next time is an interval later."""
+        """Return whether it is time to prune."""
         if self._seconds is None:
             return False
         now = time.monotonic()
@@ -26,7 +26,11 @@ class PruneSchedule:
             # Each process begins at a random moment: not all at once, nor only those that live
             # long.
             self.next_at = now + random.uniform(0, self._seconds)  # noqa: S311
-        if now < self.next_at:
+        return now >= self.next_at
+
+    def take_turn(self) -> bool:
+        """Return whether it is time to prune; if so, the next time is an interval later."""
+        if self._seconds is None or not self.is_due():
             return False
-        self.next_at = now + self._seconds
+        self.next_at = time.monotonic() + self._seconds
         return True

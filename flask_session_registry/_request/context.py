@@ -28,6 +28,10 @@ if t.TYPE_CHECKING:
     from .values import CheckResult, Login, Rehash, ScheduledEnd
 
 
+#: The attributes of a context whose request has only been checked, and accepted.
+_AS_CHECKED = {"_began", "pending", "rehashes", "current"}
+
+
 class RequestContext:
     """Everything that the registry remembers until the request ends. Others only read it.
 
@@ -86,6 +90,14 @@ class RequestContext:
         """Whether anything of this request is to be ended, purged or deleted after the response."""
         return bool(self.ended or self.left_behind or self.to_end or self.forgotten)
 
+    @property
+    def is_as_checked(self) -> bool:
+        """Whether nothing has happened since the check accepted the session.
+
+        Whatever happens sets another attribute, or waits for a commit.
+        """
+        return vars(self).keys() == _AS_CHECKED and not self.pending
+
     def is_known(self, carried: object) -> bool:
         """Return whether this very session was accepted, or opened, earlier in this request."""
         current, login = self.current, self.login
@@ -107,7 +119,8 @@ class RequestContext:
             self.to_end = result.to_end or self.to_end
         if result.marker is not None:
             browser[MARKER] = result.marker
-        self.adoption = result.adoption or self.adoption
+        if result.adoption is not None:
+            self.adoption = result.adoption
 
     def note_missing_entry(self, store_key: str | None) -> None:
         """Set :attr:`missing_store_key`."""
@@ -233,8 +246,8 @@ def ensure_context(registry: Registry, request: Request | None = None) -> Reques
     kept = vars(request)
     context: RequestContext | None = kept.get(registry.context_key)
     if context is None:
-        began, _ = kept.get(registry.began_key, (None, None))
-        context = RequestContext(began)
+        begun = kept.get(registry.began_key)
+        context = RequestContext(None if begun is None else begun[0])
         kept[registry.context_key] = context
     return context
 
@@ -274,8 +287,8 @@ def end_request(registry: Registry, found: FlaskContext) -> bool:
     Werkzeug's requests are in a cycle with their environment, and freed some time later.
     """
     kept = vars(found.request)
-    _, begun_in = kept.get(registry.began_key, (None, None))
-    if begun_in not in (None, id(found)):
+    begun = kept.get(registry.began_key)
+    if begun is not None and begun[1] != id(found):
         return False
     kept.pop(registry.began_key, None)
     kept.pop(registry.context_key, None)

@@ -68,7 +68,7 @@ def schedule(
         if change is not None and change.value:
             values["remember_until"] = change.until
         touched = (current.id, values)
-    prunes = registry.prune_schedule.is_due()
+    prunes = registry.prune_schedule.take_turn()
     if touched or prunes or context.has_deferred_work:
         work = DeferredWork(
             registry,
@@ -91,9 +91,12 @@ def _add(work: DeferredWork) -> None:
     app_globals().setdefault(_DEFERRED, []).append(work)
 
 
-def run(app: Flask) -> None:
-    """Do what was scheduled in this app context. A failure is logged."""
-    for work in app_globals().pop(_DEFERRED, ()):
+def run(app: Flask, kept: dict[str, t.Any]) -> None:
+    """Do what was scheduled in this app context. A failure is logged.
+
+    :param kept: the attributes of its ``g``.
+    """
+    for work in kept.pop(_DEFERRED, ()):
         try:
             work.run(app)
         except Exception as error:

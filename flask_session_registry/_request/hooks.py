@@ -10,6 +10,7 @@ from werkzeug.exceptions import Conflict
 from .._app import Registry
 from .._compat import flask_login
 from .._compat.flask import (
+    app_globals,
     current_request_context,
     response_to,
     set_error_handler,
@@ -29,17 +30,13 @@ _OUTER_USER = "_session_registry_outer_user"
 
 
 def follow_requests(app: Flask, registry: Registry) -> None:
-    """Take part in each request of an app.
+    """Take part in each request of an app."""
 
-    By plain functions: Flask finds out on each request whether they must be awaited, which takes
-    longer for methods and partials.
-    """
-
-    def begin(_: str | None, __: dict[str, t.Any] | None) -> None:
+    def begin() -> None:
         registry.setup.check(app)
         found = current_request_context()
         context.begin_request(registry, found)
-        if app.debug and not registry.tables_were_checked:
+        if not registry.tables_were_checked and app.debug:
             _check_tables(registry)
         set_user_aside(found.request)
 
@@ -57,9 +54,10 @@ def follow_requests(app: Flask, registry: Registry) -> None:
             restore_user(found.request)
 
     def run_deferred(error: BaseException | None) -> None:
-        deferred.run(app)
+        kept = vars(app_globals())
+        deferred.run(app, kept)
         if error is None:
-            registry.setup.check_popped_context(app)
+            registry.setup.check_popped_context(app, kept)
 
     surround_requests(app, begin=begin, finish=finish, end=end, end_of_context=run_deferred)
 
@@ -77,10 +75,7 @@ def restore_user(request: Request) -> None:
     """Leave the app context as this request has found it."""
     kept = vars(request)
     if _OUTER_USER in kept:
-        user = kept.pop(_OUTER_USER)
-        flask_login.take_cached_user()
-        if user is not None:
-            flask_login.cache_user(user)
+        flask_login.replace_cached_user(kept.pop(_OUTER_USER))
 
 
 def _check_tables(registry: Registry) -> None:

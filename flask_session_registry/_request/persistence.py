@@ -46,10 +46,38 @@ def finish(
 
     :param browser: ``flask.session``.
     """
+    if _has_only_read(app, registry, context, browser, response):
+        return response
     response = _record(app, registry, context, browser, response)
     if context.is_unavailable or _must_not_be_written(registry, context, browser):
         store_keys.discard(app.session_interface, browser)
     return response
+
+
+def _has_only_read(
+    app: Flask,
+    registry: Registry,
+    context: RequestContext,
+    browser: SessionMixin,
+    response: Response,
+) -> bool:
+    """Return whether a signed-in request leaves nothing to record: most of them.
+
+    It may have written to its session, if it was not slow.
+    """
+    current = context.current
+    return (
+        current is not None
+        and context.is_as_checked
+        and current.is_as_checked
+        and browser.get(MARKER) == current.marker
+        and flask_login.USER_ID in browser
+        and store_keys.session_id(browser) == current.session_id
+        and store_keys.store_key(app.session_interface, current.session_id) == current.store_id
+        and context.age <= SLOW_AFTER
+        and not response.headers.getlist("Set-Cookie")
+        and not registry.prune_schedule.is_due()
+    )
 
 
 def _record(
