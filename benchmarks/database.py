@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from flask_session_registry import _clock as clock
 
 from .common import Ratio, Section, UnavailableError
-from .scale import SQLRecords, tables
+from .scale import Rows, tables
 
 #: Statements in a turn of pgbench, each for another user or session.
 STATEMENTS = 500
@@ -41,7 +41,7 @@ def binary() -> str:
     return found
 
 
-def scripts(table: SQLRecords) -> dict[str, str]:
+def scripts(table: Rows) -> dict[str, str]:
     """Return the scripts for pgbench, by title: transactions as an app makes them."""
     users, sessions, known = table.users.c, table.table, table.known[:STATEMENTS]
     load = table.records._load_both
@@ -60,13 +60,13 @@ def scripts(table: SQLRecords) -> dict[str, str]:
     }
 
 
-def _text(table: SQLRecords, statement: t.Any) -> str:
+def _text(table: Rows, statement: t.Any) -> str:
     compiled = statement.compile(table.db.engine, compile_kwargs={"literal_binds": True})
     # One line each: pgbench ends a statement only at a semicolon.
     return " ".join(str(compiled).replace("%%", "%").split())
 
 
-def per_second(table: SQLRecords, script: Path, seconds: int) -> float:
+def per_second(table: Rows, script: Path, seconds: int) -> float:
     """Return how many of these statements one PostgreSQL runs per second."""
     url = table.db.engine.url
     clients = str(os.cpu_count())

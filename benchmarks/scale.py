@@ -30,7 +30,7 @@ from flask_session_registry import _clock as clock
 from flask_session_registry._app import get_registry
 from flask_session_registry._ops import maintenance as housekeeping
 from flask_session_registry._records.base import BATCH, new_id
-from flask_session_registry._revocation.fingerprint import fingerprint
+from flask_session_registry._revocation.fingerprint import CheckedCredential, fingerprint
 
 from .common import (
     Config,
@@ -115,6 +115,7 @@ class Rows:
     def sign_in(self, number: int = 10) -> float:
         """Record a login."""
         expiry = self.registry.expiry(self.app)
+        evidence = CheckedCredential(seen=("a hash",))
         row = user_sessions([0])[0]
         del row["fingerprint"]
         logins = [
@@ -124,9 +125,7 @@ class Rows:
         ]
         begin = time.perf_counter_ns()
         for values in logins:
-            self.records.add(
-                values, fingerprints=[self.credential], replaces=None, limit=None, expiry=expiry
-            )
+            self.records.add(values, evidence=evidence, replaces=(), limit=None, expiry=expiry)
         spent = time.perf_counter_ns() - begin
         gone = self.table.c.id.in_([values["id"] for values in logins])
         self._execute(self.table.delete().where(gone))
