@@ -123,9 +123,11 @@ def check_revocation(loads: Sequence[Load]) -> None:
 def servers(config: Config) -> Iterator[dict[str, Server]]:
     """Yield both servers, on the same tables."""
     fill(config, users(USERS), user_sessions(range(1, USERS + 1)))
+    # See 'build' in 'benchmarks.request'.
+    switches = {"SESSION_REFRESH_EACH_REQUEST": False}
     with (
-        serving(environ(config, REGISTERED=False)) as without,
-        serving(environ(config, REGISTERED=True)) as registered,
+        serving(environ(config, REGISTERED=False, **switches)) as without,
+        serving(environ(config, REGISTERED=True, **switches)) as registered,
     ):
         yield {WITHOUT: without, WITH: registered}
 
