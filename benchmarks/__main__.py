@@ -5,8 +5,9 @@ Prints what they print, and writes their ratios as tables and plots to ``benchma
 
 from __future__ import annotations
 
+import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import click
 import matplotlib as mpl
 
 from . import crowd, database, http, instructions, request, revoke, scale
-from .common import Section, UnavailableError
+from .common import KINDS, Ratio, Section, UnavailableError
 
 RESULTS = Path(__file__).resolve().parent / "results"
 #: The packages that the results depend on.
@@ -26,25 +27,39 @@ MINUTES = 10
 
 
 def of_requests(rounds: int) -> list[Section]:
-    found: list[Section] = []
+    found: list[list[Section]] = []
     for title, setup in request.SETUPS.values():
         click.echo(f"\n{title}\n")
         try:
-            with setup() as config:
-                ratios = request.report_throughput(config, rounds, 60)
+            ratios = request.report_throughput(setup, rounds, 60)
         except UnavailableError as error:
             click.echo(f"Left out. {error}")
         else:
-            unit = "throughput, without the registry = 1"
-            found.append(Section(f"A request: {title}", unit, ratios))
-    return found
+            found.append(_of_kinds(title, "throughput", ratios, min))
+    # Each kind of user on one database beside the same kind on the other.
+    return [section for sections in zip(*found, strict=True) for section in sections]
 
 
 def of_instructions() -> list[Section]:
     click.echo("\nInstructions\n")
     title, _ = request.SETUPS["sqlite"]
-    ratios = instructions.report("sqlite")
-    return [Section(f"A request: {title}", "instructions, without the registry = 1", ratios)]
+    return _of_kinds(title, "instructions", instructions.report("sqlite"), max)
+
+
+def _of_kinds(
+    title: str,
+    unit: str,
+    found: Mapping[str, Mapping[str, Ratio]],
+    worst: Callable[..., str],
+) -> list[Section]:
+    sections = [
+        Section(
+            f"A request, {KINDS[kind][0]}: {title}", f"{unit}, without the registry = 1", ratios
+        )
+        for kind, ratios in found.items()
+    ]
+    sections[0] = sections[0]._replace(notes=[request.as_worst(unit, found, worst)])
+    return sections
 
 
 def of_http(rounds: int) -> list[Section]:
@@ -101,15 +116,22 @@ def as_markdown(sections: Sequence[Section]) -> str:
 
 
 def plot(sections: Sequence[Section], name: str) -> None:
-    """Draw a bar with its interval for each ratio, as PNG and as SVG."""
+    """Draw a bar with its interval for each ratio, as PNG and as SVG.
+
+    Up to three sections lie side by side, more in pairs.
+    """
     mpl.use("Agg")
     mpl.rcParams["svg.hashsalt"] = "benchmarks"
     import matplotlib.pyplot as plt
 
+    columns = len(sections) if len(sections) <= 3 else 2
+    rows = math.ceil(len(sections) / columns)
     figure, axes = plt.subplots(
-        1, len(sections), figsize=(5.5 * len(sections), 3), squeeze=False, layout="constrained"
+        rows, columns, figsize=(5.5 * columns, 3 * rows), squeeze=False, layout="constrained"
     )
-    for (title, unit, ratios, _), axis in zip(sections, axes[0], strict=True):
+    for axis in axes.flat[len(sections) :]:
+        axis.remove()
+    for (title, unit, ratios, _), axis in zip(sections, axes.flat[: len(sections)], strict=True):
         names = list(ratios)[::-1]
         values = [ratios[one].paired for one in names]
         errors = [
@@ -121,7 +143,7 @@ def plot(sections: Sequence[Section], name: str) -> None:
             bars, [f"{value:.2f}" for value in values], label_type="center", color="white"
         )
         axis.axvline(1, color="#333333", linewidth=0.8, linestyle="--")
-        axis.set_title(title, fontsize=10)
+        axis.set_title(title.replace(": ", ":\n", 1), fontsize=10)
         axis.set_xlabel(unit, fontsize=9)
         axis.tick_params(labelsize=9)
     for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):

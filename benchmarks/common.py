@@ -28,7 +28,6 @@ Config = dict[str, t.Any]
 #: One of the things being compared.
 Subject = t.TypeVar("Subject")
 
-NAME = b"Ada Lovelace"
 #: The app's response to an anonymous visitor.
 NOBODY = b"nobody"
 PASSWORD = "benchmark"
@@ -52,10 +51,55 @@ class UnavailableError(Exception):
 # -- initial state -----------------------------------------------------------------------------
 
 
-def define_user(db: SQLAlchemy) -> type[t.Any]:
-    """Return the user model for a ``db`` of its own, on tables that all variants share."""
+class _Kind:
+    @classmethod
+    def load(cls, session: t.Any, user_id: str) -> t.Any:
+        """Do what the app's user loader does with what ``get_id()`` has returned."""
+        return session.get(cls, int(user_id))
 
-    class User(UserMixin, db.Model):  # type: ignore[misc, name-defined]
+
+class _Plain(UserMixin, _Kind):
+    """As Flask-Login's documentation has it."""
+
+
+class _OwnInterface(_Kind):
+    is_authenticated = is_active = True
+    is_anonymous = False
+    id: t.Any
+
+    def get_id(self) -> str:
+        return str(self.id)
+
+
+class _AlternativeId(UserMixin, _Kind):
+    """As Flask-Security has it."""
+
+    fs_uniquifier: sa_orm.Mapped[str] = sa_orm.mapped_column(
+        sa.String(64), unique=True, default=lambda: uuid.uuid4().hex
+    )
+
+    def get_id(self) -> str:
+        return self.fs_uniquifier
+
+    @classmethod
+    def load(cls, session: t.Any, user_id: str) -> t.Any:
+        return session.scalar(sa.select(cls).where(cls.fs_uniquifier == user_id))
+
+
+#: The kinds of user: a title, and what the model inherits from.
+KINDS: dict[str, tuple[str, type[t.Any]]] = {
+    "plain": ("users with UserMixin", _Plain),
+    "own-interface": ("users without UserMixin", _OwnInterface),
+    "alternative-id": ("users with an alternative id", _AlternativeId),
+}
+PLAIN, OWN_INTERFACE, ALTERNATIVE_ID = KINDS
+
+
+def define_user(db: SQLAlchemy, kind: str = PLAIN) -> type[t.Any]:
+    """Return the user model for a ``db`` of its own, on tables that all variants share."""
+    _, base = KINDS[kind]
+
+    class User(base, db.Model):  # type: ignore[misc, name-defined, valid-type]
         __tablename__ = "users"
         id: sa_orm.Mapped[int] = sa_orm.mapped_column(primary_key=True)
         email: sa_orm.Mapped[str] = sa_orm.mapped_column(sa.String(255), unique=True)
@@ -65,14 +109,19 @@ def define_user(db: SQLAlchemy) -> type[t.Any]:
     return User
 
 
-def users(count: int) -> list[dict[str, t.Any]]:
+def name_of(user_id: int) -> bytes:
+    """Return a user's name, which is part of no other's."""
+    return f"Ada Lovelace {user_id:06}".encode()
+
+
+def users(count: int, method: str = "scrypt") -> list[dict[str, t.Any]]:
     """Return the rows of users 1 to ``count``."""
-    password_hash = generate_password_hash(PASSWORD)
+    password_hash = generate_password_hash(PASSWORD, method)
     return [
         {
             "id": id,
             "email": f"user-{id}@example.org",
-            "name": NAME.decode(),
+            "name": name_of(id).decode(),
             "password_hash": password_hash,
         }
         for id in range(1, count + 1)

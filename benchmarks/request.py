@@ -1,9 +1,10 @@
 """Measure how much of an app's throughput is left with the registry.
 
 The same app is built several times in one process: without the registry, with it, with its records
-in Redis, and with the check that apps write by hand. Requests go straight into the WSGI callable,
-and the view only reads ``current_user``, so that nothing hides the cost of the check. In a real
-view it is a smaller part of the whole.
+in Redis, and with the check that apps write by hand. All that for several kinds of user, each
+compared with its own app without the registry. Requests go straight into the WSGI callable, each
+from another user than the one before, and the view only reads ``current_user``, so that nothing
+hides the cost of the check. In a real view it is a smaller part of the whole.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import dataclasses
 import datetime as dt
 import functools
 import io
+import itertools
 import sqlite3
 import statistics
 import tempfile
@@ -20,13 +22,13 @@ import time
 import typing as t
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import click
 import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
-from flask import Flask, session
+from flask import Flask, request, session
 from flask.sessions import SecureCookieSessionInterface
 from flask_login import LoginManager, current_user, login_user, user_accessed
 from flask_session import Session
@@ -36,8 +38,10 @@ from werkzeug.test import create_environ
 from flask_session_registry import SessionRegistry
 
 from .common import (
-    NAME,
+    ALTERNATIVE_ID,
+    KINDS,
     NOBODY,
+    PLAIN,
     USER_AGENT,
     Config,
     Ratio,
@@ -46,6 +50,7 @@ from .common import (
     keep_in_redis,
     listening,
     measure,
+    name_of,
     postgresql,
     redis,
     user_sessions,
@@ -53,6 +58,8 @@ from .common import (
 )
 
 _Function = t.TypeVar("_Function", bound=Callable[..., t.Any])
+#: Yields the settings of an app, for a database of its own.
+Setup = Callable[[], contextlib.AbstractContextManager[Config]]
 
 WITHOUT, AGAIN, WITH, IN_REDIS, BY_HAND, BY_HAND_SEEN = VARIANTS = (
     "without",
@@ -66,6 +73,8 @@ WITHOUT, AGAIN, WITH, IN_REDIS, BY_HAND, BY_HAND_SEEN = VARIANTS = (
 REGISTERED = (WITH, IN_REDIS)
 #: The variants with a hand-written check; the second one also records when it was last seen.
 HAND_WRITTEN = (BY_HAND, BY_HAND_SEEN)
+#: The variants for a second kind of user: a row that is written is the same work for all kinds.
+FEWER = tuple(name for name in VARIANTS if name != BY_HAND_SEEN)
 #: How many more SQL statements and Redis commands a variant may need per request than ``WITHOUT``.
 MORE = {
     WITHOUT: (0, 0),
@@ -75,48 +84,66 @@ MORE = {
     BY_HAND: (1, 0),
     BY_HAND_SEEN: (2, 0),
 }
+#: Where users have an alternative id, by which the user loader selects them: the registry, which
+#: goes by the row of the session, can't load them for it.
+MORE_BY_ALTERNATIVE_ID = MORE | {WITH: (1, 0), IN_REDIS: (1, 1)}
 #: Requests before the measurement, to fill statement caches and open connections.
 WARM_UP = 200
 #: Number of users, each with a session: a database plans a query on a table of one row faster than
 #: on one with statistics.
 USERS = 2000
-#: The user who is signed in.
-USER_ID = 1000
+#: The users who are signed in, and make one request after another.
+USER_IDS = range(1, USERS + 1, 10)
 
 
 # -- the app -----------------------------------------------------------------------------------
 
 
+class Browser(t.NamedTuple):
+    """A browser in which a user is signed in."""
+
+    user_name: bytes
+    environ: dict[str, t.Any]
+
+
 @dataclasses.dataclass
 class Variant:
-    """One of the apps, with a signed-in browser."""
+    """One of the apps, with its signed-in browsers."""
 
     name: str
+    #: A key of :data:`KINDS`.
+    kind: str
     app: Flask
     db: SQLAlchemy
     login_manager: LoginManager
-    environ: dict[str, t.Any]
+    browsers: Sequence[Browser]
     #: The Redis client; ``None`` without Redis.
     client: t.Any
 
-    def answer(self) -> bytes:
+    def __post_init__(self) -> None:
+        self._in_turn = itertools.cycle(self.browsers)
+
+    def __str__(self) -> str:
+        return f"'{self.name}' ({KINDS[self.kind][0]})"
+
+    def answer(self, browser: Browser) -> bytes:
         """Make one request and return the body of the response."""
-        body = self.app(self.environ.copy(), _start_response)
+        body = self.app(browser.environ.copy(), _start_response)
         try:
             return b"".join(body)
         finally:
             body.close()  # type: ignore[attr-defined]
 
     def run(self, requests: int) -> float:
-        """Make many requests and return the nanoseconds for each.
+        """Make many requests, each by the next browser, and return the nanoseconds for each.
 
         :raises AssertionError: a response does not show the signed-in user.
         """
         answer = self.answer
         begin = time.perf_counter_ns()
-        for _ in range(requests):
-            if answer() != NAME:
-                raise AssertionError(f"'{self.name}' does not show the signed-in user.")
+        for browser in itertools.islice(self._in_turn, requests):
+            if answer(browser) != browser.user_name:
+                raise AssertionError(f"{self} does not show the signed-in user.")
         return (time.perf_counter_ns() - begin) / requests
 
     def count(self) -> tuple[int, int]:
@@ -161,8 +188,8 @@ def _noting(client: t.Any, commands: list[str]) -> Iterator[None]:
         del client.execute_command
 
 
-def build(name: str, config: Config) -> Variant:
-    """Build an app with its own models, on tables that all variants share."""
+def build(name: str, config: Config, kind: str = PLAIN) -> Variant:
+    """Build an app with its own models, on tables that all variants of this kind share."""
     app = Flask(__name__)
     # The registry prolongs a session once in a while, and not on each request. What an app without
     # it spends on that would hide a part of the check.
@@ -170,7 +197,7 @@ def build(name: str, config: Config) -> Variant:
     if name == IN_REDIS:
         app.config["SESSION_REGISTRY_RECORDS"] = "redis"
     db = SQLAlchemy()
-    User = define_user(db)  # noqa: N806
+    User = define_user(db, kind)  # noqa: N806
 
     class SignIn(db.Model):  # type: ignore[misc, name-defined]
         """The hand-written checks' row for a signed-in browser."""
@@ -192,7 +219,7 @@ def build(name: str, config: Config) -> Variant:
 
     @login_manager.user_loader  # type: ignore[untyped-decorator]
     def load_user(user_id: str) -> t.Any:
-        return db.session.get(User, int(user_id))
+        return User.load(db.session, user_id)
 
     if name in HAND_WRITTEN:
 
@@ -212,10 +239,11 @@ def build(name: str, config: Config) -> Variant:
 
     @app.post("/login")
     def login() -> str:
-        login_user(db.session.get(User, USER_ID))
+        user = db.session.get(User, int(request.form["id"]))
+        login_user(user)
         if name in HAND_WRITTEN:
             sign_in = SignIn(
-                id=uuid.uuid4(), user_id=USER_ID, is_revoked=False, last_seen_at=_now()
+                id=uuid.uuid4(), user_id=user.id, is_revoked=False, last_seen_at=_now()
             )
             db.session.add(sign_in)
             db.session.commit()
@@ -224,17 +252,18 @@ def build(name: str, config: Config) -> Variant:
 
     @app.post("/revoke")
     def revoke() -> str:
+        user = db.session.get(User, int(request.form["id"]))
         if registry is not None:
-            registry.revoke_all(db.session.get(User, USER_ID))
+            registry.revoke_all(user)
         db.session.execute(
-            sa.update(SignIn).where(SignIn.user_id == USER_ID).values(is_revoked=True)
+            sa.update(SignIn).where(SignIn.user_id == user.id).values(is_revoked=True)
         )
         db.session.commit()
         return ""
 
     with app.app_context():
         db.create_all()
-        if db.session.get(User, USER_ID) is None:
+        if db.session.get(User, USERS) is None:
             db.session.execute(sa.insert(User), users(USERS))
         if registry is not None and name == WITH:
             db.session.execute(sa.insert(registry.UserSession), user_sessions(range(1, USERS + 1)))
@@ -246,7 +275,8 @@ def build(name: str, config: Config) -> Variant:
             db.session.execute(sa.text(f"ANALYZE {table}"))
         db.session.commit()
     client = config.get("SESSION_REGISTRY_REDIS")
-    return Variant(name, app, db, login_manager, _sign_in(app), client)
+    browsers = [_sign_in(app, user_id) for user_id in USER_IDS]
+    return Variant(name, kind, app, db, login_manager, browsers, client)
 
 
 def _sign_ins() -> list[dict[str, t.Any]]:
@@ -258,22 +288,22 @@ def _now() -> dt.datetime:
     return dt.datetime.now(dt.timezone.utc).replace(tzinfo=None)
 
 
-def _sign_in(app: Flask) -> dict[str, t.Any]:
-    """Sign in, and return the environ of the following requests."""
-    # The same browser in all requests: Flask-Login compares address and user agent.
+def _sign_in(app: Flask, user_id: int) -> Browser:
+    # The same as in all requests: Flask-Login compares address and user agent.
     headers = {"User-Agent": USER_AGENT}
     overrides = {"REMOTE_ADDR": "192.0.2.1"}
     client = app.test_client()
-    client.post("/login", headers=headers, environ_overrides=overrides)
+    client.post("/login", data={"id": user_id}, headers=headers, environ_overrides=overrides)
     cookie = client.get_cookie("session")
     if cookie is None:
         raise AssertionError("The login set no cookie.")
-    return create_environ(
+    environ = create_environ(
         "/",
         headers={**headers, "Cookie": f"session={cookie.value}"},
         environ_overrides=overrides,
         input_stream=io.BytesIO(),
     )
+    return Browser(name_of(user_id), environ)
 
 
 # -- session stores and tables -----------------------------------------------------------------
@@ -294,25 +324,27 @@ def sqlite() -> Iterator[Config]:
         try:
             records = stack.enter_context(redis())
         except UnavailableError as error:
-            click.echo(f"Without '{IN_REDIS}'. {error}\n")
+            _say_once(f"Without '{IN_REDIS}'. {error}\n")
         yield {"SQLALCHEMY_DATABASE_URI": f"sqlite:///{file}", **records}
 
 
-SETUPS = {
+_say_once = functools.cache(click.echo)
+
+SETUPS: dict[str, tuple[str, Setup]] = {
     "sqlite": ("Signed cookies, SQLite (file, WAL)", sqlite),
     "postgresql": ("Redis session store, PostgreSQL (psycopg 3)", postgresql),
 }
 
 
 @contextlib.contextmanager
-def variants(config: Config, names: Sequence[str]) -> Iterator[list[Variant]]:
+def variants(config: Config, names: Sequence[str], kind: str = PLAIN) -> Iterator[list[Variant]]:
     """Yield the apps, signed in and warmed up."""
     if "SESSION_REGISTRY_REDIS" not in config:
         names = [name for name in names if name != IN_REDIS]
     with contextlib.ExitStack() as stack:
         built = []
         for name in names:
-            variant = build(name, config)
+            variant = build(name, config, kind)
             stack.callback(variant.close)
             built.append(variant)
         for variant in built:
@@ -324,60 +356,107 @@ def variants(config: Config, names: Sequence[str]) -> Iterator[list[Variant]]:
 
 
 def check_counts(apps: Sequence[Variant]) -> dict[str, tuple[int, int]]:
-    """Check how many SQL statements and Redis commands each app needs per request.
+    """Check how many SQL statements and Redis commands each app of a kind needs per request.
 
     :raises AssertionError: more or fewer than expected.
     """
     counts = {variant.name: variant.count() for variant in apps}
-    for name, (statements, commands) in counts.items():
+    for variant in apps:
+        statements, commands = counts[variant.name]
         more = statements - counts[WITHOUT][0], commands - counts[WITHOUT][1]
-        if more != MORE[name]:
+        expected = MORE_BY_ALTERNATIVE_ID if variant.kind == ALTERNATIVE_ID else MORE
+        if more != expected[variant.name]:
             raise AssertionError(
-                f"'{name}' runs {statements} statements and {commands} Redis commands, not the"
+                f"{variant} runs {statements} statements and {commands} Redis commands, not the"
                 " expected number."
             )
     return counts
 
 
 def check_revocation(apps: Sequence[Variant]) -> None:
-    """Check that a real check was measured.
+    """Check that a real check was measured, by revoking the session of one of the browsers.
 
-    :raises AssertionError: an app still shows the user after a revocation, or an app without a
-        check doesn't.
+    :raises AssertionError: an app still shows the user after the revocation, or an app without a
+        check doesn't, or another user isn't shown any more.
     """
     for variant in apps:
-        variant.app.test_client().post("/revoke")
+        variant.app.test_client().post("/revoke", data={"id": USER_IDS[0]})
         checks = variant.name in (*REGISTERED, *HAND_WRITTEN)
-        if variant.answer() != (NOBODY if checks else NAME):
-            raise AssertionError(f"'{variant.name}' did not react to the revocation as it should.")
+        names = [browser.user_name for browser in variant.browsers]
+        if checks:
+            names[0] = NOBODY
+        if [variant.answer(browser) for browser in variant.browsers] != names:
+            raise AssertionError(f"{variant} did not react to the revocation as it should.")
 
 
-def report_throughput(config: Config, rounds: int, requests: int) -> dict[str, Ratio]:
-    """Measure and print each variant's throughput, as a fraction of that without the registry."""
+def report_throughput(
+    setup: Setup, rounds: int, requests: int, kinds: Sequence[str] = tuple(KINDS)
+) -> dict[str, dict[str, Ratio]]:
+    """Measure and print each variant's throughput, as a fraction of that without the registry.
+
+    :param kinds: of users, the first one with all variants.
+    :returns: the ratios by kind and variant.
+    """
     turn = max(1, requests // 2)
-    with variants(config, VARIANTS) as apps:
-        counts = check_counts(apps)
+    found: dict[str, dict[str, Ratio]] = {}
+    with contextlib.ExitStack() as stack:
+        apps: list[Variant] = []
+        counts: dict[str, dict[str, tuple[int, int]]] = {}
+        for kind in kinds:
+            names = VARIANTS if kind == kinds[0] else FEWER
+            of_kind = stack.enter_context(variants(stack.enter_context(setup()), names, kind))
+            counts[kind] = check_counts(of_kind)
+            apps += of_kind
         times = measure(apps, rounds, lambda app: app.run(turn))
         check_revocation(apps)
-    head = f"{'throughput':20}{'SQL':>5}{'Redis':>7}{'µs':>8}"
+    for kind in kinds:
+        times_of_kind = {
+            variant.name: of_variant
+            for variant, of_variant in zip(apps, times, strict=True)
+            if variant.kind == kind
+        }
+        found[kind] = _report_kind(kind, counts[kind], times_of_kind)
+    click.echo(as_worst("throughput", found, min))
+    return found
+
+
+def _report_kind(
+    kind: str, counts: Mapping[str, tuple[int, int]], times: Mapping[str, Sequence[float]]
+) -> dict[str, Ratio]:
+    head = f"{KINDS[kind][0]:30}{'SQL':>5}{'Redis':>7}{'µs':>8}"
     click.echo(f"{head}{'medians':>10}{'paired':>8}{'95 %':>10}")
     ratios: dict[str, Ratio] = {}
     medians: dict[str, float] = {}
-    for variant, of_variant in zip(apps, times, strict=True):
-        medians[variant.name] = microseconds = statistics.median(of_variant) / 1000
-        statements, commands = counts[variant.name]
-        line = f"{variant.name:20}{statements:5}{commands:7}{microseconds:8.1f}"
-        if variant.name != WITHOUT:
+    for name, of_variant in times.items():
+        medians[name] = microseconds = statistics.median(of_variant) / 1000
+        statements, commands = counts[name]
+        line = f"{name:30}{statements:5}{commands:7}{microseconds:8.1f}"
+        if name != WITHOUT:
             # Throughput is the inverse of time.
-            ratios[variant.name] = Ratio.of(times[0], of_variant)
-            line += str(ratios[variant.name])
+            ratios[name] = Ratio.of(times[WITHOUT], of_variant)
+            line += str(ratios[name])
         click.echo(line)
     added = {name: median - medians[WITHOUT] for name, median in medians.items()}
     for name in HAND_WRITTEN:
-        click.echo(
-            f"What '{name}' adds is {added[name] / added[WITH]:.1f} times what '{WITH}' adds."
-        )
+        if name in added:
+            click.echo(
+                f"What '{name}' adds is {added[name] / added[WITH]:.1f} times what '{WITH}' adds."
+            )
+    click.echo()
     return ratios
+
+
+def as_worst(unit: str, found: Mapping[str, Mapping[str, Ratio]], worst: Callable[..., str]) -> str:
+    """Say for which kind of user the registry costs most, and how much.
+
+    :param worst: ``min`` or ``max``.
+    """
+    kind = worst(found, key=lambda kind: found[kind][WITH].paired)
+    ratio = found[kind][WITH]
+    return (
+        f"The worst of '{WITH}' is that of {KINDS[kind][0]}: {unit} {ratio.paired:.3f}"
+        f" ({ratio.low:.3f} to {ratio.high:.3f}), without the registry = 1."
+    )
 
 
 # -- where the time goes -----------------------------------------------------------------------
@@ -442,10 +521,11 @@ class Stopwatch:
         self.spent.clear()
 
 
-def report_pieces(config: Config, rounds: int, requests: int) -> None:
+def report_pieces(setup: Setup, rounds: int, requests: int, kind: str = PLAIN) -> None:
     """Time the pieces of a request, separately from the throughput, which this reduces."""
     turn = max(1, requests // 2)
-    with variants(config, (WITHOUT, *REGISTERED, BY_HAND)) as apps:
+    timed = (WITHOUT, *REGISTERED, BY_HAND)
+    with setup() as config, variants(config, timed, kind) as apps:
         watches = {variant.name: Stopwatch(variant) for variant in apps}
         times = measure(
             apps,
@@ -491,16 +571,17 @@ def _echo_line(title: str, values: Sequence[float]) -> None:
     help="Requests of each app in each round.",
 )
 @click.option("--only", type=click.Choice(list(SETUPS)), help="Run only this one.")
-def main(rounds: int, requests: int, only: str | None) -> None:
+@click.option("--user", type=click.Choice(list(KINDS)), help="Only this kind of user.")
+def main(rounds: int, requests: int, only: str | None, user: str | None) -> None:
+    kinds = tuple(KINDS) if user is None else (user,)
     for key, (title, setup) in SETUPS.items():
         if only not in (None, key):
             continue
         click.echo(f"\n{title}: {rounds} rounds of {requests} requests\n")
         try:
-            with setup() as config:
-                report_throughput(config, rounds, requests)
-                click.echo()
-                report_pieces(config, max(1, rounds // 3), requests)
+            report_throughput(setup, rounds, requests, kinds)
+            click.echo()
+            report_pieces(setup, max(1, rounds // 3), requests, kinds[0])
         except UnavailableError as error:
             click.echo(f"Left out. {error}")
 

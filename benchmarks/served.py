@@ -26,7 +26,7 @@ from werkzeug.security import check_password_hash, generate_password_hash
 
 from flask_session_registry import SessionRegistry
 
-from .common import NOBODY, Config, define_user, redis_url
+from .common import NOBODY, PLAIN, Config, define_user, redis_url
 
 #: Nearly free, or the visits would spend most of their time on it.
 METHOD = "pbkdf2:sha256:1"
@@ -43,10 +43,11 @@ ORDERS = [
 ]
 
 
-def environ(config: Config, **switches: bool) -> dict[str, str]:
+def environ(config: Config, **switches: t.Any) -> dict[str, str]:
     """Return the environment that makes :func:`create_app` build the same app in another process.
 
     :param switches: ``REGISTERED``: with the registry. ``CHECKED``: see :func:`_take_check_out`.
+        ``KIND``: of users. Or settings of Flask.
     """
     url = config["SQLALCHEMY_DATABASE_URI"].render_as_string(hide_password=False)
     names = ("SQLALCHEMY_ENGINE_OPTIONS", "SESSION_TYPE", "SESSION_KEY_PREFIX")
@@ -64,7 +65,7 @@ def create_app(config: Config | None = None) -> Flask:
     All views respond to anonymous visitors with a 401, so that a load notices.
     """
     app = Flask(__name__)
-    app.config.from_mapping(SECRET_KEY="benchmark", REGISTERED=True, CHECKED=True)
+    app.config.from_mapping(SECRET_KEY="benchmark", REGISTERED=True, CHECKED=True, KIND=PLAIN)
     if config is None:
         # Only if there is a server: the benchmark has already reported a missing one.
         from redis import Redis
@@ -74,7 +75,7 @@ def create_app(config: Config | None = None) -> Flask:
     else:
         app.config.from_mapping(config)
     db = SQLAlchemy()
-    User = define_user(db)  # noqa: N806
+    User = define_user(db, app.config["KIND"])  # noqa: N806
     db.init_app(app)
     login_manager = LoginManager(app)
     Session(app)
@@ -84,7 +85,7 @@ def create_app(config: Config | None = None) -> Flask:
 
     @login_manager.user_loader  # type: ignore[untyped-decorator]
     def load_user(user_id: str) -> t.Any:
-        return db.session.get(User, int(user_id))
+        return User.load(db.session, user_id)
 
     @app.get("/")
     def show() -> tuple[bytes, int]:
