@@ -22,7 +22,7 @@ from flask_sqlalchemy import SQLAlchemy
 from werkzeug.security import generate_password_hash
 
 from flask_session_registry._records.base import new_id
-from flask_session_registry._records.redis import RedisClient, RedisUserSession
+from flask_session_registry._records.redis import RedisClient, RedisUserSession, scripts
 
 Config = dict[str, t.Any]
 #: One of the things being compared.
@@ -214,14 +214,11 @@ class _Later:
     """A stand-in for a Redis client that queues the records' commands and sends them together."""
 
     def __init__(self, client: t.Any) -> None:
-        self._client = client
         self._commands = client.pipeline(transaction=False)
-        self._scripts: dict[str, str] = {}
+        client.script_load(scripts.ADD.text)
 
-    def eval(self, script: str, *arguments: t.Any) -> None:
-        if script not in self._scripts:
-            self._scripts[script] = self._client.script_load(script)
-        self._commands.evalsha(self._scripts[script], *arguments)
+    def evalsha(self, *arguments: t.Any) -> None:
+        self._commands.evalsha(*arguments)
 
     def set(self, *arguments: t.Any, **keywords: t.Any) -> None:
         self._commands.set(*arguments, **keywords)

@@ -468,7 +468,7 @@ PIECES: dict[str, str | None] = {
     "user_loader": None,
     "gate.check": None,
     "records.load": "gate.check",
-    "home.get": "records.load",
+    "home.load": "records.load",
     "after_request": None,
     "save_session": None,
     "teardown": None,
@@ -499,7 +499,7 @@ class Stopwatch:
             records, home = registry.records, registry.redis
             vars(records)["load"] = self._timed("records.load", records.load)
             if home is not None:
-                vars(home)["get"] = self._timed("home.get", home.get)
+                vars(home)["load"] = self._timed("home.load", home.load)
 
     def _timed(self, piece: str, function: _Function) -> _Function:
         @functools.wraps(function)

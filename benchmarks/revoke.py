@@ -26,7 +26,7 @@ from flask_sqlalchemy import SQLAlchemy
 from werkzeug.test import create_environ
 
 from flask_session_registry import SessionRegistry
-from flask_session_registry._records.redis import RedisClient
+from flask_session_registry._records.redis import RedisClient, scripts
 from flask_session_registry._records.redis.session import FIELDS
 
 from .common import (
@@ -477,11 +477,12 @@ def piece_of(statement: str) -> str:
 
 def piece_of_command(arguments: Sequence[t.Any]) -> str:
     """Return the piece that a Redis command belongs to."""
-    if arguments[0] == "EVAL":
-        # The new values are the second to last argument.
-        return ENDING if '"revoked_at"' in arguments[-2] else MARKING
-    pieces = {"UNLINK": UNLINKING, "SET": POINTING, "ZRANGEBYSCORE": READING}
-    return pieces.get(arguments[0], READING if arguments[0] in ("GET", "MGET") else OTHER)
+    if arguments[0] not in ("EVAL", "EVALSHA"):
+        return {"UNLINK": UNLINKING, "SET": POINTING}.get(arguments[0], OTHER)
+    if arguments[1] not in (scripts.UPDATE.digest, scripts.UPDATE.text):
+        return READING
+    # After the ids and the grace period come the new values.
+    return ENDING if '"revoked_at"' in arguments[6] else MARKING
 
 
 class Stopwatch:

@@ -102,6 +102,7 @@ class Registry:
                 self.redis,
                 expiry=lambda: self.expiry(unwrap(current_app)),
                 retention=self.settings.retention,
+                loads_beginning=self.settings.absolute_timeout is not None,
             )
         return SQLRecords(
             self.users,

@@ -27,10 +27,11 @@ BLOCKED = "the database is down"
 #: The storage methods that correspond to statements with this beginning.
 VERBS = {
     "INSERT": ("add",),
-    "UPDATE": ("update",),
-    "SELECT": ("get", "of_users"),
+    "UPDATE": ("mark", "update"),
+    "SELECT": ("get", "ids_of", "load", "of_users"),
     "": (
-        *("add", "all", "due", "get", "of_users", "remove", "update", "with_key"),
+        *("add", "all", "due", "get", "ids_of", "load", "mark", "of_users"),
+        *("remove", "update", "with_key"),
         *("get_tombstones", "postpone_tombstones", "remove_tombstones", "tombstones"),
     ),
 }

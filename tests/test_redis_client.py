@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import json
 import traceback
 import typing as t
 import uuid
@@ -17,8 +16,9 @@ import servers
 
 from flask_session_registry import RecordsError
 from flask_session_registry._records.base import StoreEntry
-from flask_session_registry._records.redis import RedisClient, RedisUserSession
+from flask_session_registry._records.redis import RedisClient, RedisUserSession, scripts
 from flask_session_registry._records.redis.client import reporting
+from flask_session_registry._records.redis.scripts import Script
 from flask_session_registry._records.redis.session import FIELDS, KeyHolder, Tombstone
 
 NOW = dt.datetime(2026, 2, 3, 4, 5, 6, 789012, tzinfo=dt.timezone.utc)
@@ -104,6 +104,33 @@ def test_all_attributes_are_stored(client: RedisClient, user_id: t.Any) -> None:
     assert client.get([]) == {}
 
 
+@pytest.mark.parametrize("length", [64, 65, 128, 129, 512, 700])
+def test_long_user_agent(client: RedisClient, length: int) -> None:
+    """A user agent of any length comes back, and nothing of it remains after another one."""
+    agent = "".join(chr(ord("a") + number % 26) for number in range(length))
+    session = session_of(client, user_agent=agent)
+    assert client.get([session.id])[session.id].user_agent == agent
+    for other in ("x" * 70, "short", None):
+        client.update([session.id], {"user_agent": other}, where={})
+        assert client.get([session.id])[session.id].user_agent == other
+
+
+def test_compact(client: RedisClient) -> None:
+    """Redis stores a session in the form that needs the least memory."""
+    session = session_of(
+        client,
+        store_id=f"session:{'a' * 43}",
+        ip_address="2001:db8::1",
+        user_agent="Mozilla/5.0 (iPhone; CPU iPhone OS 17_5 like Mac OS X) AppleWebKit/605.1.15 "
+        "(KHTML, like Gecko) Version/17.5 Mobile/15E148 Safari/604.1",
+        fingerprint="f" * 64,
+    )
+    values = {"revoked_at": NOW, "revoked_reason": "password_changed", "revocation": NOBODY}
+    client.update([session.id], values, where={})
+    form = client.client.object("encoding", client._key(session.id))
+    assert form in (b"listpack", b"ziplist", "listpack", "ziplist")
+
+
 def test_returned_session_is_a_copy(client: RedisClient) -> None:
     """A returned session is a copy: changing it doesn't change what is stored."""
     session = session_of(client)
@@ -129,6 +156,45 @@ def test_update(client: RedisClient) -> None:
     assert client.update([], values, where={}) == []
     assert client.update([ended.id], {"generation": 9}, where={})
     assert client.get([ended.id])[ended.id].generation == 9
+
+
+def test_choices(client: RedisClient) -> None:
+    """A condition may allow any of several values, and refuse others, missing ones included."""
+    none, a, b, c = (session_of(client, fingerprint=value) for value in (None, "a", "b", "c"))
+    every = [none.id, a.id, b.id, c.id]
+
+    def meant(where: dict[str, t.Any], unless: dict[str, t.Any]) -> list[uuid.UUID]:
+        changed = client.update(every, {"ip_address": "::1"}, where=where, unless=unless)
+        return [one.id for one in changed]
+
+    assert meant({"fingerprint": frozenset([None, "a", "x"])}, {}) == [none.id, a.id]
+    assert meant({"fingerprint": frozenset()}, {}) == []
+    assert meant({}, {"fingerprint": "b"}) == [none.id, a.id, c.id]
+    assert meant({}, {"fingerprint": frozenset([None, "b"])}) == [a.id, c.id]
+    assert meant({"fingerprint": frozenset("ab")}, {"fingerprint": "b"}) == [a.id]
+
+
+def test_load(client: RedisClient) -> None:
+    """Only the named attributes of an active session are read."""
+    session = session_of(client, "ann", generation=3)
+    names = ["generation", "user_id", "store_id", "created_at"]
+    assert client.load(session.id, names) == [3, "ann", None, session.created_at]
+    assert client.load(uuid.uuid4(), names) is None
+    client.update([session.id], {"revoked_at": NOW}, where={})
+    assert client.load(session.id, names) is None
+
+
+def test_unknown_script(client: RedisClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Redis that doesn't know a script, as after a restart, is sent it."""
+    session = session_of(client)
+    for name in ("LOAD", "UPDATE"):
+        known: Script = getattr(scripts, name)
+        # Another text, and not 'SCRIPT FLUSH': other tests use the same server.
+        script = Script.of(known.text, f"-- {uuid.uuid4().hex}")
+        monkeypatch.setattr(scripts, name, script)
+    for _ in range(2):
+        assert client.load(session.id, ["user_id"]) == [17]
+    assert client.update([session.id], {"revoked_at": NOW}, where=STANDS)
 
 
 def test_update_is_atomic(client: RedisClient) -> None:
@@ -353,9 +419,9 @@ def test_one_round_trip(client: RedisClient, monkeypatch: pytest.MonkeyPatch) ->
         sent.append(command)
         send(connection, command, *arguments, **options)
 
-    client.get([session.id])
+    client.load(session.id, ["user_id"])
     monkeypatch.setattr(redis.connection.AbstractConnection, "send_packed_command", note)
-    assert client.get([session.id])
+    assert client.load(session.id, ["user_id"])
     assert len(sent) == 1
 
 
@@ -384,13 +450,14 @@ def test_errors(client: RedisClient, monkeypatch: pytest.MonkeyPatch) -> None:
         raise redis.ConnectionError("secret")
 
     session = session_of(client)
-    commands = ("eval", "get", "mget", "zscan", "zrangebyscore")
+    commands = ("eval", "evalsha", "get", "mget", "zscan", "zrangebyscore")
     for command in commands:
         monkeypatch.setattr(client.client, command, fail)
     calls: list[Callable[[], t.Any]] = [
         lambda: client.add(session),
         lambda: client.get([session.id]),
         lambda: client.get([session.id, uuid.uuid4()]),
+        lambda: client.load(session.id, ["user_id"]),
         lambda: client.update([session.id], {"generation": 1}, where={}),
         lambda: client.remove([session.id]),
         lambda: client.with_key("key"),
@@ -398,6 +465,7 @@ def test_errors(client: RedisClient, monkeypatch: pytest.MonkeyPatch) -> None:
         lambda: client.postpone_tombstones([session.id], moment(1)),
         lambda: client.remove_tombstones([session.id], left_by=moment(1)),
         lambda: ids(client.of_users([17])),
+        lambda: list(client.ids_of(17)),
         lambda: ids(client.all()),
         lambda: ids(client.due(moment(2))),
     ]
@@ -407,28 +475,58 @@ def test_errors(client: RedisClient, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "secret" not in "".join(traceback.format_exception(error.value))
 
 
-@pytest.mark.parametrize("text", ["", "{broken", "[]", '"text"', '{"id": "none"}', "{}"])
-def test_unreadable_record_is_lost(client: RedisClient, text: str) -> None:
+@pytest.mark.parametrize(
+    "written",
+    [
+        "text",
+        {"nickname": "x"},
+        {"user_id": "int:17"},
+        {"due_at": "1"},
+        {"user_id": "int:17", "due_at": "soon"},
+        {"user_id": "17", "due_at": "1"},
+        {"user_id": "int:17", "due_at": "1", "created_at": "today"},
+    ],
+)
+def test_unreadable_record_is_lost(client: RedisClient, written: str | dict[str, str]) -> None:
     """An unreadable record counts as missing and doesn't affect others."""
     broken, whole = session_of(client), session_of(client)
-    client.client.set(client._key(broken.id), text)
+    key = client._key(broken.id)
+    client.client.delete(key)
+    if isinstance(written, str):
+        client.client.set(key, written)
+    else:
+        client.client.hset(key, mapping=written)
     assert client.get([broken.id]) == {}
+    assert client.load(broken.id, ["user_id", "created_at"]) is None
     assert client.get([broken.id, whole.id]) == {whole.id: whole}
-    assert [
-        one.id for one in client.update([broken.id, whole.id], {"generation": 1}, where={})
-    ] == [whole.id]
     assert ids(client.of_users([17])) == ids(client.all()) == [whole.id]
     assert client.remove([broken.id]) == 0
+
+
+@pytest.mark.parametrize("written", ["text", {"user_id": "int:17"}, {"due_at": "1"}])
+def test_unreadable_record_is_not_changed(
+    client: RedisClient, written: str | dict[str, str]
+) -> None:
+    broken, whole = session_of(client), session_of(client)
+    key = client._key(broken.id)
+    client.client.delete(key)
+    if isinstance(written, str):
+        client.client.set(key, written)
+    else:
+        client.client.hset(key, mapping=written)
+    changed = client.update([broken.id, whole.id], {"revoked_at": NOW}, where={})
+    assert [one.id for one in changed] == [whole.id]
+    assert ids(client.of_users([17], ended=True)) == [whole.id]
 
 
 def test_fields_of_another_release(client: RedisClient) -> None:
     """Fields that another release added are kept."""
     session = session_of(client)
     key = client._key(session.id)
-    client.client.set(key, json.dumps(json.loads(client.client.get(key)) | {"nickname": "x"}))
+    client.client.hset(key, "nickname", "x")
     assert client.get([session.id]) == {session.id: session}
     client.update([session.id], {"generation": 1}, where={})
-    assert json.loads(client.client.get(key))["nickname"] == "x"
+    assert client.client.hget(key, "nickname") in ("x", b"x")
 
 
 def test_lost_index(client: RedisClient) -> None:
@@ -439,18 +537,22 @@ def test_lost_index(client: RedisClient) -> None:
     session, ended = session_of(client), session_of(client, revoked_at=NOW)
     client.client.delete(f"{client._base(session.id.hex[:2])}u:int:17")
     assert client.get([session.id]) == {}
+    assert client.load(session.id, ["user_id"]) is None
     assert client.get([ended.id]) == {ended.id: ended}
 
 
 def test_lost_response(client: RedisClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """A retried command returns what it did the first time."""
-    evaluate = client.client.eval
 
-    def ask_twice(*arguments: t.Any) -> t.Any:
-        evaluate(*arguments)
-        return evaluate(*arguments)
+    def twice(ask: Callable[..., t.Any]) -> Callable[..., t.Any]:
+        def ask_twice(*arguments: t.Any) -> t.Any:
+            ask(*arguments)
+            return ask(*arguments)
 
-    monkeypatch.setattr(client.client, "eval", ask_twice)
+        return ask_twice
+
+    for name in ("eval", "evalsha"):
+        monkeypatch.setattr(client.client, name, twice(getattr(client.client, name)))
     session = session_of(client, generation=1)
     where = STANDS | {"generation": 1}
     assert len(client.update([session.id], {"generation": 2}, where=where)) == 1

@@ -188,16 +188,16 @@ def test_login_with_the_new_password_just_after_the_commit(away: Site) -> None:
     firefox.login()
     with away.context():
         records = records_of(away)
-        of_users = records.redis.of_users
+        ids_of = records.redis.ids_of
 
         def slowly(*arguments: t.Any, **options: t.Any) -> t.Any:
-            vars(records.redis).pop("of_users")
+            vars(records.redis).pop("ids_of")
             late.post("/login", name="ann", password="new")
-            return of_users(*arguments, **options)
+            return ids_of(*arguments, **options)
 
         away.user("ann").password_hash = "new"
         away.db.session.flush()
-        records.redis.of_users = slowly
+        records.redis.ids_of = slowly
         away.db.session.commit()
     assert firefox.rejected == "password_changed"
     assert late.is_signed_in
@@ -396,16 +396,12 @@ def test_purge_cannot_be_recorded(
     """36: if the purge can't be recorded, all sessions have ended and are purged again later."""
     firefox = away.browser()
     firefox.login()
-    client: t.Any = records_of(away).redis
-    update = client.update
 
-    def half(ids: t.Any, values: t.Any, **options: t.Any) -> t.Any:
-        if "purged_at" in values:
-            raise RecordsError
-        return update(ids, values, **options)
+    def fail(*_: t.Any, **__: t.Any) -> int:
+        raise RecordsError
 
     with away.context(), pytest.MonkeyPatch.context() as context:
-        context.setattr(client, "update", half)
+        context.setattr(records_of(away).redis, "mark", fail)
         away.sessions.revoke_all(away.user("ann"))
         away.db.session.commit()
     assert told == [(1, 1, "revoked")]
@@ -534,6 +530,20 @@ def test_round_trips(away: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     # The check; the rotation reads, writes, and notes the keys.
     assert [count(lambda: firefox.post("/rotate")) for _ in range(3)] == [4, 4, 4]
     assert len(away.stale_keys()) == 3
+
+
+@pytest.mark.parametrize("timeout", [None, dt.timedelta(days=1)])
+def test_beginning_is_read_if_a_timeout_needs_it(
+    make_site: SiteFactory, timeout: dt.timedelta | None
+) -> None:
+    """The check reads when a session began only if sessions have a maximum age."""
+    site = make_site(records="redis", SESSION_REGISTRY_ABSOLUTE_TIMEOUT=timeout)
+    site.browser().login()
+    (row,) = site.rows()
+    with site.context():
+        loaded = records_of(site).load(row.id)
+    assert loaded is not None
+    assert loaded.created_at == (None if timeout is None else row.created_at)
 
 
 def test_request_between_the_commit_and_its_follow_up(away: Site) -> None:

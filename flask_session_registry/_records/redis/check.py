@@ -11,6 +11,9 @@ from ..base import LoadedSession
 from ..protocols import CheckRecords
 from .core import RedisCore
 
+#: The attributes that :class:`LoadedSession` has of a user session; 'created_at' comes last.
+_LOADED = LoadedSession._fields[1:-1]
+
 
 class RedisCheckRecords(RedisCore, CheckRecords):
     updates_after_commit = True
@@ -18,23 +21,17 @@ class RedisCheckRecords(RedisCore, CheckRecords):
     def load(
         self, id: str, user_key: object = None, *, refresh: bool = False
     ) -> LoadedSession | None:
-        session = self._get_active(uuid.UUID(hex=id))
-        if session is None:
+        session = self.redis.load(uuid.UUID(hex=id), self._loaded)
+        row = None if session is None else self.users.load(session[0], refresh=refresh)
+        if session is None or row is None:
             return None
-        row = self.users.load(session.user_id, refresh=refresh)
-        if row is None:
-            return None
-        user, *passwords = row
-        return LoadedSession(
-            user,
-            session.user_id,
-            session.generation,
-            session.fingerprint,
-            session.last_seen_at,
-            session.store_id,
-            session.created_at,
-            tuple(passwords),
-        )
+        user, *password = row
+        beginning = () if self._loads_beginning else (None,)
+        return LoadedSession._make((user, *session, *beginning, tuple(password)))
+
+    @property
+    def _loaded(self) -> tuple[str, ...]:
+        return _LOADED if self._loads_beginning else _LOADED[:-1]
 
     def find_end_by_store_key(self, store_id: str) -> tuple[base.End | None, uuid.UUID | None]:
         holder = self.redis.with_key(store_id)

@@ -1,6 +1,6 @@
 """Storage of user sessions in Redis. It compares and writes, and decides nothing.
 
-A session is a string of JSON. All keys of one user share a hash tag of two hexadecimal digits, the
+A session is a hash. All keys of one user share a hash tag of two hexadecimal digits, the
 shard, and the ids of the user's sessions begin with it. So an id leads to its session, a script
 touches one node of a cluster, and maintenance goes through 256 shards. Each shard contains
 
@@ -20,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import functools
-import hashlib
 import json
 import secrets
 import typing as t
@@ -33,19 +32,28 @@ from ...errors import RecordsError
 from .. import base
 from ..base import StoreEntry, batches_of
 from . import scripts
-from .encoding import as_text, decode, decode_tombstone, encode, read_entry, user_text
+from .encoding import (
+    as_text,
+    decode,
+    decode_some,
+    decode_tombstone,
+    encode,
+    encode_choices,
+    read_user_id,
+    user_text,
+)
+from .scripts import Script
 from .session import KeyHolder, RedisUserSession, Tombstone
+from .shards import Shards, by_shard, shard_of
 
-#: How long after its last write, or after it was due, Redis drops a session.
-_GRACE = dt.timedelta(days=400)
+#: How many milliseconds after its last write, or after it was due, Redis drops a session.
+_GRACE = dt.timedelta(days=400) // dt.timedelta(milliseconds=1)
 
 #: The same for store keys, which only tell why a session is gone.
 _KEY_GRACE = dt.timedelta(days=30)
 
 #: Before the id of a tombstone, where store keys lead to it.
 _TOMBSTONE = "t:"
-
-_SHARDS = [f"{number:02x}" for number in range(256)]
 
 _Parameters = t.ParamSpec("_Parameters")
 _Result = t.TypeVar("_Result")
@@ -95,7 +103,7 @@ def _failure(error: Exception) -> RecordsError:
     )
 
 
-class RedisClient:
+class RedisClient(Shards):
     """The user sessions of one app, in Redis 5 or newer: alone, a cluster, or behind Sentinel.
 
     Other processes see at once what a method has written. Unknown ids are left out.
@@ -105,61 +113,115 @@ class RedisClient:
     :raises RecordsError: Redis can't be read or written; from every method.
     """
 
-    def __init__(self, client: t.Any, prefix: str) -> None:
-        self.client = client
-        self._prefix = prefix
-
     def assign_id(self, id: uuid.UUID, user_id: t.Any) -> uuid.UUID:
         """Return the id for a new session of this user: a fresh one, with the user's shard."""
-        return uuid.UUID(hex=_shard_of(user_id) + id.hex[2:])
+        return uuid.UUID(hex=shard_of(user_id) + id.hex[2:])
 
     @reporting
     def add(self, session: RedisUserSession) -> None:
         values = encode(dataclasses.asdict(session))
-        known = {name: value for name, value in values.items() if value is not None}
-        self._run(scripts.ADD, [session.id], json.dumps(known))
+        known = {
+            name: value for name, value in values.items() if value is not None and name != "id"
+        }
+        self._run(scripts.ADD, [session.id.hex], _GRACE, json.dumps(known))
         self._point_to([session], session.due_at or clock.now())
 
     @reporting
     def get(self, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, RedisUserSession]:
-        """Return the sessions with these ids; in one round trip if there is one id."""
-        texts = [self._run(scripts.GET, ids)] if len(ids) == 1 else self._read(ids)
-        found = (decode(text) for text in texts if text is not None)
-        return {session.id: session for session in found if session is not None}
+        """Return the sessions with these ids, in any order."""
+        sessions: dict[uuid.UUID, RedisUserSession] = {}
+        for part in by_shard(ids):
+            # Without sessions, Lua returns an empty object instead of an empty list.
+            found = iter(json.loads(self._run(scripts.GET, part)))
+            for place, written in zip(found, found, strict=True):
+                session = decode(uuid.UUID(hex=part[place - 1]), written)
+                if session is not None:
+                    sessions[session.id] = session
+        return sessions
+
+    @reporting
+    def load(self, id: uuid.UUID, names: Sequence[str]) -> list[t.Any] | None:
+        """Return attributes of an active session; ``None`` if there is none."""
+        found = self._run(scripts.LOAD, [id.hex], *names)
+        return None if found is None else decode_some(names, json.loads(found)[3:])
 
     @reporting
     def update(
         self,
-        ids: Sequence[uuid.UUID],
+        ids: Sequence[uuid.UUID | str],
         values: Mapping[str, t.Any],
         *,
         where: Mapping[str, t.Any],
+        unless: Mapping[str, t.Any] | None = None,
         leaves: Tombstone | None = None,
     ) -> list[StoreEntry]:
         """Give new values to those of these sessions that have all the values of ``where``.
 
         Comparing and writing a session is atomic.
 
-        :param ids: at most a thousand.
+        :param ids: UUIDs, or their hexadecimal digits.
+        :param where: a frozen set stands for any of its values.
+        :param unless: leave those sessions alone that have any of these values.
         :param leaves: the tombstone of the key that the session leaves behind, if it changes.
         :returns: the changed sessions.
         """
-        arguments = (
-            json.dumps(encode(values)),
-            json.dumps(encode(where)),
-            secrets.token_hex(8),
-            "" if leaves is None else json.dumps(encode(dataclasses.asdict(leaves))),
-        )
         changed = [
-            read_entry(*texts)
-            for part in _by_shard(ids)
-            for texts in self._run(scripts.UPDATE, part, *arguments)
+            StoreEntry(
+                uuid.UUID(hex=part[place - 1]),
+                read_user_id(user_id),
+                None if store_id is False else store_id,
+            )
+            for part, found in self._update(ids, values, where, unless, leaves)
+            for place, user_id, store_id in zip(*[iter(found)] * 3, strict=True)
         ]
         due_at = values.get("due_at")
         # The key of an ended session lives long enough by what was written while it was active.
         if due_at is not None and not {"revoked_at", "purged_at"} & values.keys():
             self._point_to(changed, due_at, leaves if changed else None)
         return changed
+
+    @reporting
+    def mark(
+        self,
+        ids: Sequence[uuid.UUID],
+        values: Mapping[str, t.Any],
+        *,
+        where: Mapping[str, t.Any],
+    ) -> int:
+        """Like :meth:`update`, of ended sessions; return how many were changed."""
+        return sum(len(found) // 3 for _, found in self._update(ids, values, where))
+
+    def _update(
+        self,
+        ids: Sequence[uuid.UUID | str],
+        values: Mapping[str, t.Any],
+        where: Mapping[str, t.Any],
+        unless: Mapping[str, t.Any] | None = None,
+        leaves: Tombstone | None = None,
+    ) -> Iterator[tuple[list[str], list[t.Any]]]:
+        """Update sessions; yield their ids by shard, with what the script returns."""
+        arguments = (
+            json.dumps(encode(values)),
+            json.dumps(encode_choices(where)),
+            json.dumps(encode_choices(unless or {})),
+            secrets.token_hex(8),
+            "" if leaves is None else json.dumps(encode(dataclasses.asdict(leaves))),
+        )
+        for part in by_shard(ids):
+            yield part, json.loads(self._run(scripts.UPDATE, part, _GRACE, *arguments))
+
+    @_reporting_batches
+    def ids_of(self, user_id: t.Any, *, ended: bool = False) -> Iterator[list[str]]:
+        """Yield the ids of a user's active or ended sessions, in the order of logins.
+
+        As hexadecimal digits: to end them, nothing else is needed. They may end meanwhile, or
+        name a session that is gone.
+        """
+        shard, index = self._base(shard_of(user_id)), _index_of(user_id, ended)
+        score = "-inf"
+        while page := self._run_in(shard, scripts.PAGE, index, f"({score}", base.BATCH):
+            members, score = map(as_text, page)
+            yield [members[n : n + 32] for n in range(0, len(members), 32)]
 
     @_reporting_batches
     def of_users(
@@ -170,9 +232,9 @@ class RedisClient:
         They may end meanwhile.
         """
         for user_id in user_ids:
-            shard = self._base(_shard_of(user_id))
-            index = f"{shard}{'e' if ended else 'u'}:{user_text(user_id)}"
-            yield from self._in_order(index, self.get)
+            index = self._base(shard_of(user_id)) + _index_of(user_id, ended)
+            for ids in self.ids_of(user_id, ended=ended):
+                yield self._found(index, [uuid.UUID(hex=id) for id in ids], self.get)
 
     @_reporting_batches
     def all(self) -> Iterator[list[RedisUserSession]]:
@@ -182,7 +244,9 @@ class RedisClient:
             # Not by score: meanwhile a session may move to a score that has been passed already.
             while cursor != 0:
                 cursor, found = self.client.zscan(index, cursor or 0, count=base.BATCH)
-                yield from self._resolve(index, [as_text(member) for member, _ in found], self.get)
+                members = [uuid.UUID(hex=as_text(member)) for member, _ in found]
+                for ids in batches_of(members):
+                    yield self._found(index, ids, self.get)
 
     @_reporting_batches
     def due(self, by: dt.datetime) -> Iterator[list[RedisUserSession]]:
@@ -213,13 +277,18 @@ class RedisClient:
     @reporting
     def remove(self, ids: Sequence[uuid.UUID]) -> int:
         """Delete those of these sessions that have ended; return how many."""
-        return sum(self._run(scripts.REMOVE, part) for part in _by_shard(ids))
+        return sum(self._run(scripts.REMOVE, part) for part in by_shard(ids))
 
     # -- tombstones ------------------------------------------------------------------------------
 
     @reporting
     def get_tombstones(self, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Tombstone]:
-        found = (decode_tombstone(text) for text in self._read(ids, "t") if text is not None)
+        found = (
+            decode_tombstone(text)
+            for part in by_shard(ids)
+            for text in self.client.mget([f"{self._base(id[:2])}t:{id}" for id in part])
+            if text is not None
+        )
         return {tombstone.id: tombstone for tombstone in found if tombstone is not None}
 
     @_reporting_batches
@@ -240,35 +309,12 @@ class RedisClient:
         self._run_on_tombstones(scripts.REMOVE_TOMBSTONES, ids, left_by)
 
     def _run_on_tombstones(
-        self, script: str, ids: Sequence[uuid.UUID], moment: dt.datetime
+        self, script: Script, ids: Sequence[uuid.UUID], moment: dt.datetime
     ) -> None:
-        for part in _by_shard(ids):
-            self._run(script, part, str(clock.microseconds(moment)), kind="t")
+        for part in by_shard(ids):
+            self._run(script, part, _GRACE, clock.microseconds(moment))
 
-    # -- keys and scripts ------------------------------------------------------------------------
-
-    def _base(self, shard: str) -> str:
-        return f"{self._prefix}{{{shard}}}:"
-
-    def _key(self, id: uuid.UUID, kind: str = "s") -> str:
-        return f"{self._base(id.hex[:2])}{kind}:{id.hex}"
-
-    def _pointer(self, store_id: str) -> str:
-        return f"{self._prefix}k:{store_id}"
-
-    def _read(self, ids: Iterable[uuid.UUID], kind: str = "s") -> Iterator[str | bytes | None]:
-        """Yield what is stored of sessions or tombstones, in any order."""
-        for part in _by_shard(ids):
-            yield from self.client.mget([self._key(id, kind) for id in part])
-
-    def _run(
-        self, script: str, ids: Sequence[uuid.UUID], *arguments: str, kind: str = "s"
-    ) -> t.Any:
-        """Run a script on sessions or tombstones of one shard."""
-        keys = [self._key(id, kind) for id in ids]
-        grace = _GRACE // dt.timedelta(milliseconds=1)
-        shard = self._base(ids[0].hex[:2])
-        return self.client.eval(script, len(keys), *keys, shard, grace, *arguments)
+    # -- store keys ------------------------------------------------------------------------------
 
     def _point_to(
         self,
@@ -296,7 +342,7 @@ class RedisClient:
 
     def _occupied(self, name: str, highest: float = float("inf")) -> list[str]:
         """Return the indexes of this name, in all shards, that name something up to a score."""
-        indexes = [f"{self._base(shard)}{name}" for shard in _SHARDS]
+        indexes = [f"{base}{name}" for base in self._bases()]
         pipeline = self.client.pipeline(transaction=False)
         for index in indexes:
             pipeline.zcount(index, "-inf", highest)
@@ -316,30 +362,19 @@ class RedisClient:
             new = [pair for pair in pairs if pair > (score, member)][: base.BATCH]
             if not new:
                 return
-            yield from self._resolve(index, [name for _, name in new], get)
+            yield self._found(index, [uuid.UUID(hex=name) for _, name in new], get)
             score, member = new[-1]
             # The next page begins with these again, if they are still there.
             ties = sum(at == score for at, _ in pairs)
 
-    def _resolve(
-        self, index: str, members: Sequence[str], get: _Get[_Found]
-    ) -> Iterator[list[_Found]]:
-        """Yield what some members of an index name; remove from it what is gone."""
-        for batch in batches_of(members):
-            part = [uuid.UUID(hex=member) for member in batch]
-            found = get(part)
-            gone = [id.hex for id in part if id not in found]
-            if gone:
-                self.client.zrem(index, *gone)
-            yield [found[id] for id in part if id in found]
+    def _found(self, index: str, ids: Sequence[uuid.UUID], get: _Get[_Found]) -> list[_Found]:
+        """Return what some ids of an index name; remove from it what is gone."""
+        found = get(ids)
+        gone = [id.hex for id in ids if id not in found]
+        if gone:
+            self.client.zrem(index, *gone)
+        return [found[id] for id in ids if id in found]
 
 
-def _shard_of(user_id: t.Any) -> str:
-    return hashlib.sha256(user_text(user_id).encode()).hexdigest()[:2]
-
-
-def _by_shard(ids: Iterable[uuid.UUID]) -> Iterator[list[uuid.UUID]]:
-    shards: dict[str, list[uuid.UUID]] = {}
-    for id in ids:
-        shards.setdefault(id.hex[:2], []).append(id)
-    yield from shards.values()
+def _index_of(user_id: t.Any, ended: bool) -> str:
+    return f"{'e' if ended else 'u'}:{user_text(user_id)}"

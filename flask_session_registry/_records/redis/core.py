@@ -27,6 +27,7 @@ class RedisCore:
 
     :param expiry: returns the rule by which sessions have expired by now.
     :param retention: how long an ended session is kept; at least :data:`base.IN_FLIGHT_GRACE`.
+    :param loads_beginning: whether the check needs to know when a session began.
     """
 
     def __init__(
@@ -36,11 +37,13 @@ class RedisCore:
         *,
         expiry: Callable[[], Expiry],
         retention: dt.timedelta,
+        loads_beginning: bool = True,
     ) -> None:
         self.users = users
         self.redis = redis
         self._expiry = expiry
         self._retention = max(retention, base.IN_FLIGHT_GRACE)
+        self._loads_beginning = loads_beginning
 
     def get(self, id: uuid.UUID) -> RedisUserSession | None:
         return self.redis.get([id]).get(id)
@@ -59,15 +62,16 @@ class RedisCore:
 
     def _update(
         self,
-        ids: Sequence[uuid.UUID],
+        ids: Sequence[uuid.UUID | str],
         values: t.Mapping[str, t.Any],
         *,
         where: t.Mapping[str, t.Any],
+        unless: t.Mapping[str, t.Any] | None = None,
     ) -> list[StoreEntry]:
         return [
             entry
             for batch in batches_of(ids)
-            for entry in self.redis.update(batch, values, where=where)
+            for entry in self.redis.update(batch, values, where=where, unless=unless)
         ]
 
     def _change(
@@ -87,24 +91,23 @@ class RedisCore:
 
     def _end(
         self,
-        ids: Sequence[uuid.UUID],
+        ids: Sequence[uuid.UUID | str],
         values: t.Mapping[str, t.Any],
         *,
         where: t.Mapping[str, t.Any] = ACTIVE,
+        unless: t.Mapping[str, t.Any] | None = None,
     ) -> list[StoreEntry]:
         moment = clock.now()
         values = {**values, "revoked_at": moment, "due_at": moment}
-        return self._update(ids, values, where={**ACTIVE, **where})
+        return self._update(ids, values, where={**ACTIVE, **where}, unless=unless)
 
     def mark_purged(self, ids: Sequence[uuid.UUID], *, keys: Collection[str] | None = None) -> int:
         moment = clock.now()
         values = {"purged_at": moment, "due_at": moment + self._retention}
         pending: dict[str, t.Any] = {"purged_at": None}
-        if keys is None:
-            return len(self._update(ids, values, where=pending))
-        return sum(
-            len(self._update(ids, values, where={**pending, "store_id": key})) for key in keys
-        )
+        if keys is not None:
+            pending["store_id"] = frozenset(keys)
+        return sum(self.redis.mark(batch, values, where=pending) for batch in batches_of(ids))
 
     def _due_at(self, session: RedisUserSession) -> dt.datetime:
         """Return when an active session is due for maintenance."""

@@ -1,4 +1,7 @@
-"""How user sessions and tombstones are written in Redis: as JSON, in which every value is text."""
+"""How user sessions and tombstones are written in Redis: every value is text.
+
+A session is a hash of its attributes, a tombstone is JSON.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,37 @@ import datetime as dt
 import json
 import typing as t
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from ... import _clock as clock
-from ..base import StoreEntry
 from .session import FIELDS, RedisUserSession, Tombstone
+
+#: Raised where something unreadable is decoded.
+_UNREADABLE = (AttributeError, KeyError, OverflowError, TypeError, ValueError)
+
+
+#: The fields that hold a user agent, in pieces. Redis stores a hash compactly, in less than half of
+#: the memory, if none of its values is longer than 64 bytes, and user agents are.
+_USER_AGENT = ("user_agent", *(f"user_agent {number}" for number in range(2, 9)))
+_PIECE = 64
 
 
 def encode(values: Mapping[str, t.Any]) -> dict[str, str | None]:
-    return {name: _write(name, value) for name, value in values.items()}
+    written = {name: _write(name, value) for name, value in values.items()}
+    if "user_agent" in written:
+        rest = written["user_agent"] or ""
+        for name in _USER_AGENT:
+            end = None if name == _USER_AGENT[-1] else _PIECE
+            written[name], rest = rest[:end] or None, rest[_PIECE:]
+    return written
+
+
+def encode_choices(choices: Mapping[str, t.Any]) -> dict[str, list[str | None]]:
+    """Return the values that an attribute may have; given one, or a set of them."""
+    return {
+        name: [_write(name, each) for each in (value if isinstance(value, frozenset) else [value])]
+        for name, value in choices.items()
+    }
 
 
 def _write(name: str, value: t.Any) -> str | None:
@@ -28,14 +53,34 @@ def _write(name: str, value: t.Any) -> str | None:
     return value.hex if isinstance(value, uuid.UUID) else str(value)
 
 
-def decode(text: str | bytes) -> RedisUserSession | None:
-    """Return a session; ``None`` if it is unreadable. Attributes of other releases are ignored."""
+def decode(id: uuid.UUID, written: Iterable[str]) -> RedisUserSession | None:
+    """Return a session; ``None`` if it is unreadable. Attributes of other releases are ignored.
+
+    :param written: names and values, in turns.
+    """
+    each = iter(written)
     try:
-        written: dict[str, str] = json.loads(text)
+        fields = dict(zip(each, each, strict=True))
+        if _USER_AGENT[1] in fields:
+            fields["user_agent"] = "".join([fields.get(name, "") for name in _USER_AGENT])
         return RedisUserSession(
-            **{name: _READ[name](value) for name, value in written.items() if name in _READ}
+            id=id, **{name: _READ[name](value) for name, value in fields.items() if name in _READ}
         )
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+    except _UNREADABLE:
+        return None
+
+
+def decode_some(names: Iterable[str], written: Iterable[t.Any]) -> list[t.Any] | None:
+    """Return some attributes of a session, given in the same order; ``None`` if unreadable.
+
+    :param written: ``False`` stands for a missing one.
+    """
+    try:
+        return [
+            None if value is False else _READ[name](value)
+            for name, value in zip(names, written, strict=True)
+        ]
+    except _UNREADABLE:
         return None
 
 
@@ -50,16 +95,8 @@ def decode_tombstone(text: str | bytes) -> Tombstone | None:
             left_at=_moment(written["left_at"]),
             is_linked=written["is_linked"] == str(True),
         )
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+    except _UNREADABLE:
         return None
-
-
-def read_entry(id: t.Any, user_id: t.Any, store_id: t.Any) -> StoreEntry:
-    return StoreEntry(
-        uuid.UUID(hex=as_text(id)),
-        _user_id(as_text(user_id)),
-        None if store_id is None else as_text(store_id),
-    )
 
 
 def _moment(text: str) -> dt.datetime:
@@ -71,19 +108,21 @@ def user_text(user_id: t.Any) -> str:
     return f"{type(user_id).__name__}:{text}"
 
 
-def _user_id(text: str) -> t.Any:
+def read_user_id(text: str) -> t.Any:
     kind, _, value = text.partition(":")
-    return {"int": int, "str": str, "UUID": uuid.UUID}[kind](value)
+    return _KINDS[kind](value)
 
+
+_KINDS: dict[str, Callable[[str], t.Any]] = {"int": int, "str": str, "UUID": uuid.UUID}
 
 _READ: dict[str, Callable[[str], t.Any]] = {
     **dict.fromkeys(FIELDS, str),
     **dict.fromkeys((name for name in FIELDS if name.endswith(("_at", "_until"))), _moment),
-    "id": uuid.UUID,
     "revocation": uuid.UUID,
     "generation": int,
-    "user_id": _user_id,
+    "user_id": read_user_id,
 }
+del _READ["id"]
 
 
 def as_text(value: str | bytes) -> str:

@@ -50,10 +50,25 @@ class RedisRevocationRecords(RedisCore, RevocationRecords):
         if order.change is not None:
             # If this fails, the session lacks the new fingerprint, and ends with the others.
             self.update_credentials(order.change)
-        for batch in self._covered_by(order, is_open=False):
-            ended = self._end_by(order, batch)
+        for ids in self._ids_covered_by(order):
+            ended = self._end_by(order, ids)
             if ended:
                 yield ended
+
+    def _ids_covered_by(self, order: RevocationOrder) -> Iterator[list[str]]:
+        """Yield the ids of what an order ends after the commit, in batches.
+
+        The password of the sessions is yet to be compared.
+        """
+        if order.only_id is not None or order.where is not None:
+            for batch in self._covered_by(order, is_open=False):
+                yield [session.id.hex for session in batch]
+            return
+        # Nothing of these sessions but their users has to be known.
+        spared = None if order.except_id is None else order.except_id.hex
+        for user_id in order.user_ids:
+            for ids in self.redis.ids_of(user_id):
+                yield [id for id in ids if id != spared]
 
     def _covered_by(
         self, order: RevocationOrder, *, is_open: bool
@@ -72,17 +87,15 @@ class RedisRevocationRecords(RedisCore, RevocationRecords):
                 if session.revoked_at is None and _covers(order, session, is_open=is_open)
             ]
 
-    def _end_by(self, order: RevocationOrder, batch: list[RedisUserSession]) -> list[StoreEntry]:
+    def _end_by(self, order: RevocationOrder, ids: list[str]) -> list[StoreEntry]:
+        unless: dict[str, t.Any] = {}
+        if order.change is not None:
+            # If the password has changed again since, that change decides which sessions stay
+            # active.
+            newest = self._newest_fingerprints(order.user_ids)
+            unless = {"fingerprint": frozenset([order.change.fingerprint, *newest])}
         values = {"revocation": order.id, "revoked_reason": order.reason}
-        if order.change is None:
-            return self._end([session.id for session in batch], values)
-        # If the password has changed again since, that change decides which sessions stay active.
-        newest = self._newest_fingerprints(order.user_ids)
-        ended: list[StoreEntry] = []
-        for old in {session.fingerprint for session in batch}.difference(newest):
-            ids = [session.id for session in batch if session.fingerprint == old]
-            ended += self._end(ids, values, where={"fingerprint": old})
-        return ended
+        return self._end(ids, values, unless=unless)
 
     def _newest_fingerprints(self, user_ids: Sequence[t.Any]) -> list[str | None]:
         try:
@@ -102,8 +115,8 @@ class RedisRevocationRecords(RedisCore, RevocationRecords):
         # Not a 'partial', whose repr shows the fingerprints.
         def sync() -> None:
             where = {**ACTIVE, "fingerprint": before}
-            for batch in self.redis.of_users([user_id]):
-                self._update([session.id for session in batch], {"fingerprint": after}, where=where)
+            for ids in self.redis.ids_of(user_id):
+                self._update(ids, {"fingerprint": after}, where=where)
 
         return sync
 

@@ -1,69 +1,120 @@
 """The Lua scripts that read and write user sessions in Redis.
 
-Each is atomic, and touches the keys of one shard only. Arguments: the base of the shard's keys,
-the grace period in milliseconds, then those of the script.
+Each is atomic, and touches the keys of one shard only. Its one key is the base of the shard's keys.
+The first argument is the ids of sessions or tombstones, one after the other; in scripts that write,
+the second is the grace period in milliseconds.
+
+Their cost is that of the commands they call for each session, so they fetch only the needed fields,
+and change each index once.
 """
 
 from __future__ import annotations
 
-_READ = """
-local base = ARGV[1]
+import hashlib
+import typing as t
 
--- An unreadable session counts as lost.
-local function read(text)
-    local is_text, session = pcall(cjson.decode, text or '')
-    if is_text and type(session) == 'table' and session.id and session.user_id then
-        return session.due_at and session or nil
-    end
+
+class Script(t.NamedTuple):
+    text: str
+    #: By which Redis knows it once it has run.
+    digest: str
+
+    @classmethod
+    def of(cls, *parts: str) -> Script:
+        text = "".join(parts)
+        return cls(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+_READ = """
+local base = KEYS[1]
+local ids = {}
+for id in string.gmatch(ARGV[1], string.rep('.', 32)) do
+    ids[#ids + 1] = id
+end
+
+-- Return fields of a session, the first two of which must be these. An unreadable session counts
+-- as lost.
+local function read(id, names)
+    local found = redis.pcall('HMGET', base .. 's:' .. id, unpack(names))
+    return not found.err and found[1] and tonumber(found[2] or nil) and found or nil
+end
+local function with_required(...)
+    return {'user_id', 'due_at', ...}
 end
 """
 
-#: Writing a session or a tombstone, with every index that leads to it.
+#: Writing sessions and tombstones, with every index that leads to them.
 _WRITE = (
     _READ
     + """
 local grace = tonumber(ARGV[2])
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local expirations, last = {}, {}
+local additions, removals, expirations, last = {}, {}, {}, {}
+
+local function add(index, score, id)
+    local members = additions[index] or {}
+    additions[index] = members
+    members[#members + 1] = score
+    members[#members + 1] = id
+end
+
+-- Note that an index must not expire before something in it.
+local function keep(index, expires)
+    if expires > (expirations[index] or 0) then
+        expirations[index] = expires
+    end
+end
 
 -- Append a session to one index and remove it from another.
 local function move(id, to, from)
-    redis.call('ZREM', from, id)
+    removals[from] = removals[from] or {}
+    table.insert(removals[from], id)
     local found = last[to] or redis.call('ZREVRANGE', to, 0, 0, 'WITHSCORES')[2] or 0
     last[to] = math.max(now, tonumber(found) + 1)
-    redis.call('ZADD', to, last[to], id)
+    add(to, last[to], id)
 end
 
--- Set a key that is due at a moment, and add it to an index; return when it expires.
-local function set(key, value, index, id, due_at)
-    local expires = math.floor(math.max(tonumber(due_at), now) / 1000) + grace
-    redis.call('SET', key, cjson.encode(value))
-    redis.call('PEXPIREAT', key, expires)
-    redis.call('ZADD', index, due_at, id)
-    expirations[index] = math.max(expirations[index] or 0, expires)
-    return expires
+local indexes, due = {}, base .. 'due'
+
+-- Let the expiry and the indexes of a session follow what has been written to it.
+local function follow(id, user_id, due_at, due_before, had_ended, ended)
+    local moment, before = math.max(tonumber(due_at), now), tonumber(due_before)
+    -- A session that ends lives long enough by what was written while it was active.
+    if moment > before then
+        redis.call('PEXPIREAT', base .. 's:' .. id, math.floor(moment / 1000) + grace)
+    end
+    add(due, due_at, id)
+    local of_user = indexes[user_id]
+    if not of_user then
+        of_user = {[false] = base .. 'u:' .. user_id, [true] = base .. 'e:' .. user_id}
+        indexes[user_id] = of_user
+    end
+    local expires = math.floor(math.max(moment, before) / 1000) + grace
+    keep(due, expires)
+    keep(of_user[ended], expires)
+    if ended ~= had_ended then
+        move(id, of_user[ended], of_user[not ended])
+    end
 end
 
 local function bury(tombstone, due_at)
-    set(base .. 't:' .. tombstone.id, tombstone, base .. 'stale', tombstone.id, due_at)
+    local key = base .. 't:' .. tombstone.id
+    local expires = math.floor(math.max(tonumber(due_at), now) / 1000) + grace
+    redis.call('SET', key, cjson.encode(tombstone))
+    redis.call('PEXPIREAT', key, expires)
+    add(base .. 'stale', due_at, tombstone.id)
+    keep(base .. 'stale', expires)
 end
 
-local function write(session, is_new, had_ended)
-    local id, ended = session.id, session.revoked_at ~= nil
-    local expires = set(base .. 's:' .. id, session, base .. 'due', id, session.due_at)
-    local to, from = base .. 'u:' .. session.user_id, base .. 'e:' .. session.user_id
-    if ended then
-        to, from = from, to
+-- Write the indexes. Each lives as long as what is in it.
+local function finish()
+    for key, members in pairs(removals) do
+        redis.call('ZREM', key, unpack(members))
     end
-    if is_new or ended ~= had_ended then
-        move(id, to, from)
+    for key, members in pairs(additions) do
+        redis.call('ZADD', key, unpack(members))
     end
-    expirations[to] = math.max(expirations[to] or 0, expires)
-end
-
--- An index lives as long as what is in it.
-local function extend_indexes()
     for key, expires in pairs(expirations) do
         if redis.call('PTTL', key) < expires - now / 1000 then
             redis.call('PEXPIREAT', key, expires)
@@ -73,109 +124,191 @@ end
 """
 )
 
-#: Add a session. Argument: the session.
-ADD = (
-    _WRITE
-    + """
-write(cjson.decode(ARGV[3]), true)
-extend_indexes()
-"""
+#: Add a session. Argument: its fields, a JSON object.
+ADD = Script.of(
+    _WRITE,
+    """
+local session, fields = cjson.decode(ARGV[3]), {}
+for name, value in pairs(session) do
+    fields[#fields + 1] = name
+    fields[#fields + 1] = value
+end
+local key = base .. 's:' .. ids[1]
+redis.call('DEL', key)
+redis.call('HSET', key, unpack(fields))
+local ended = session.revoked_at ~= nil
+follow(ids[1], session.user_id, session.due_at, 0, not ended, ended)
+finish()
+""",
 )
 
-#: Change, or end, the sessions that have all the expected values; one that ends gets a
-#: 'revoked_at'. Arguments: the new values, the expected ones, a random token, a tombstone to add if
-#: a session has changed, or nothing; keys: of the sessions.
-UPDATE = (
-    _WRITE
-    + """
-local values, where = cjson.decode(ARGV[3]), cjson.decode(ARGV[4])
+#: Change, or end, the sessions that meet the conditions; one that ends gets a 'revoked_at'.
+#: Arguments: the new values, the allowed ones and the refused ones, a random token, a tombstone to
+#: add if a session has changed, or nothing. Return, as JSON, for each changed session which one of
+#: them it is, its user and its store key.
+UPDATE = Script.of(
+    _WRITE,
+    """
+local values, token = cjson.decode(ARGV[3]), ARGV[6]
+local names = with_required('revoked_at', 'store_id', 'token')
+local conditions = {}
+for place, is_allowed in ipairs({true, false}) do
+    for name, expected in pairs(cjson.decode(ARGV[3 + place])) do
+        local set = {}
+        for _, value in ipairs(expected) do
+            set[value ~= cjson.null and value] = true
+        end
+        names[#names + 1] = name
+        conditions[#conditions + 1] = {#names, set, is_allowed}
+    end
+end
+
+local set, cleared = {'token', token}, {}
+for name, value in pairs(values) do
+    if value == cjson.null then
+        cleared[#cleared + 1] = name
+    else
+        set[#set + 1] = name
+        set[#set + 1] = value
+    end
+end
+
+local function is_meant(found)
+    for _, condition in ipairs(conditions) do
+        local is_in = condition[2][found[condition[1]]] or false
+        if is_in ~= condition[3] then
+            return false
+        end
+    end
+    return true
+end
+
+-- What a session has after the change.
+local function after(name, before)
+    if values[name] == nil then
+        return before
+    end
+    return values[name] ~= cjson.null and values[name]
+end
+
 local changed = {}
-for _, key in ipairs(KEYS) do
-    local session = read(redis.call('GET', key))
+for place, id in ipairs(ids) do
+    local found = read(id, names)
     -- The client repeats a call whose reply was lost: this was done before.
-    local is_done = session and session.token == ARGV[5]
-    for name, value in pairs(session and not is_done and where or {}) do
-        if (session[name] or cjson.null) ~= value then
-            session = nil
-            break
+    local is_done = found and found[5] == token
+    if found and (is_done or is_meant(found)) then
+        local user_id, had_ended = found[1], found[3]
+        local store_id, ended = after('store_id', found[4]), after('revoked_at', had_ended)
+        if not is_done then
+            local key = base .. 's:' .. id
+            redis.call('HSET', key, unpack(set))
+            if cleared[1] then
+                redis.call('HDEL', key, unpack(cleared))
+            end
+            local due_before = found[2]
+            local due_at = after('due_at', due_before)
+            follow(id, user_id, due_at, due_before, had_ended and true, ended and true)
+            if ARGV[7] ~= '' then
+                local tombstone = cjson.decode(ARGV[7])
+                bury(tombstone, tombstone.left_at)
+            end
         end
-    end
-    if session then
-        local had_ended = session.revoked_at ~= nil
-        for name, value in pairs(is_done and {} or values) do
-            session[name] = value ~= cjson.null and value or nil
-        end
-        session.token = ARGV[5]
-        write(session, false, had_ended)
-        if ARGV[6] ~= '' then
-            local tombstone = cjson.decode(ARGV[6])
-            bury(tombstone, tombstone.left_at)
-        end
-        changed[#changed + 1] = {
-            session.id,
-            session.user_id,
-            session.store_id or false,
-        }
+        changed[#changed + 1] = place
+        changed[#changed + 1] = user_id
+        changed[#changed + 1] = store_id
     end
 end
-extend_indexes()
-return changed
-"""
+finish()
+return cjson.encode(changed)
+""",
 )
 
-#: Return a session. If its user's index doesn't name it, it counts as lost: a revocation of the
-#: user's sessions would miss it. Key: of the session.
-GET = (
-    _READ
-    + """
-local text = redis.call('GET', KEYS[1])
-local session = read(text)
-if session and not session.revoked_at then
-    if not redis.call('ZSCORE', base .. 'u:' .. session.user_id, session.id) then
-        return nil
+#: Whether the user's index names an active session. If not, the session counts as lost: a
+#: revocation of the user's sessions would miss it.
+_IS_NAMED = """
+local function is_named(id, user_id)
+    return redis.call('ZSCORE', base .. 'u:' .. user_id, id)
+end
+"""
+
+#: Return, as JSON, which of these sessions exist, each followed by its fields. If there is one id,
+#: an active session must be named by its user's index.
+GET = Script.of(
+    _READ,
+    _IS_NAMED,
+    """
+local found, required = {}, with_required('revoked_at')
+for place, id in ipairs(ids) do
+    local session = read(id, required)
+    if session and (ids[2] or session[3] or is_named(id, session[1])) then
+        found[#found + 1] = place
+        found[#found + 1] = redis.call('HGETALL', base .. 's:' .. id)
     end
 end
-return text
-"""
+return cjson.encode(found)
+""",
 )
 
-#: Delete sessions that have ended; return how many. Keys: of the sessions.
-REMOVE = (
-    _READ
-    + """
-local removed = 0
-for _, key in ipairs(KEYS) do
-    local session = read(redis.call('GET', key))
-    if session and session.revoked_at then
-        redis.call('DEL', key)
-        redis.call('ZREM', base .. 'due', session.id)
-        redis.call('ZREM', base .. 'e:' .. session.user_id, session.id)
+#: Return, as JSON, fields of an active session; nothing if there is none. Arguments: their names.
+LOAD = Script.of(
+    _READ,
+    _IS_NAMED,
+    """
+local found = read(ids[1], with_required('revoked_at', unpack(ARGV, 2)))
+if found and not found[3] and is_named(ids[1], found[1]) then
+    return cjson.encode(found)
+end
+""",
+)
+
+#: Return the ids of the first sessions that an index names after a score, one after the other, and
+#: the score of the last of them. Arguments: instead of ids, the index; the score; how many.
+PAGE = Script.of("""
+local index = KEYS[1] .. ARGV[1]
+local ids = redis.call('ZRANGEBYSCORE', index, ARGV[2], '+inf', 'LIMIT', 0, ARGV[3])
+if ids[1] then
+    return {table.concat(ids), redis.call('ZSCORE', index, ids[#ids])}
+end
+""")
+
+#: Delete sessions that have ended; return how many.
+REMOVE = Script.of(
+    _READ,
+    """
+local removed, required = 0, with_required('revoked_at')
+for _, id in ipairs(ids) do
+    local session = read(id, required)
+    if session and session[3] then
+        redis.call('DEL', base .. 's:' .. id)
+        redis.call('ZREM', base .. 'due', id)
+        redis.call('ZREM', base .. 'e:' .. session[1], id)
         removed = removed + 1
     end
 end
 return removed
-"""
+""",
 )
 
-#: Look at tombstones again at another moment. Argument: the moment; keys: of the tombstones.
-POSTPONE_TOMBSTONES = (
-    _WRITE
-    + """
-for _, key in ipairs(KEYS) do
-    local text = redis.call('GET', key)
+#: Look at tombstones again at another moment. Argument: the moment.
+POSTPONE_TOMBSTONES = Script.of(
+    _WRITE,
+    """
+for _, id in ipairs(ids) do
+    local text = redis.call('GET', base .. 't:' .. id)
     if text then
         bury(cjson.decode(text), ARGV[3])
     end
 end
-extend_indexes()
-"""
+finish()
+""",
 )
 
-#: Delete the tombstones of keys that were left by a moment. Argument: the moment; keys: of the
-#: tombstones.
-REMOVE_TOMBSTONES = """
-local base = ARGV[1]
-for _, key in ipairs(KEYS) do
+#: Delete the tombstones of keys that were left by a moment. Argument: the moment.
+REMOVE_TOMBSTONES = Script.of(
+    _READ,
+    """
+for _, id in ipairs(ids) do
+    local key = base .. 't:' .. id
     local text = redis.call('GET', key)
     local tombstone = text and cjson.decode(text)
     if tombstone and tonumber(tombstone.left_at) <= tonumber(ARGV[3]) then
@@ -183,4 +316,5 @@ for _, key in ipairs(KEYS) do
         redis.call('ZREM', base .. 'stale', tombstone.id)
     end
 end
-"""
+""",
+)
