@@ -15,7 +15,7 @@ from flask_login import current_user, login_user, logout_user
 from site_under_test import Browser, Site, days_ago
 
 from flask_session_registry import SessionRegistryError, StaleRequestError, purge_failed
-from flask_session_registry._records.redis.client import reporting
+from flask_session_registry._records.redis.reporting import reporting
 from flask_session_registry._request import persistence
 from flask_session_registry._request.context import find_context
 from flask_session_registry._revocation import lost_updates
@@ -28,9 +28,9 @@ BLOCKED = "the database is down"
 VERBS = {
     "INSERT": ("add",),
     "UPDATE": ("mark", "update"),
-    "SELECT": ("get", "ids_of", "load", "of_users"),
+    "SELECT": ("get", "ids_of", "load", "loading", "of_users"),
     "": (
-        *("add", "all", "due", "get", "ids_of", "load", "mark", "of_users"),
+        *("add", "all", "due", "get", "ids_of", "load", "loading", "mark", "of_users"),
         *("remove", "update", "with_key"),
         *("get_tombstones", "postpone_tombstones", "remove_tombstones", "tombstones"),
     ),

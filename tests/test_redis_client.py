@@ -17,7 +17,7 @@ import servers
 from flask_session_registry import RecordsError
 from flask_session_registry._records.base import StoreEntry
 from flask_session_registry._records.redis import RedisClient, RedisUserSession, scripts
-from flask_session_registry._records.redis.client import reporting
+from flask_session_registry._records.redis.reporting import reporting
 from flask_session_registry._records.redis.scripts import Script
 from flask_session_registry._records.redis.session import FIELDS, KeyHolder, Tombstone
 

@@ -541,7 +541,7 @@ def test_beginning_is_read_if_a_timeout_needs_it(
     site.browser().login()
     (row,) = site.rows()
     with site.context():
-        loaded = records_of(site).load(row.id)
+        loaded = records_of(site).load(row.id.hex)
     assert loaded is not None
     assert loaded.created_at == (None if timeout is None else row.created_at)
 

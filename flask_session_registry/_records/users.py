@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import typing as t
 import uuid
@@ -48,6 +49,19 @@ class Users:
         """
         statement = self._load.execution_options(populate_existing=True) if refresh else self._load
         return self.database.session.execute(statement, {"key": user_id}).first()
+
+    def may_be_key(self, value: object) -> bool:
+        """Return whether a user might have this key, which is of the right type.
+
+        PostgreSQL doesn't compare a number that is too large for the column, but fails.
+        """
+        return not isinstance(value, int) or abs(value) <= self._max_key
+
+    @functools.cached_property
+    def _max_key(self) -> int:
+        with self.database.factory() as session:
+            dialect = session.get_bind(self.model).dialect
+        return _max_of(self.key.type.dialect_impl(dialect))
 
     def credentials_of(self, user_ids: Collection[t.Any]) -> dict[t.Any, StoredCredential]:
         """Return the credentials of users as stored now, by the users' keys."""
@@ -157,6 +171,13 @@ class Users:
             return False
         session.rollback()
         return True
+
+
+def _max_of(kind: object) -> int:
+    """Return the largest integer of a type of columns."""
+    if isinstance(kind, sa.SmallInteger):
+        return (1 << 15) - 1
+    return (1 << (63 if isinstance(kind, sa.BigInteger) else 31)) - 1
 
 
 def kind_of(column: t.Any) -> t.Any:

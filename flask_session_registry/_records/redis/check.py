@@ -9,6 +9,7 @@ from ... import _clock as clock
 from .. import base
 from ..base import LoadedSession
 from ..protocols import CheckRecords
+from ..users import kind_of
 from .core import RedisCore
 
 #: The attributes that :class:`LoadedSession` has of a user session; 'created_at' comes last.
@@ -21,8 +22,17 @@ class RedisCheckRecords(RedisCore, CheckRecords):
     def load(
         self, id: str, user_key: object = None, *, refresh: bool = False
     ) -> LoadedSession | None:
-        session = self.redis.load(uuid.UUID(hex=id), self._loaded)
-        row = None if session is None else self.users.load(session[0], refresh=refresh)
+        row, is_right, own_id = None, False, uuid.UUID(hex=id)
+        if type(user_key) is kind_of(self.users.key) and self.users.may_be_key(user_key):
+            # Redis and the database are asked at once.
+            with self.redis.loading(own_id, self._loaded) as loaded:
+                row = self.users.load(user_key, refresh=refresh)
+                session = loaded()
+            is_right = session is not None and session[0] == user_key
+        else:
+            session = self.redis.load(own_id, self._loaded)
+        if session is not None and not is_right:
+            row = self.users.load(session[0], refresh=refresh)
         if session is None or row is None:
             return None
         user, *password = row

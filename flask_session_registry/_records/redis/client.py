@@ -1,8 +1,8 @@
 """Storage of user sessions in Redis. It compares and writes, and decides nothing.
 
-A session is a hash. All keys of one user share a hash tag of two hexadecimal digits, the
-shard, and the ids of the user's sessions begin with it. So an id leads to its session, a script
-touches one node of a cluster, and maintenance goes through 256 shards. Each shard contains
+A session is a hash. All keys of one user share a hash tag of two hexadecimal digits, the shard, and
+the ids of the user's sessions begin with it. So an id leads to its session, a script touches one
+node of a cluster, and maintenance goes through 256 shards. Each shard contains
 
 - ``s:<id>``, a session;
 - ``u:<user>`` and ``e:<user>``, sorted sets of the ids of a user's active and ended sessions, in
@@ -17,9 +17,9 @@ tombstone that keeps it. Every key expires.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
-import functools
 import json
 import secrets
 import typing as t
@@ -28,10 +28,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 
 from ... import _clock as clock
 from ..._log import log
-from ...errors import RecordsError
 from .. import base
 from ..base import StoreEntry, batches_of
 from . import scripts
+from .early import EarlyReply, send
 from .encoding import (
     as_text,
     decode,
@@ -42,6 +42,7 @@ from .encoding import (
     read_user_id,
     user_text,
 )
+from .reporting import reporting, reporting_batches
 from .scripts import Script
 from .session import KeyHolder, RedisUserSession, Tombstone
 from .shards import Shards, by_shard, shard_of
@@ -55,52 +56,10 @@ _KEY_GRACE = dt.timedelta(days=30)
 #: Before the id of a tombstone, where store keys lead to it.
 _TOMBSTONE = "t:"
 
-_Parameters = t.ParamSpec("_Parameters")
-_Result = t.TypeVar("_Result")
 _Found = t.TypeVar("_Found")
 
 #: Reads what an index names.
 _Get = Callable[[Sequence[uuid.UUID]], dict[uuid.UUID, _Found]]
-
-
-def reporting(
-    method: Callable[_Parameters, _Result],
-) -> Callable[_Parameters, _Result]:
-    """Raise :exc:`RecordsError` in place of any error of a method."""
-
-    @functools.wraps(method)
-    def report(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
-        try:
-            return method(*args, **kwargs)
-        except Exception as error:
-            raise _failure(error) from None
-
-    return report
-
-
-def _reporting_batches(
-    method: Callable[_Parameters, Iterator[_Result]],
-) -> Callable[_Parameters, Iterator[_Result]]:
-    """Raise :exc:`RecordsError` in place of any error of a method that yields."""
-
-    @functools.wraps(method)
-    def report(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> Iterator[_Result]:
-        try:
-            yield from method(*args, **kwargs)
-        except Exception as error:
-            raise _failure(error) from None
-
-    return report
-
-
-def _failure(error: Exception) -> RecordsError:
-    """Return what to raise for an error of redis-py, whose text might name a server or a key."""
-    if isinstance(error, RecordsError):
-        return error
-    return RecordsError(
-        f"Could not read or write the user sessions ({type(error).__name__}). The operation might"
-        " not have completed. Retry it."
-    )
 
 
 class RedisClient(Shards):
@@ -142,8 +101,42 @@ class RedisClient(Shards):
     @reporting
     def load(self, id: uuid.UUID, names: Sequence[str]) -> list[t.Any] | None:
         """Return attributes of an active session; ``None`` if there is none."""
-        found = self._run(scripts.LOAD, [id.hex], *names)
-        return None if found is None else decode_some(names, json.loads(found)[3:])
+        return _attributes(names, self._run(scripts.LOAD, [id.hex], *names))
+
+    @contextlib.contextmanager
+    def loading(
+        self, id: uuid.UUID, names: Sequence[str]
+    ) -> Iterator[Callable[[], list[t.Any] | None]]:
+        """Begin to :meth:`load`; within the block, call what this yields to have the result.
+
+        Until then, something else may be waited for.
+        """
+        reply = self._ask(scripts.LOAD, id.hex, *names)
+        try:
+            yield lambda: self._loaded(id, names, reply)
+        finally:
+            if reply is not None:
+                reply.close()
+
+    @reporting
+    def _ask(self, script: Script, id: str, *arguments: t.Any) -> EarlyReply | None:
+        key = self._base(id[:2])
+        return send(self.client, "EVALSHA", script.digest, 1, key, id, *arguments)
+
+    @reporting
+    def _loaded(
+        self, id: uuid.UUID, names: Sequence[str], reply: EarlyReply | None
+    ) -> list[t.Any] | None:
+        if reply is None:
+            return self.load(id, names)
+        try:
+            found = reply.read()
+        except Exception as error:
+            if not reply.may_be_retried(error):
+                raise
+            # Redis doesn't know the script, for example, or has closed the connection.
+            return self.load(id, names)
+        return _attributes(names, found)
 
     @reporting
     def update(
@@ -210,7 +203,7 @@ class RedisClient(Shards):
         for part in by_shard(ids):
             yield part, json.loads(self._run(scripts.UPDATE, part, _GRACE, *arguments))
 
-    @_reporting_batches
+    @reporting_batches
     def ids_of(self, user_id: t.Any, *, ended: bool = False) -> Iterator[list[str]]:
         """Yield the ids of a user's active or ended sessions, in the order of logins.
 
@@ -223,7 +216,7 @@ class RedisClient(Shards):
             members, score = map(as_text, page)
             yield [members[n : n + 32] for n in range(0, len(members), 32)]
 
-    @_reporting_batches
+    @reporting_batches
     def of_users(
         self, user_ids: Collection[t.Any], *, ended: bool = False
     ) -> Iterator[list[RedisUserSession]]:
@@ -236,7 +229,7 @@ class RedisClient(Shards):
             for ids in self.ids_of(user_id, ended=ended):
                 yield self._found(index, [uuid.UUID(hex=id) for id in ids], self.get)
 
-    @_reporting_batches
+    @reporting_batches
     def all(self) -> Iterator[list[RedisUserSession]]:
         """Yield all sessions, ended ones too, in any order."""
         for index in self._occupied("due"):
@@ -248,7 +241,7 @@ class RedisClient(Shards):
                 for ids in batches_of(members):
                     yield self._found(index, ids, self.get)
 
-    @_reporting_batches
+    @reporting_batches
     def due(self, by: dt.datetime) -> Iterator[list[RedisUserSession]]:
         """Yield the sessions that are due by a moment. They may change meanwhile, or be removed."""
         highest = clock.microseconds(by)
@@ -291,7 +284,7 @@ class RedisClient(Shards):
         )
         return {tombstone.id: tombstone for tombstone in found if tombstone is not None}
 
-    @_reporting_batches
+    @reporting_batches
     def tombstones(self, by: dt.datetime) -> Iterator[list[Tombstone]]:
         """Yield the tombstones to look at by a moment. They may be postponed, or removed."""
         highest = clock.microseconds(by)
@@ -374,6 +367,11 @@ class RedisClient(Shards):
         if gone:
             self.client.zrem(index, *gone)
         return [found[id] for id in ids if id in found]
+
+
+def _attributes(names: Sequence[str], found: str | bytes | None) -> list[t.Any] | None:
+    # Before them, the script returns those that it needs itself.
+    return None if found is None else decode_some(names, json.loads(found)[3:])
 
 
 def _index_of(user_id: t.Any, ended: bool) -> str:

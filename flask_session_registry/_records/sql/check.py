@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import functools
 import typing as t
 import uuid
 from collections.abc import Callable, Sequence
@@ -89,7 +88,13 @@ class SQLCheckRecords(SessionTable, CheckRecords):
         self, id: str, user_key: object = None, *, refresh: bool = False
     ) -> LoadedSession | None:
         execute = self.database.session.execute
-        if user_key is not None and not refresh and self._may_be_key(user_key):
+        # A session may have been opened when the users' keys were of another type.
+        if (
+            user_key is not None
+            and type(user_key) is self._key_type
+            and self.users.may_be_key(user_key)
+            and not refresh
+        ):
             row = execute(self._load_both, {"id": id, "user_id": user_key}).first()
             # The row says whose session it is.
             if row is not None and row[1][0] == user_key:
@@ -108,15 +113,6 @@ class SQLCheckRecords(SessionTable, CheckRecords):
         return LoadedSession(
             user, user_id, generation, fingerprint, last_seen_at, store_id, created_at, tuple(rest)
         )
-
-    def _may_be_key(self, value: object) -> bool:
-        """Return whether the database accepts a value as a user's key.
-
-        A session may have been opened when the users' keys were of another type.
-        """
-        if type(value) is not self._key_type:
-            return False
-        return not isinstance(value, int) or abs(value) <= self._max_key
 
     def _learn_key_type(self, loaded: LoadedSession) -> None:
         """Note the type of the users' keys, which a type of the app's own may convert to any."""
@@ -162,17 +158,3 @@ class SQLCheckRecords(SessionTable, CheckRecords):
         with self.database.session.no_autoflush:
             rotated_at = self.database.session.scalar(statement)
         return rotated_at is not None and clock.is_within(duration, of=clock.as_utc(rotated_at))
-
-    @functools.cached_property
-    def _max_key(self) -> int:
-        """The largest integer that PostgreSQL compares with a user's key, instead of failing."""
-        kinds: list[object] = [
-            key.type.dialect_impl(self.bind.dialect) for key in (self.user_key, self.model.user_id)
-        ]
-        return (1 << min(map(_bits_of, kinds))) - 1
-
-
-def _bits_of(kind: object) -> int:
-    if isinstance(kind, sa.SmallInteger):
-        return 15
-    return 63 if isinstance(kind, sa.BigInteger) else 31
