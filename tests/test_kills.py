@@ -186,8 +186,9 @@ def test_killed_at_random_moments(household: Household) -> None:
     choose = random.Random(seed)
     for _ in range(3 * RANDOM):
         household.change_password(after=choose.uniform(0, 1.1 * durations[2]))
-        if sum(household.killed) == RANDOM:
+        # Little follows the commit: all of the first ones may come before it.
+        if sum(household.killed) >= RANDOM and all(household.killed):
             break
     print(household.outcomes)
-    assert sum(household.killed) == RANDOM
+    assert sum(household.killed) >= RANDOM
     assert all(household.killed)

@@ -12,7 +12,7 @@ import sqlalchemy.orm as sa_orm
 from conftest import SiteFactory
 from flask_login import current_user, login_required
 from site_under_test import Browser, Site, days_ago
-from test_users import make_class
+from test_users import changing_ids, make_class
 
 
 @pytest.fixture
@@ -210,16 +210,101 @@ def test_statements_of_a_password_change_with_an_entry(
     site = make_site("files", database)
     firefox = site.browser()
     firefox.login()
-    changes = [
-        statements_of(site, firefox.post, "/password", password=password)
-        for password in ("one", "two", "three")
-    ]
     flush = ["UPDATE account", "UPDATE user_sessions", KEEPS_KEY, "UPDATE user_sessions"]
-    assert [change[1:5] for change in changes] == [flush] * 3
-    # The new entry's key replaces none: the change has taken the old one out.
-    assert [change[-2:] for change in changes] == [
-        ["SELECT user_sessions", "UPDATE user_sessions"]
-    ] * 3
+    for password in ("one", "two", "three"):
+        change = statements_of(site, firefox.post, "/password", password=password)
+        # No other session has ended, and the end of the request has nothing left to do.
+        assert change == ["SELECT account", *flush]
+
+
+#: What follows the commit where the UPDATE doesn't return the sessions that it has ended.
+READS_ENDED: dict[str, list[str]] = {
+    "sqlite": ["SELECT user_sessions"],
+    "postgresql": [],
+    "mariadb": ["SELECT user_sessions"],
+}
+
+
+@pytest.mark.table
+@pytest.mark.parametrize("others", [1, 3])
+@pytest.mark.parametrize("store", ["files", "cookie"])
+def test_statements_of_a_view_that_changes_the_password(
+    make_site: SiteFactory, database: str, store: str, others: int
+) -> None:
+    """The change, what has ended if it isn't known, and the mark of its entries: no more."""
+    site = make_site(store, database)
+    firefox = site.browser()
+    for browser in (firefox, *(site.browser() for _ in range(others))):
+        browser.login()
+    found = statements_of(site, firefox.post, "/password", password="new")
+    keeps = [KEEPS_KEY] if store == "files" else []
+    expected = ["SELECT account", "UPDATE account", "UPDATE user_sessions", *keeps]
+    expected += ["UPDATE user_sessions", *READS_ENDED[database]]
+    if store == "files":
+        expected += marks_purged(database, others)
+    assert found == expected
+    assert firefox.is_signed_in
+    assert site.active() == 1
+
+
+@pytest.mark.table
+@pytest.mark.parametrize("sessions", [1, 3])
+def test_statements_of_a_password_change_without_a_request(
+    make_site: SiteFactory, database: str, sessions: int
+) -> None:
+    """In the app's own session, nothing but the row of the ended session is locked."""
+    site = make_site("files", database)
+    for _ in range(sessions):
+        site.browser().login()
+    with site.context():
+        site.user("ann").password_hash = "new"
+        found = statements_of(site, site.db.session.commit)
+    assert found == [
+        "UPDATE account",
+        "UPDATE user_sessions",
+        *READS_ENDED[database],
+        *marks_purged(database, sessions),
+    ]
+    assert site.entries() == {}
+
+
+def marks_purged(database: str, ended: int) -> list[str]:
+    """Return the statements that record a purge. For several rows, the user is locked first."""
+    is_locked = ended > 1 and database != "sqlite"
+    return ["SELECT account"] * is_locked + ["UPDATE user_sessions"]
+
+
+@pytest.mark.table
+def test_statements_of_a_password_change_with_another_id(
+    make_site: SiteFactory, database: str
+) -> None:
+    """Where 'get_id()' isn't the key, one statement more loads what it returns now."""
+    site = make_site("cookie", database, model=changing_ids)
+
+    @site.login_manager.user_loader
+    def load(id: str) -> t.Any:
+        return site.db.session.scalar(sa.select(site.User).filter_by(uniquifier=id))
+
+    firefox = site.browser()
+    firefox.login()
+    found = statements_of(site, firefox.post, "/password", password="new")
+    assert found[-3:] == ["UPDATE user_sessions", "UPDATE user_sessions", "SELECT account"]
+    assert firefox.is_signed_in
+
+
+@pytest.mark.table
+def test_transactions_of_a_password_change(make_site: SiteFactory, database: str) -> None:
+    """After that of the app, one marks what is purged; where needed, one reads what has ended."""
+    site = make_site("files", database)
+    firefox, chrome = site.browser(), site.browser()
+    for browser in (firefox, chrome):
+        browser.login()
+    begun: list[object] = []
+    with site.context():
+        sa.event.listen(site.db.engine, "begin", begun.append)
+    firefox.post("/password", password="new")
+    assert len(begun) == 2 + len(READS_ENDED[database])
+    assert not chrome.is_signed_in
 
 
 KEEPS_KEY = "INSERT user_session_tombstones"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typing as t
 
 from flask import Flask
+from flask_login import UserMixin
 
 from .flask import app_globals
 
@@ -47,6 +48,11 @@ def has_usual_ids(app: Flask) -> bool:
     """Return whether users are identified by their ``get_id()``."""
     attribute: str = app.login_manager.id_attribute  # type: ignore[attr-defined]
     return attribute == "get_id"
+
+
+def has_plain_id(app: Flask, user: t.Any) -> bool:
+    """Return whether the id of a user in Flask-Login's cookie and session is ``user.id``."""
+    return has_usual_ids(app) and type(user).get_id is UserMixin.get_id
 
 
 def get_id(app: Flask, user: t.Any) -> str:

@@ -152,6 +152,8 @@ class SurvivingSession(t.NamedTuple):
     held: list[tuple[int, str | None]]
     #: The key of its store entry, as its request knows it.
     store_id: str | None
+    #: The key of the entry that the response to its request writes; ``None`` if it writes none.
+    next_store_id: str | None = None
 
     def __repr__(self) -> str:
         return f"SurvivingSession(id={self.id!r})"
@@ -199,6 +201,11 @@ class RevocationResult:
     has_survivor: bool
     #: How many of them the commit itself ends; the others end by :meth:`complete`.
     ended_by_commit: int
+    #: The sessions that the commit ends, where the statement has returned them.
+    entries: Sequence[StoreEntry] | None = dataclasses.field(default=None, repr=False)
+    #: After the commit: returns whether it has kept exactly what the revocation has written. If
+    #: not, or if that can't be known, the records must be read.
+    is_kept: Callable[[], bool] = dataclasses.field(default=lambda: False, repr=False)
 
 
 # -- batches -------------------------------------------------------------------------------------

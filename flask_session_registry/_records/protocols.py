@@ -190,16 +190,22 @@ class RevocationRecords(t.Protocol):
             ``None`` if the count doesn't matter.
         """
 
-    def complete(self, order: RevocationOrder) -> Iterator[list[StoreEntry]]:
-        """After the commit: finish the revocation; yield the sessions it has ended, in batches."""
+    def complete(
+        self, order: RevocationOrder, result: RevocationResult
+    ) -> Iterator[list[StoreEntry]]:
+        """After the commit: finish the revocation; yield the sessions it has ended, in batches.
+
+        :param result: what :meth:`revoke` has returned.
+        """
 
     def mark_revocation_purged(
-        self, order: RevocationOrder, ids: Sequence[uuid.UUID], *, is_last: bool
+        self, order: RevocationOrder, ids: Sequence[uuid.UUID], *, is_last: bool, is_only: bool
     ) -> None:
         """Record that the store entries of these sessions are deleted.
 
         :param ids: one batch that :meth:`complete` has yielded. No batch before it is left out.
         :param is_last: whether it is the last one. Then all can be marked at once.
+        :param is_only: whether the revocation has ended only one session.
         """
 
     def sync_fingerprints(

@@ -12,7 +12,7 @@ import uuid
 
 from flask import Flask, request, session
 from flask.sessions import SessionMixin
-from flask_login import UserMixin, current_user
+from flask_login import current_user
 from werkzeug.wrappers import Request
 
 from .. import _clock as clock
@@ -290,7 +290,7 @@ def _fault_of_id(app: Flask, registry: Registry, user: t.Any, *, is_remembered: 
     """Return why a browser names a user whose ``get_id()`` returns something else."""
     if is_remembered:
         return "unknown"
-    if flask_login.has_usual_ids(app) and type(user).get_id is UserMixin.get_id:
+    if flask_login.has_plain_id(app, user):
         # The id is a key that never changes: the session was written by hand.
         _warn_developer(app, registry)
         return "unknown"

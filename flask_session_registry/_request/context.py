@@ -73,7 +73,7 @@ class RequestContext:
     _recorded: uuid.UUID | None = None
 
     def __init__(self, began: float | None) -> None:
-        self._began = time.monotonic() if began is None else began
+        self._compared_at = time.monotonic() if began is None else began
         # Lists, because threads that a view starts may append to them.
         #: The work of this request that follows commits, done or not.
         self.pending: list[Pending] = []
@@ -82,8 +82,11 @@ class RequestContext:
 
     @property
     def age(self) -> float:
-        """The seconds since the request began."""
-        return time.monotonic() - self._began
+        """The seconds since the session of this request was last compared with its row.
+
+        At first since the request began: the check may see the database as it was then.
+        """
+        return time.monotonic() - self._compared_at
 
     @property
     def has_deferred_work(self) -> bool:
@@ -145,6 +148,10 @@ class RequestContext:
         self.is_unavailable = True
 
     # -- the session ---------------------------------------------------------------------------
+
+    def note_comparison(self) -> None:
+        """Note that the current user session is as its row is now, committed."""
+        self._compared_at = time.monotonic()
 
     def drop_current(self) -> None:
         """Forget the current user session: it has ended, or belongs to another request."""

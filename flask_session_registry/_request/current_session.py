@@ -8,7 +8,12 @@ import uuid
 
 import sqlalchemy as sa
 
+from .._records.base import SurvivingSession
+from . import store_keys
 from .marker import Marker, marker
+
+if t.TYPE_CHECKING:
+    from flask.sessions import SessionInterface
 
 
 class CurrentSession:
@@ -25,6 +30,9 @@ class CurrentSession:
     awaits_commit = False
     _is_rotating = False
     _is_restored = False
+    _next_session_id: str | None = None
+    _next_store_id: str | None = None
+    _is_changed_elsewhere = False
     _row: tuple[object, object] | None = None
 
     def __init__(
@@ -68,6 +76,11 @@ class CurrentSession:
         return () if self.store_id is None else (self.store_id,)
 
     @property
+    def next_keys(self) -> tuple[str, ...]:
+        """The store key that a password change of this request gives the row, if any."""
+        return () if self._next_store_id is None else (self._next_store_id,)
+
+    @property
     def user_id(self) -> t.Any:
         """The primary key of the user."""
         return sa.inspect(self.user).identity[0]
@@ -79,11 +92,14 @@ class CurrentSession:
     def needs_rotation(self, session_id: str | None) -> bool:
         """Return whether the session needs a new generation, because its id has changed.
 
-        A remember cookie or updated credentials change the id within the generation.
+        A remember cookie changes the id within the generation.
         """
-        return self._is_rotating or (
-            session_id != self.session_id and not self._is_restored and not self.credentials_updated
-        )
+        return self._is_rotating or (session_id != self.session_id and not self._is_restored)
+
+    @property
+    def knows_user(self) -> bool:
+        """Whether :attr:`user` is the only instance whose password this request has changed."""
+        return not self._is_changed_elsewhere
 
     @property
     def is_as_checked(self) -> bool:
@@ -130,6 +146,20 @@ class CurrentSession:
         """Note a credential that this request has stored, committed or not."""
         self._stored.append(fingerprint)
 
+    def survive(self, interface: SessionInterface, user: object) -> SurvivingSession:
+        """Return how the session goes on, once a password change of this request is committed.
+
+        All changes of one request choose the same session id: nobody knows it before the response.
+
+        :param user: the instance whose password is changed.
+        """
+        if self._next_session_id is None:
+            self._next_session_id = store_keys.new_session_id(interface)
+            self._next_store_id = store_keys.store_key(interface, self._next_session_id)
+        if user is not self.user:
+            self._is_changed_elsewhere = True
+        return SurvivingSession(self.id, self.held, self.store_id, self._next_store_id)
+
     def sync_fingerprints(self, before: str | None, after: str | None) -> None:
         """Note that this request has stored the same password as another hash."""
         self.held += [(generation, after) for generation, one in self.held if one == before]
@@ -138,6 +168,7 @@ class CurrentSession:
         """Note that this request has committed another credential, in a new generation."""
         self._begin_generation(generation)
         self.held[:] = [(generation, fingerprint)]
+        self.session_id, self.store_id = self._next_session_id, self._next_store_id
         self.credentials_updated = True
 
     def note_commit(self) -> None:

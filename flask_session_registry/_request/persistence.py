@@ -26,8 +26,8 @@ from .record_logout import record_logout
 from .remember_cookies import RememberCookieChange
 from .sync import sync_current
 
-#: A request that has taken longer than this, in seconds, compares its session once more before that
-#: is written. Counted from its beginning: the check may see the database as it was then.
+#: A request whose last comparison is longer ago than this, in seconds, compares its session once
+#: more before that is written.
 SLOW_AFTER = 0.1
 
 _TOO_MANY = "You are signed in on too many devices. Sign out on one of them first."
@@ -294,6 +294,10 @@ def _may_be_written(
 
 def _update_user_id(app: Flask, registry: Registry, current: CurrentSession) -> None:
     """Update what ``get_id()`` returned: it may have changed with the password."""
+    is_key = registry.users.key.key == "id" and flask_login.has_plain_id(app, current.user)
+    if is_key and current.knows_user:
+        session[flask_login.USER_ID] = str(current.user_id)
+        return
     # The commit may have been another session's, so that this one knows an outdated user.
     registry.users.release()
     loaded = registry.records.load(current.id.hex, refresh=True)

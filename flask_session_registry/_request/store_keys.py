@@ -141,10 +141,20 @@ def regenerate_id(interface: SessionInterface, session: SessionMixin) -> None:
     Flask-Session's own ``regenerate`` deletes the old entry at once, before anything is committed,
     and with its SQLAlchemy store commits the app's transaction.
     """
+    set_session_id(session, new_session_id(interface))
+
+
+def new_session_id(interface: SessionInterface) -> str | None:
+    """Return a fresh session id; ``None`` for signed cookies."""
     if flask_session.owns(interface):
-        t.cast(t.Any, session).sid = flask_session.new_session_id(interface)
-    elif is_server_side(interface):
-        t.cast(t.Any, session).sid = secrets.token_urlsafe(32)
+        return flask_session.new_session_id(interface)
+    return secrets.token_urlsafe(32) if is_server_side(interface) else None
+
+
+def set_session_id(session: SessionMixin, id: str | None) -> None:
+    """Give the session this id, in memory."""
+    if id is not None:
+        t.cast(t.Any, session).sid = id
 
 
 def discard(interface: SessionInterface, session: SessionMixin) -> None:

@@ -13,37 +13,46 @@ from flask import session as flask_session
 from .. import signals
 from .._app import Registry
 from .._compat.flask import unwrap, within_request
-from .._records.base import ROTATED, UNAVAILABLE, End
+from .._records.base import ROTATED, UNAVAILABLE, End, SurvivingSession
 from .._store.purge import Purge
 from ..errors import RecordsError
 from . import refusal, remember_cookies, store_keys
 from .context import RequestContext, ensure_context, is_in_request
 from .current_session import CurrentSession
 from .marker import MARKER, read_marker
+from .values import SessionKeys
 
 _REASON = "password_changed"
 
 
-def sync_current(registry: Registry, user_ids: Sequence[t.Any]) -> None:
+def sync_current(
+    registry: Registry, user_ids: Sequence[t.Any], *, committed: SurvivingSession | None = None
+) -> None:
     """Let the session of this request follow what was committed, in memory.
 
     Only what this request itself has done: a generation made by another request belongs to that
     one, and this request may come from a copy of its cookie.
 
     :param user_ids: the users whose sessions the transaction has written.
+    :param committed: a session whose row is known to be what the transaction has made of it.
     """
     if is_in_request(registry):
         with within_request():
-            _sync_current(registry, user_ids)
+            _sync_current(registry, user_ids, committed)
 
 
-def _sync_current(registry: Registry, user_ids: Sequence[t.Any]) -> None:
+def _sync_current(
+    registry: Registry, user_ids: Sequence[t.Any], committed: SurvivingSession | None
+) -> None:
     context = ensure_context(registry)
     current = context.current
     if current is None:
         _sync_unchecked(registry, context)
     elif current.user_id in user_ids:
-        state = _current_state(registry, current.id)
+        if committed is not None and committed.id == current.id:
+            state: tuple[int, str | None] | None = committed.held[-1]
+        else:
+            state = _current_state(registry, current.id)
         if state is None:
             _follow_end(registry, context, current)
         elif state[0] == current.generation:
@@ -83,10 +92,15 @@ def _follow_new_credentials(
         _end_unreachable(registry, current)
         return
     is_carried = _is_carried(current)
+    interface = unwrap(current_app).session_interface
+    left = (store_keys.store_key(interface, current.session_id), current.store_id)
     current.update_credentials(*state)
+    context.note_comparison()
+    for key in left:
+        context.leave_behind(key, except_key=current.store_id)
     if is_carried:
-        app, browser = unwrap(current_app), unwrap(flask_session)
-        store_keys.regenerate_id(app.session_interface, browser)
+        browser = unwrap(flask_session)
+        store_keys.set_session_id(browser, current.session_id)
         browser[MARKER] = current.marker
 
 
@@ -108,7 +122,8 @@ def _end_unreachable(registry: Registry, current: CurrentSession) -> None:
     # If this fails, the row expires. What the browser holds is of an earlier generation.
     with contextlib.suppress(*UNAVAILABLE):
         if registry.records.end(current.id, _REASON):
-            Purge(registry, app).delete_and_mark([current])
+            keys = (*current.keys, *current.next_keys)
+            Purge(registry, app).delete_and_mark([SessionKeys(current.id, keys)])
             signals.send(
                 signals.session_revoked,
                 app,

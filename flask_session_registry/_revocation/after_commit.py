@@ -18,7 +18,13 @@ from .. import signals
 from .._app import Registry
 from .._diagnosis import report
 from .._log import log
-from .._records.base import UNAVAILABLE, RevocationOrder, RevocationResult, StoreEntry
+from .._records.base import (
+    UNAVAILABLE,
+    RevocationOrder,
+    RevocationResult,
+    StoreEntry,
+    SurvivingSession,
+)
 from .._request.sync import sync_current
 from .._store.purge import Purge
 from ..errors import RecordsError
@@ -56,14 +62,14 @@ class AfterCommit:
         registry, order = self._registry, self._order
         self.ended = result.ended_by_commit
         if not registry.records.updates_after_commit:
-            sync_current(registry, order.user_ids)
+            sync_current(registry, order.user_ids, committed=self._survivor(result))
         purge, purged_ids = Purge(registry, self._app), list[uuid.UUID]()
         try:
-            for batch in registry.records.complete(order):
+            for batch in registry.records.complete(order, result):
                 if not result.ended_by_commit:
                     self.ended += len(batch)
                 if self._purge(purge, batch):
-                    self._mark_purged(purged_ids, is_last=False)
+                    self._mark_purged(result, purged_ids, is_last=False)
                     purged_ids = [row.id for row in batch]
                 self._notify(batch)
         except RecordsError as error:
@@ -75,9 +81,14 @@ class AfterCommit:
                 type(error.__context__).__name__,
             )
         finally:
-            self._mark_purged(purged_ids, is_last=True)
+            self._mark_purged(result, purged_ids, is_last=True)
             if registry.records.updates_after_commit:
                 sync_current(registry, order.user_ids)
+
+    def _survivor(self, result: RevocationResult) -> SurvivingSession | None:
+        """Return the session that stays active, if the commit is known to have kept its row."""
+        change = self._order.change
+        return change.survivor if change and result.has_survivor and result.is_kept() else None
 
     def _purge(self, purge: Purge, batch: Sequence[StoreEntry]) -> bool:
         """Delete store entries; return whether there were any, and all are gone."""
@@ -89,11 +100,15 @@ class AfterCommit:
             self.unpurged += stored
         return is_purged and stored > 0
 
-    def _mark_purged(self, ids: Sequence[uuid.UUID], *, is_last: bool) -> None:
+    def _mark_purged(
+        self, result: RevocationResult, ids: Sequence[uuid.UUID], *, is_last: bool
+    ) -> None:
         if not ids:
             return
         try:
-            self._registry.records.mark_revocation_purged(self._order, ids, is_last=is_last)
+            self._registry.records.mark_revocation_purged(
+                self._order, ids, is_last=is_last, is_only=result.count == 1
+            )
         except UNAVAILABLE as error:
             report("Could not mark store entries as purged.", error)
 

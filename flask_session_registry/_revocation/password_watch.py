@@ -18,7 +18,7 @@ from .._compat import flask_login
 from .._compat.flask import unwrap
 from .._diagnosis import explaining_table
 from .._log import log
-from .._records.base import PasswordChange, RevocationOrder, SurvivingSession
+from .._records.base import PasswordChange, RevocationOrder
 from .._request import check as session_check
 from .._request.context import ensure_context, find_context
 from .._request.current_session import CurrentSession
@@ -133,7 +133,7 @@ class _WrittenUser:
             return
         survivor = None
         if current is not None:
-            survivor = SurvivingSession(current.id, current.held, current.store_id)
+            survivor = current.survive(unwrap(current_app).session_interface, self._user)
         revocation = self._revoke(reason, change=PasswordChange(change.after, survivor))
         if current is not None and not revocation.result.has_survivor:
             # The session that does it has ended, or belongs to another request by now.

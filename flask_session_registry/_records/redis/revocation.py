@@ -46,7 +46,9 @@ class RedisRevocationRecords(RedisCore, RevocationRecords):
         )
         return RevocationResult(count, has_survivor, ended_by_commit=0)
 
-    def complete(self, order: RevocationOrder) -> Iterator[list[StoreEntry]]:
+    def complete(
+        self, order: RevocationOrder, result: RevocationResult
+    ) -> Iterator[list[StoreEntry]]:
         if order.change is not None:
             # If this fails, the session lacks the new fingerprint, and ends with the others.
             self.update_credentials(order.change)
@@ -105,7 +107,7 @@ class RedisRevocationRecords(RedisCore, RevocationRecords):
         return [stored.fingerprint for stored in known.values()]
 
     def mark_revocation_purged(
-        self, order: RevocationOrder, ids: Sequence[uuid.UUID], *, is_last: bool
+        self, order: RevocationOrder, ids: Sequence[uuid.UUID], *, is_last: bool, is_only: bool
     ) -> None:
         self.mark_purged(ids)
 
@@ -124,7 +126,7 @@ class RedisRevocationRecords(RedisCore, RevocationRecords):
         """Give the survivor of a password change the new fingerprint and the next generation."""
         if change.survivor is None:
             return
-        held = change.survivor.held
+        held, next_key = change.survivor.held, change.survivor.next_store_id
         for _ in range(ATTEMPTS):
             session = self.get(change.survivor.id)
             # In any generation that its request doesn't hold, it belongs to another request.
@@ -135,9 +137,9 @@ class RedisRevocationRecords(RedisCore, RevocationRecords):
                 "generation": session.generation + 1,
                 "rotated_at": clock.now(),
                 # Its entry is dead from here on; the response writes the next one.
-                "store_id": None,
+                "store_id": next_key,
             }
-            leaves = stale_key_of(session)
+            leaves = None if session.store_id == next_key else stale_key_of(session)
             # Only as it was: another key that it has by now would get no tombstone.
             if self._change(session, values, where=as_it_was(session), leaves=leaves):
                 held.append((session.generation + 1, change.fingerprint))

@@ -5,14 +5,17 @@ A password change runs these statements in the app's transaction, in this order:
 1. The flush updates the user, which locks the row. ``_revocation/lost_updates.py`` adds the old
    password to the ``WHERE``; if it can't, it runs ``SELECT … FOR UPDATE`` first and compares then.
 2. ``Credentials.pop_change`` selects the new credential, if it can't be predicted.
-3. ``_move_on`` updates the surviving session, and ``_leave_behind`` inserts the tombstone of its
-   key. If the session has another key by now, ``_lock_key`` selects it and they run again.
-4. ``revoke`` updates the user's other sessions, which ends them.
+3. ``_move_on`` updates the surviving session, which gets the key that the response will save it
+   under, and ``_leave_behind`` inserts the tombstone of the key from before. If the session has
+   another key by now, ``_lock_key`` selects it and they run again.
+4. ``revoke`` updates the user's other sessions, which ends them. PostgreSQL returns them.
 
 ``_revocation/password_watch.py`` starts 2 to 4 in the ``after_update`` event of 1.
 
-After the commit, in transactions of their own, ``complete`` selects the ended sessions, and
-``mark_revocation_purged`` updates those whose store entries are deleted.
+After the commit, in transactions of their own, ``current_state`` (in ``own_session.py``, beside
+this file) selects the surviving session and ``complete`` the ended ones, where ``written.py`` can't
+tell that what 3 and 4 have written is what was committed. ``mark_revocation_purged`` updates those
+whose store entries are deleted; if there are several, it first locks the user.
 """
 
 from __future__ import annotations
@@ -31,11 +34,13 @@ from ..base import (
     RevocationResult,
     StoreEntry,
     SurvivingSession,
+    batches_of,
 )
 from ..protocols import RevocationRecords
 from . import innodb
 from .table import hiding_parameters
 from .tombstones import TombstoneTable
+from .written import follow
 
 
 class SQLRevocationRecords(TombstoneTable, RevocationRecords):
@@ -65,8 +70,27 @@ class SQLRevocationRecords(TombstoneTable, RevocationRecords):
         if order.where is not None:
             statement = statement.where(order.where)
         values = self._ending(order.reason) | {column.revocation: order.id}
-        count = self._changed(execute, statement.values(values))
-        return RevocationResult(count, has_survivor, ended_by_commit=count)
+        return self._end_all(execute, statement.values(values), has_survivor=has_survivor)
+
+    def _end_all(
+        self, execute: Execute, statement: sa.Update, *, has_survivor: bool
+    ) -> RevocationResult:
+        entries: list[StoreEntry] | None = None
+        # On SQLite a further statement is no round trip, and MariaDB can't return what is updated.
+        if self.dialect == "postgresql":
+            column = self.columns
+            result = execute(statement.returning(column.id, column.user_id, column.store_id))
+            found = result.fetchmany(self._page + 1)
+            count = len(found) + sum(1 for _ in result)
+            if count <= self._page:
+                # In the order in which 'mark_revocation_purged' compares them.
+                entries = sorted(map(StoreEntry._make, found), key=lambda entry: entry.id)
+        else:
+            result = execute(statement)
+            count = result.rowcount
+            entries = None if count else []
+        is_kept = follow(result, self.table).are_committed
+        return RevocationResult(count, has_survivor, count, entries, is_kept)
 
     def _update_credentials(self, execute: Execute, change: PasswordChange) -> bool:
         """Give the surviving session the new credential; return whether it stays active."""
@@ -112,18 +136,22 @@ class SQLRevocationRecords(TombstoneTable, RevocationRecords):
                         column.rotated_at: clock.now(),
                         # Its entry is dead from here on. The response writes the next one, if the
                         # process lives to send it.
-                        column.store_id: None,
+                        column.store_id: survivor.next_store_id,
                     }
                 ),
             )
             if is_updated:
-                if key is not None:
+                if key not in (None, survivor.next_store_id):
                     self._leave_behind(execute, survivor.id, key)
                 survivor.held.append((generation + 1, credential))
                 return True
         return False
 
-    def complete(self, order: RevocationOrder) -> Iterator[list[StoreEntry]]:
+    def complete(
+        self, order: RevocationOrder, result: RevocationResult
+    ) -> Iterator[list[StoreEntry]]:
+        if result.entries is not None and result.is_kept():
+            return batches_of(result.entries)
         # What ended is read from the database, by the id that all rows of a revocation carry: what
         # a savepoint took back, or a transaction that was never committed, is not found.
         owner = self._belongs_to(order.user_ids)
@@ -133,22 +161,26 @@ class SQLRevocationRecords(TombstoneTable, RevocationRecords):
         return self._batches(owner, self.columns.revocation == order.id)
 
     def mark_revocation_purged(
-        self, order: RevocationOrder, ids: Sequence[uuid.UUID], *, is_last: bool
+        self, order: RevocationOrder, ids: Sequence[uuid.UUID], *, is_last: bool, is_only: bool
     ) -> None:
-        if order.users_are_deleted:
+        if order.users_are_deleted and not is_only:
             self.mark_purged(ids)
             return
         if not is_last:
             return
         column = self.columns
         with self.users.transaction() as session:
-            self.lock_users(session.execute, order.user_ids)
-            # All at once, up to the last id.
-            statement = self._update_of_users(session.execute, order.user_ids).where(
-                column.revocation == order.id,
-                innodb.not_searched_by(column.id <= ids[-1]),
-                column.purged_at.is_(None),
-            )
+            if is_only:
+                # Without the lock: it waits for one row while it holds none, which is no deadlock.
+                statement = self._update_of(ids)
+            else:
+                if self.dialect != "sqlite":
+                    self.lock_users(session.execute, order.user_ids)
+                # All at once, up to the last id.
+                statement = self._update_of_users(session.execute, order.user_ids).where(
+                    innodb.not_searched_by(column.id <= ids[-1])
+                )
+            statement = statement.where(column.revocation == order.id, column.purged_at.is_(None))
             session.execute(statement.values({column.purged_at: clock.now()}))
 
     @hiding_parameters()

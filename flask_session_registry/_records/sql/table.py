@@ -222,6 +222,14 @@ class SessionTable:
         have = sa.select(model.id, sa.null()).where(model.store_id == store_id)
         return sa.union_all(left, have).subquery("holders")
 
+    @property
+    def _page(self) -> int:
+        """The number of rows that are read at once.
+
+        Several batches, because the database sorts all that is left for each read.
+        """
+        return base.BATCH * _BATCHES
+
     def _batches(self, *conditions: sa.ColumnElement[bool]) -> Iterator[list[StoreEntry]]:
         """Yield the rows with these conditions, in the order of their ids."""
         for rows in self._pages(self._stored.where(*conditions), self.model.id):
@@ -234,8 +242,7 @@ class SessionTable:
 
         :param id: the primary key, which the statement selects as ``id``.
         """
-        # The database sorts all that is left for each read: so several batches are read at once.
-        size = base.BATCH * _BATCHES
+        size = self._page
         statement = statement.order_by(id).limit(size)
         read = statement
         while True:
