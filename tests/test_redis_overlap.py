@@ -79,9 +79,9 @@ def test_waits_overlap(away: Site, events: list[str], monkeypatch: pytest.Monkey
     (row,) = away.rows()
     noting_select(away, events, monkeypatch)
     with away.context():
-        records_of(away).load(row.id)
+        records_of(away).load(row.id.hex)
         events.clear()
-        loaded = records_of(away).load(row.id, 1)
+        loaded = records_of(away).load(row.id.hex, 1)
     assert events == ["sent", "user 1", "read"]
     assert loaded is not None
     assert (loaded.user.name, loaded.user_id, loaded.generation) == ("ann", 1, row.generation)
@@ -95,9 +95,9 @@ def test_other_values_are_no_guess(
     (row,) = away.rows()
     noting_select(away, events, monkeypatch)
     with away.context():
-        records_of(away).load(row.id)
+        records_of(away).load(row.id.hex)
         events.clear()
-        loaded = records_of(away).load(row.id, guess)
+        loaded = records_of(away).load(row.id.hex, guess)
     assert events == ["sent", "read", "user 1"]
     assert loaded is not None
     assert loaded.user.name == "ann"
@@ -108,7 +108,7 @@ def test_wrong_guess(away: Site, guess: int) -> None:
     """The record says whose session it is, whether the guessed user exists or not."""
     (row,) = away.rows()
     with away.context():
-        loaded = records_of(away).load(row.id, guess)
+        loaded = records_of(away).load(row.id.hex, guess)
         assert loaded is not None
         assert (loaded.user.name, loaded.user_id) == ("ann", 1)
 
@@ -118,13 +118,13 @@ def test_refused(away: Site) -> None:
     (row,) = away.rows()
     records = records_of(away)
     with away.context():
-        assert records.load(uuid.uuid4(), 1) is None
+        assert records.load(uuid.uuid4().hex, 1) is None
         away.db.session.execute(sa.delete(away.User).filter_by(name="ann"))
-        assert records.load(row.id, 1) is None
+        assert records.load(row.id.hex, 1) is None
         away.db.session.rollback()
-        assert records.load(row.id, 1) is not None
+        assert records.load(row.id.hex, 1) is not None
         away.change(revoked_at=days_ago(0))
-        assert records.load(row.id, 1) is None
+        assert records.load(row.id.hex, 1) is None
 
 
 def test_refresh(away: Site) -> None:
@@ -136,9 +136,9 @@ def test_refresh(away: Site) -> None:
             sa.update(away.User).values(note="new"),
             execution_options={"synchronize_session": False},
         )
-        records_of(away).load(row.id, 1)
+        records_of(away).load(row.id.hex, 1)
         assert user.note != "new"
-        records_of(away).load(row.id, 1, refresh=True)
+        records_of(away).load(row.id.hex, 1, refresh=True)
         assert user.note == "new"
 
 
@@ -162,13 +162,13 @@ def test_no_reply_is_left_unread(
         with monkeypatch.context() as context:
             context.setattr(away.registry.users, "load", fail)
             with pytest.raises(type(error)):
-                records.load(row.id, 1)
+                records.load(row.id.hex, 1)
         connection = pool.get_connection()
         assert not connection.can_read()
         connection.send_command("ECHO", "mine")
         assert connection.read_response() == b"mine"
         pool.release(connection)
-        assert records.load(row.id, 1) is not None
+        assert records.load(row.id.hex, 1) is not None
     assert not pool._in_use_connections
 
 
