@@ -29,7 +29,7 @@ if t.TYPE_CHECKING:
 
 
 #: The attributes of a context whose request has only been checked, and accepted.
-_AS_CHECKED = {"_began", "pending", "rehashes", "current"}
+_AS_CHECKED = {"_compared_at", "pending", "rehashes", "current"}
 
 
 class RequestContext:
