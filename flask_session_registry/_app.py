@@ -70,9 +70,9 @@ class Registry:
         self.interface = app.session_interface
         self.texts = Texts(self.settings.texts)
         self.prune_schedule = PruneSchedule(self.settings.auto_prune)
-        #: The names under which a request keeps its context, and the time when it began.
+        #: The names under which a request keeps its context, and its beginning.
         self.context_key = f"_session_registry_{id(self)}"
-        self.began_key = f"{self.context_key}_began"
+        self.beginning_key = f"{self.context_key}_beginning"
         self.log_once = OnceLogger()
         self.cookieless_logins = CookielessLogins()
 

@@ -14,7 +14,7 @@ from flask_login import login_user
 from ._app import get_registry
 from ._compat import flask_login
 from ._compat.flask import process_response, receive_cookies, send_cookies, unwrap
-from ._request import auth_events, hooks
+from ._request import auth_events
 from ._request.marker import MARKER
 
 __all__ = ["SessionRegistryClient"]
@@ -75,12 +75,12 @@ class SessionRegistryClient(FlaskClient):
         send_cookies(self, context.request.environ)
         with context:
             # An app context that a test holds may keep another user, and would keep this one.
-            hooks.set_user_aside(context.request)
+            outer_user = flask_login.take_cached_user()
             try:
                 yield
                 response = process_response(app, app.response_class())
             finally:
-                hooks.restore_user(context.request)
+                flask_login.replace_cached_user(outer_user)
             is_signed_in = response.status_code == 200 and flask_login.USER_ID in session
         if not is_signed_in:
             raise RuntimeError("The user could not be signed in. Commit it to the database first.")

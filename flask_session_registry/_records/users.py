@@ -28,6 +28,8 @@ class Users:
         self.key = credentials.key
         self.columns = sa.inspect(credentials.user_model).columns
         self.credentials = credentials
+        #: The Python type of the keys. What a type of the app's own makes of them, the first shows.
+        self._key_type = None if _is_of_the_app(self.key.type) else kind_of(self.key)
         #: The tables that hold a user, several with joined inheritance. Not those of subclasses:
         #: they may be outer joined, and PostgreSQL can't lock rows of an outer join.
         self.tables = sa.inspect(credentials.user_model).tables
@@ -51,11 +53,24 @@ class Users:
         return self.database.session.execute(statement, {"key": user_id}).first()
 
     def may_be_key(self, value: object) -> bool:
-        """Return whether a user might have this key, which is of the right type.
+        """Return whether the database compares this value with the keys of users, and doesn't fail.
 
-        PostgreSQL doesn't compare a number that is too large for the column, but fails.
+        It was a key once, but the column may have been of another type then.
         """
+        if type(value) is not self._key_type:
+            return False
+        # PostgreSQL fails if a number is too large for the column.
         return not isinstance(value, int) or abs(value) <= self._max_key
+
+    def has_same_keys(self, column: sa.ColumnElement[t.Any]) -> bool:
+        """Return whether a column that refers to users has their keys as the users have them."""
+        # PostgreSQL pads CHAR.
+        return kind_of(column) is kind_of(self.key) and not isinstance(self.key.type, sa.CHAR)
+
+    def note_key(self, key: object) -> None:
+        """Take note of the key of a user, as instances have it."""
+        if self._key_type is None:
+            self._key_type = type(key)
 
     @functools.cached_property
     def _max_key(self) -> int:
@@ -171,6 +186,11 @@ class Users:
             return False
         session.rollback()
         return True
+
+
+def _is_of_the_app(kind: object) -> bool:
+    """Return whether a type of columns may make anything of a value."""
+    return isinstance(kind, sa.types.UserDefinedType | sa.TypeDecorator)
 
 
 def _max_of(kind: object) -> int:

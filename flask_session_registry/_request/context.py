@@ -253,8 +253,8 @@ def ensure_context(registry: Registry, request: Request | None = None) -> Reques
     kept = vars(request)
     context: RequestContext | None = kept.get(registry.context_key)
     if context is None:
-        begun = kept.get(registry.began_key)
-        context = RequestContext(None if begun is None else begun[0])
+        beginning: _Beginning | None = kept.get(registry.beginning_key)
+        context = RequestContext(None if beginning is None else beginning.at)
         kept[registry.context_key] = context
     return context
 
@@ -279,24 +279,39 @@ def is_in_request(registry: Registry) -> bool:
     return found is not None and registry_on(found.app) is registry
 
 
-def begin_request(registry: Registry, found: FlaskContext) -> None:
-    """Note when a request begins, and in which context of Flask's."""
-    # Not the context itself: it would be in a cycle with its request.
-    vars(found.request)[registry.began_key] = time.monotonic(), id(found)
+class _Beginning(t.NamedTuple):
+    """The beginning of a request."""
+
+    #: When it was, on the monotonic clock.
+    at: float
+    #: Of Flask's context. Not the context itself: it would be in a cycle with its request.
+    context_id: int
+    #: Who was the user of the app context before. Requests share one that was pushed before them:
+    #: at import, by a test, or by a request that makes another one. Flask-Login keeps the user
+    #: there.
+    outer_user: t.Any
 
 
-def end_request(registry: Registry, found: FlaskContext) -> bool:
-    """Let go of the context; return ``False``, and keep it, if the request goes on.
+def begin_request(registry: Registry, found: FlaskContext, outer_user: t.Any) -> None:
+    """Note when a request begins, in which context of Flask's, and who was the user before."""
+    beginning = _Beginning(time.monotonic(), id(found), outer_user)
+    vars(found.request)[registry.beginning_key] = beginning
 
+
+def end_request(registry: Registry, found: FlaskContext) -> _Beginning | None:
+    """Let go of the context, and return the beginning; ``None`` if there was none.
+
+    ``None`` also if the request goes on, and then the context is kept.
     ``copy_current_request_context`` copies Flask's context, with the same request. Such a copy may
     end before the request does, or after it.
 
     Werkzeug's requests are in a cycle with their environment, and freed some time later.
     """
     kept = vars(found.request)
-    begun = kept.get(registry.began_key)
-    if begun is not None and begun[1] != id(found):
-        return False
-    kept.pop(registry.began_key, None)
+    beginning: _Beginning | None = kept.get(registry.beginning_key)
+    if beginning is not None:
+        if beginning.context_id != id(found):
+            return None
+        del kept[registry.beginning_key]
     kept.pop(registry.context_key, None)
-    return True
+    return beginning

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import typing as t
-
 from flask import Flask, Response
 from werkzeug.exceptions import Conflict
 
@@ -23,11 +21,6 @@ from . import check as session_check
 from . import context, deferred, persistence, refusal
 from .sync import sync_current
 
-if t.TYPE_CHECKING:
-    from werkzeug.wrappers import Request
-
-_OUTER_USER = "_session_registry_outer_user"
-
 
 def follow_requests(app: Flask, registry: Registry) -> None:
     """Take part in each request of an app."""
@@ -35,10 +28,9 @@ def follow_requests(app: Flask, registry: Registry) -> None:
     def begin() -> None:
         registry.setup.check(app)
         found = current_request_context()
-        context.begin_request(registry, found)
+        context.begin_request(registry, found, flask_login.take_cached_user())
         if not registry.tables_were_checked and app.debug:
             _check_tables(registry)
-        set_user_aside(found.request)
 
     def finish(response: Response) -> Response:
         found = current_request_context()
@@ -49,9 +41,10 @@ def follow_requests(app: Flask, registry: Registry) -> None:
         return response
 
     def end(_: BaseException | None) -> None:
-        found = current_request_context()
-        if context.end_request(registry, found):
-            restore_user(found.request)
+        beginning = context.end_request(registry, current_request_context())
+        if beginning is not None:
+            # A request leaves the app context as it has found it.
+            flask_login.replace_cached_user(beginning.outer_user)
 
     def run_deferred(error: BaseException | None) -> None:
         kept = vars(app_globals())
@@ -60,22 +53,6 @@ def follow_requests(app: Flask, registry: Registry) -> None:
             registry.setup.check_popped_context(app, kept)
 
     surround_requests(app, begin=begin, finish=finish, end=end, end_of_context=run_deferred)
-
-
-def set_user_aside(request: Request) -> None:
-    """Begin a request without the user of another one.
-
-    Requests share an app context that was pushed before them: at import, by a test, or by a request
-    that makes another one. Flask-Login keeps the user there.
-    """
-    vars(request)[_OUTER_USER] = flask_login.take_cached_user()
-
-
-def restore_user(request: Request) -> None:
-    """Leave the app context as this request has found it."""
-    kept = vars(request)
-    if _OUTER_USER in kept:
-        flask_login.replace_cached_user(kept.pop(_OUTER_USER))
 
 
 def _check_tables(registry: Registry) -> None:

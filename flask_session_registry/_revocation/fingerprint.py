@@ -27,9 +27,9 @@ def fingerprint(values: Values) -> str | None:
     """
     if not values:
         return None
+    if len(values) == 1:
+        return hashlib.sha256(_as_bytes(values[0])).hexdigest()
     digests = [hashlib.sha256(_as_bytes(value)) for value in values]
-    if len(digests) == 1:
-        return digests[0].hexdigest()
     return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
 
 

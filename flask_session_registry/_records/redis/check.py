@@ -9,7 +9,6 @@ from ... import _clock as clock
 from .. import base
 from ..base import LoadedSession
 from ..protocols import CheckRecords
-from ..users import kind_of
 from .core import RedisCore
 
 #: The attributes that :class:`LoadedSession` has of a user session; 'created_at' comes last.
@@ -23,7 +22,7 @@ class RedisCheckRecords(RedisCore, CheckRecords):
         self, id: str, user_key: object = None, *, refresh: bool = False
     ) -> LoadedSession | None:
         row, is_right, own_id = None, False, uuid.UUID(hex=id)
-        if type(user_key) is kind_of(self.users.key) and self.users.may_be_key(user_key):
+        if self.users.may_be_key(user_key):
             # Redis and the database are asked at once.
             with self.redis.loading(own_id, self._loaded) as loaded:
                 row = self.users.load(user_key, refresh=refresh)

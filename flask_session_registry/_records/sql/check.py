@@ -35,8 +35,6 @@ class _Columns(sa_orm.Bundle[t.Any]):
 
 class SQLCheckRecords(SessionTable, CheckRecords):
     updates_after_commit = False
-    #: The type of the users' keys; ``None`` until a user session has been loaded.
-    _key_type: type | None = None
 
     def __init__(
         self,
@@ -68,6 +66,7 @@ class SQLCheckRecords(SessionTable, CheckRecords):
         if loads_beginning:
             loaded.append(column.created_at)
         self._loads_beginning = loads_beginning
+        self._compares_keys = users.has_same_keys(column.user_id)
         # Built once: building it in each request costs more than running it. With the columns of
         # the table: SQLAlchemy hashes all parts of a statement each time, and a mapped attribute
         # has many.
@@ -88,14 +87,14 @@ class SQLCheckRecords(SessionTable, CheckRecords):
         self, id: str, user_key: object = None, *, refresh: bool = False
     ) -> LoadedSession | None:
         execute = self.database.session.execute
-        # A session may have been opened when the users' keys were of another type.
-        if (
-            user_key is not None
-            and type(user_key) is self._key_type
-            and self.users.may_be_key(user_key)
-            and not refresh
-        ):
-            row = execute(self._load_both, {"id": id, "user_id": user_key}).first()
+        if self._compares_keys and self.users.may_be_key(user_key) and not refresh:
+            try:
+                row = execute(self._load_both, {"id": id, "user_id": user_key}).first()
+            except sa.exc.DBAPIError:
+                raise
+            except sa.exc.StatementError:
+                # A type of the app's own refuses such a value.
+                row = None
             # The row says whose session it is.
             if row is not None and row[1][0] == user_key:
                 return self._read(row)
@@ -104,7 +103,7 @@ class SQLCheckRecords(SessionTable, CheckRecords):
         if row is None:
             return None
         loaded = self._read(row)
-        self._learn_key_type(loaded)
+        self.users.note_key(loaded.user_id)
         return loaded
 
     def _read(self, row: Sequence[t.Any]) -> LoadedSession:
@@ -113,13 +112,6 @@ class SQLCheckRecords(SessionTable, CheckRecords):
         return LoadedSession(
             user, user_id, generation, fingerprint, last_seen_at, store_id, created_at, tuple(rest)
         )
-
-    def _learn_key_type(self, loaded: LoadedSession) -> None:
-        """Note the type of the users' keys, which a type of the app's own may convert to any."""
-        (key,) = sa.inspect(loaded.user, raiseerr=True).identity
-        # Otherwise, the two columns are of different types, and no key would be found.
-        if type(key) is type(loaded.user_id):
-            self._key_type = type(key)
 
     def find_end(self, id: uuid.UUID) -> End | None:
         with self.database.session.no_autoflush:

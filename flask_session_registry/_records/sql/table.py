@@ -76,7 +76,11 @@ class SessionTable:
                 key_share=True, of=self.users.tables
             )
         ).first()
-        return None if stored is None else self.credentials.read(stored[1:])
+        if stored is None:
+            return None
+        key, *values = stored
+        self.users.note_key(key)
+        return self.credentials.read(values)
 
     def _lock_sqlite(self, execute: Execute) -> None:
         """On SQLite, lock the whole database before anything is read.
