@@ -11,7 +11,7 @@ import sqlalchemy as sa
 import sqlalchemy.orm as sa_orm
 from conftest import SiteFactory
 from flask import session
-from flask_login import UserMixin, current_user
+from flask_login import UserMixin, current_user, login_user
 from flask_sqlalchemy import SQLAlchemy
 from site_under_test import Site, days_ago
 from sqlalchemy.dialects import mysql
@@ -490,6 +490,27 @@ def test_session_that_names_another_user(make_site: SiteFactory, name: str, mode
     firefox.post("/become")
     assert firefox.get("/me").json == {"name": None, "rejected": "unknown"}
     assert bobs.is_signed_in
+
+
+@pytest.mark.parametrize("key", [77, None])
+def test_new_user_who_is_merged(site: Site, key: int | None) -> None:
+    """'merge' stores a user who is in no row yet, and what is stored since counts."""
+
+    @site.app.post("/sync")
+    def sync() -> str:
+        user = site.User(id=key, name="carl", password_hash="hash of carl")
+        merged = site.db.session.merge(user)
+        site.db.session.commit()
+        login_user(merged)
+        return ""
+
+    carl, phone = site.browser("Firefox"), site.browser("Phone")
+    carl.post("/sync")
+    phone.login("carl")
+    assert carl.name_shown == "carl"
+    carl.post("/password", password="new")
+    assert carl.name_shown == "carl"
+    assert phone.rejected == "password_changed"
 
 
 def test_eager_relationship_is_loaded_whole(make_site: SiteFactory) -> None:

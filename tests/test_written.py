@@ -133,6 +133,23 @@ def test_connection_whose_transaction_goes_on(
     assert firefox.is_signed_in is is_undone
 
 
+def test_connection_is_followed_until_the_commit(make_site: SiteFactory, database: str) -> None:
+    """A connection of the app's own may live as long as the process: nothing piles up on it."""
+    site = make_site("files", database)
+    firefox = site.browser()
+    with site.context(), closing(site.db.engine.connect()) as connection:
+        bound = sa_orm.Session(connection)
+        for _ in range(3):
+            firefox.login()
+            user = bound.scalar(sa.select(site.User).filter_by(name="ann"))
+            assert site.sessions.revoke_all(user, session=bound) == 1
+            assert len(list(connection.dispatch.commit)) == 1
+            bound.commit()
+            assert not firefox.is_signed_in
+        dispatch = connection.dispatch
+        assert [*dispatch.before_cursor_execute, *dispatch.rollback] == [*dispatch.commit] == []
+
+
 def test_app_that_spares_a_session(story: Story) -> None:
     """What the app itself does to the table after the change is kept, and nothing else told."""
 

@@ -40,8 +40,8 @@ class Credentials(PasswordColumns):
 
     def _on_load(self, state: State, _: object) -> None:
         values = self.attributes_of(state)
-        # A deferred column is not loaded.
-        if values is not None:
+        # A deferred column is not loaded; nor is a new user whom 'merge' has made.
+        if values is not None and state.key is not None:
             state.info[self._history] = self._begin_history(identity_of(state), values)
 
     def _begin_history(self, key: object, values: Values) -> list[Values]:

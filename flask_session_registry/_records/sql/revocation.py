@@ -150,7 +150,7 @@ class SQLRevocationRecords(TombstoneTable, RevocationRecords):
     def complete(
         self, order: RevocationOrder, result: RevocationResult
     ) -> Iterator[list[StoreEntry]]:
-        if result.entries is not None and result.is_kept():
+        if result.is_kept() and result.entries is not None:
             return batches_of(result.entries)
         # What ended is read from the database, by the id that all rows of a revocation carry: what
         # a savepoint took back, or a transaction that was never committed, is not found.

@@ -19,12 +19,20 @@ class WrittenRows:
         self._table = table.name.lower()
         self._is_committed = False
         self._is_changed = False
-        sa.event.listen(connection, "before_cursor_execute", self._before_statement)
-        sa.event.listen(connection, "commit", self._commit)
-        sa.event.listen(connection, "rollback", self._change)
+        #: What is listened to on the connection; empty once the outcome is known.
+        self._listening: list[tuple[object, str, t.Any]] = [
+            (connection, "before_cursor_execute", self._before_statement),
+            (connection, "commit", self._commit),
+            (connection, "rollback", self._change),
+        ]
+        for each in self._listening:
+            sa.event.listen(*each)
 
     def are_committed(self) -> bool:
         """Return whether the rows are, or were at the commit, as they were written."""
+        while self._is_committed and self._listening:
+            # The app's own connection may live as long as the process.
+            sa.event.remove(*self._listening.pop())
         return self._is_committed and not self._is_changed
 
     def _before_statement(self, _: object, __: object, statement: str, *___: object) -> None:
