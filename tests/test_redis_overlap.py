@@ -235,6 +235,8 @@ def test_pool_that_needs_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
 
     class OldPool:
+        max_connections = 2
+
         def get_connection(self, command_name: str, *_: t.Any, **__: t.Any) -> t.Any:
             told.append(command_name)
             return pool.get_connection()
@@ -272,8 +274,48 @@ def test_server_that_is_moved() -> None:
             connection.log.append("release")
 
     connection = Connection([])
-    assert early.EarlyReply(Pool(), connection).read() == "reply"
+    assert early.EarlyReply(Pool(), connection, threading.Semaphore()).read() == "reply"
     assert connection.log == ["disconnect", "release"]
+
+
+@pytest.fixture
+def small() -> Iterator[RedisClient]:
+    """Return a client whose pool has two connections."""
+    pool = redis.ConnectionPool.from_url(servers.redis_url(), max_connections=2)
+    yield RedisClient(redis.Redis(connection_pool=pool), f"house{uuid.uuid4().hex}:")
+    pool.disconnect()
+
+
+def free_places(client: RedisClient) -> int:
+    return t.cast(int, vars(early._places_in(client.client.connection_pool))["_value"])
+
+
+def test_half_of_a_pool_is_left_to_others(small: RedisClient) -> None:
+    """Connections that are held until the database has answered don't use the pool up."""
+    session = session_of(small)
+    try:
+        with small.loading(session.id, NAMES) as one, small.loading(session.id, NAMES) as other:
+            assert free_places(small) == 0
+            assert other() == one() == [17, 0]
+        for _ in range(3):
+            with small.loading(session.id, NAMES):
+                pass
+    finally:
+        small.client.delete(*small.client.keys(f"{small._prefix}*"))
+    assert free_places(small) == 1
+
+
+def test_no_connection_takes_no_place(small: RedisClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool that has none gives its error, as to any other command, and the place is free."""
+
+    def fail(*_: object) -> t.NoReturn:
+        raise redis.ConnectionError
+
+    with monkeypatch.context() as context:
+        context.setattr(small.client.connection_pool, "get_connection", fail)
+        with pytest.raises(RecordsError), small.loading(uuid.uuid4(), NAMES):
+            pass
+    assert free_places(small) == 1
 
 
 # -- a Redis that is really stopped or hung --------------------------------------------------------

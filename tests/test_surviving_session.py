@@ -261,3 +261,35 @@ def test_user_whose_key_changes_elsewhere(make_site: SiteFactory, database: str)
     chrome.login()
     chrome.post("/change")
     assert chrome.is_signed_in
+
+
+def test_row_without_a_key(changing: Site) -> None:
+    """A row that names no entry gets the next key all the same, and leaves none behind."""
+    firefox = changing.browser()
+    firefox.login()
+    changing.change(store_id=None)
+    firefox.post("/change")
+    assert firefox.is_signed_in
+    (row,) = changing.rows()
+    assert row.store_id == key_of(changing, firefox)
+
+
+def test_session_that_ends_right_after_its_change(make_site: SiteFactory) -> None:
+    """What ends it between the commit and the answer counts, where the user is loaded again."""
+    site = make_site()
+    site.User.get_id = lambda self: str(self.id)
+
+    @site.app.post("/change")
+    @login_required
+    def change() -> str:
+        current_user.password_hash = "new"
+        site.db.session.commit()
+        with site.context():
+            site.sessions.revoke_all(site.user("ann"))
+            site.db.session.commit()
+        return "changed"
+
+    firefox = site.browser()
+    firefox.login()
+    firefox.post("/change")
+    assert not firefox.is_signed_in

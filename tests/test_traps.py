@@ -315,6 +315,39 @@ def test_flask_runs_functions_in_the_order_of_its_lists(app: Flask) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["do_teardown_request", "do_teardown_appcontext"])
+def test_flask_runs_its_teardown_functions_by_methods(app: Flask, name: str) -> None:
+    """Ours follow these methods, however they are called, and also if they raise."""
+    seen: list[object] = []
+
+    def note(error: object = None, *_: object) -> None:
+        seen.append(error)
+
+    def nothing(*_: object) -> None:
+        pass
+
+    names = ("end", "end_of_context") if "request" in name else ("end_of_context", "end")
+    functions = {names[0]: note, names[1]: nothing, "begin": nothing, "finish": nothing}
+    compat.surround_requests(app, **functions)
+    error = ValueError()
+    with app.test_request_context():
+        seen.clear()
+        getattr(app, name)(exc=error)
+        getattr(app, name)(error)
+        getattr(app, name)()
+        assert seen == [error, error, None]
+
+        def fail(_: object) -> None:
+            raise ZeroDivisionError
+
+        getattr(app, name.removeprefix("do_"))(fail)
+        with pytest.raises(ZeroDivisionError):
+            getattr(app, name)(None)
+        assert len(seen) == 4
+        app.teardown_request_funcs.clear()
+        app.teardown_appcontext_funcs.clear()
+
+
 def test_flask_looks_up_error_handlers_in_its_dictionary(app: Flask) -> None:
     """'error_handler_spec': so one can be added after the first request."""
 

@@ -12,7 +12,8 @@ The rest of the package calls hooks of ``Registry.adoption``, which do nothing u
 - ``extension.py``: ``adoption.prepare``
 - ``_request/context.py``: ``from .._adoption.adoption import AdoptionState``
 - ``_request/context.py``: ``adoption: AdoptionState | None = None``
-- ``_request/context.py``: ``self.adoption = result.adoption or self.adoption``
+- ``_request/context.py``: ``if result.adoption is not None:``
+- ``_request/context.py``: ``self.adoption = result.adoption``
 - ``_request/values.py``: ``from .._adoption.adoption import AdoptionState``
 - ``_request/values.py``: ``adoption: AdoptionState | None = None``
 - ``_request/check.py``: ``adoption.check_unregistered``

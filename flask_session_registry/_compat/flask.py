@@ -135,29 +135,22 @@ def handle_wherever_raised(app: Flask, kind: type[HTTPException]) -> None:
 def surround_requests(
     app: Flask,
     *,
-    begin: Callable[[], None],
+    begin: Callable[[str | None, dict[str, t.Any] | None], None],
     finish: Callable[[Response], Response],
     end: Callable[[BaseException | None], None],
     end_of_context: Callable[[BaseException | None], None],
 ) -> None:
     """Register functions that run before, or after, all others, whatever is registered later.
 
-    Of each function in most of its lists, Flask finds out in each request whether it is a
-    coroutine, which takes as long as everything else that ours do. So they surround its methods
-    where that is possible.
+    Of each function in its lists of teardown functions, Flask finds out each time whether it is a
+    coroutine, which takes longer than ours do. So these follow the methods that run the lists.
 
     :param begin: runs before all ``before_request`` functions.
     :param finish: runs after all ``after_request`` functions.
     :param end: runs after all ``teardown_request`` functions, also if one of them raises.
     :param end_of_context: the same for ``teardown_appcontext`` functions.
     """
-    preprocess: Callable[..., t.Any] = app.preprocess_request
-
-    def preprocess_request(*context: t.Any) -> t.Any:
-        begin()
-        return preprocess(*context)
-
-    setattr(app, "preprocess_request", preprocess_request)  # noqa: B010 -- a method, for mypy
+    app.url_value_preprocessors.setdefault(None, []).insert(0, begin)
     # Flask calls these in reverse order.
     app.after_request_funcs.setdefault(None, []).insert(0, finish)
     _run_after(app, "do_teardown_request", end)
@@ -168,11 +161,11 @@ def _run_after(app: Flask, name: str, function: Callable[[BaseException | None],
     """Call a function after a method of the app that takes the error as its last argument."""
     method: Callable[..., None] = getattr(app, name)
 
-    def run(*arguments: t.Any) -> None:
+    def run(*arguments: t.Any, **keywords: t.Any) -> None:
         try:
-            method(*arguments)
+            method(*arguments, **keywords)
         finally:
-            function(arguments[-1] if arguments else None)
+            function(arguments[-1] if arguments else keywords.get("exc"))
 
     setattr(app, name, run)
 

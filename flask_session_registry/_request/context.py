@@ -291,6 +291,9 @@ class _Beginning(t.NamedTuple):
     #: there.
     outer_user: t.Any
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(at={self.at})"
+
 
 def begin_request(registry: Registry, found: FlaskContext, outer_user: t.Any) -> None:
     """Note when a request begins, in which context of Flask's, and who was the user before."""

@@ -65,7 +65,7 @@ class CurrentSession:
         self._stored: list[str | None] = []
 
     def __repr__(self) -> str:
-        return f"CurrentSession(id={self.id!r}, generation={self.generation})"
+        return f"CurrentSession(id={self._known.hex}, generation={self.generation})"
 
     @functools.cached_property
     def id(self) -> uuid.UUID:

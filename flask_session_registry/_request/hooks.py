@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import typing as t
+
 from flask import Flask, Response
 from werkzeug.exceptions import Conflict
 
@@ -25,7 +27,7 @@ from .sync import sync_current
 def follow_requests(app: Flask, registry: Registry) -> None:
     """Take part in each request of an app."""
 
-    def begin() -> None:
+    def begin(_: str | None, __: dict[str, t.Any] | None) -> None:
         registry.setup.check(app)
         found = current_request_context()
         context.begin_request(registry, found, flask_login.take_cached_user())

@@ -36,6 +36,9 @@ class Marker(t.NamedTuple):
     #: The marker itself.
     text: str
 
+    def __repr__(self) -> str:
+        return f"Marker(generation={self.generation})"
+
     @property
     def id(self) -> uuid.UUID:
         """The id of the user session."""

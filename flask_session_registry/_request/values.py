@@ -46,7 +46,7 @@ class Login:
     is_repeated: bool = False
     id: uuid.UUID = dataclasses.field(default_factory=new_id)
     #: The user's primary key, once the id is final.
-    user_key: t.Any = None
+    user_key: t.Any = dataclasses.field(default=None, repr=False)
 
     @property
     def marker(self) -> str:

@@ -28,7 +28,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 
 from ... import _clock as clock
 from ..._log import log
-from .. import base
+from .. import base, user_keys
 from ..base import StoreEntry, batches_of
 from . import scripts
 from .early import EarlyReply, send
@@ -39,8 +39,6 @@ from .encoding import (
     decode_tombstone,
     encode,
     encode_choices,
-    read_user_id,
-    user_text,
 )
 from .reporting import reporting, reporting_batches
 from .scripts import Script
@@ -161,7 +159,7 @@ class RedisClient(Shards):
         changed = [
             StoreEntry(
                 uuid.UUID(hex=part[place - 1]),
-                read_user_id(user_id),
+                user_keys.from_text(user_id),
                 None if store_id is False else store_id,
             )
             for part, found in self._update(ids, values, where, unless, leaves)
@@ -375,4 +373,4 @@ def _attributes(names: Sequence[str], found: str | bytes | None) -> list[t.Any] 
 
 
 def _index_of(user_id: t.Any, ended: bool) -> str:
-    return f"{'e' if ended else 'u'}:{user_text(user_id)}"
+    return f"{'e' if ended else 'u'}:{user_keys.as_text(user_id)}"

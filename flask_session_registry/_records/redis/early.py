@@ -5,14 +5,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import threading
 import typing as t
+import weakref
+
+_places: weakref.WeakKeyDictionary[t.Any, threading.Semaphore] = weakref.WeakKeyDictionary()
 
 
 class EarlyReply:
     """The reply to a command that has been sent. It is on its own connection until it is read."""
 
-    def __init__(self, pool: t.Any, connection: t.Any) -> None:
+    def __init__(self, pool: t.Any, connection: t.Any, places: threading.Semaphore) -> None:
         self._pool = pool
+        self._places = places
         self._connection = connection
         self._is_read = False
 
@@ -35,6 +40,7 @@ class EarlyReply:
                 self._connection.disconnect()
         finally:
             pool.release(self._connection)
+            self._places.release()
 
     def may_be_retried(self, error: Exception) -> bool:
         """Return whether the client itself would send the command again after this error.
@@ -55,10 +61,18 @@ def send(client: t.Any, *command: t.Any) -> EarlyReply | None:
     pool = _pool_of(client)
     if pool is None:
         return None
-    # If this fails, so would any other command: the client doesn't try it again, either.
+    # The others must find a connection while these are held until the database has answered.
+    places = _places_in(pool)
+    if not places.acquire(blocking=False):
+        return None
     kind: t.Any = type(pool)
-    connection = pool.get_connection(*command[: _takes_command(kind)])
-    reply = EarlyReply(pool, connection)
+    try:
+        connection = pool.get_connection(*command[: _takes_command(kind)])
+    except BaseException:
+        # So would any other command fail: the client doesn't try it again, either.
+        places.release()
+        raise
+    reply = EarlyReply(pool, connection, places)
     is_sent = False
     try:
         with contextlib.suppress(Exception):
@@ -68,6 +82,14 @@ def send(client: t.Any, *command: t.Any) -> EarlyReply | None:
         if not is_sent:
             reply.close()
     return reply if is_sent else None
+
+
+def _places_in(pool: t.Any) -> threading.Semaphore:
+    """Return what counts how many more connections of a pool may be held: half of all."""
+    places = _places.get(pool)
+    if places is None:
+        places = _places.setdefault(pool, threading.Semaphore(pool.max_connections // 2))
+    return places
 
 
 def _pool_of(client: t.Any) -> t.Any:

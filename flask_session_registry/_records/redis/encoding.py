@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 
 from ... import _clock as clock
+from .. import user_keys
 from .session import FIELDS, RedisUserSession, Tombstone
 
 #: Raised where something unreadable is decoded.
@@ -47,7 +48,7 @@ def _write(name: str, value: t.Any) -> str | None:
     if value is None:
         return None
     if name == "user_id":
-        return user_text(value)
+        return user_keys.as_text(value)
     if isinstance(value, dt.datetime):
         return str(clock.microseconds(value))
     return value.hex if isinstance(value, uuid.UUID) else str(value)
@@ -103,24 +104,12 @@ def _moment(text: str) -> dt.datetime:
     return clock.EPOCH + dt.timedelta(microseconds=int(text))
 
 
-def user_text(user_id: t.Any) -> str:
-    text = user_id.hex if isinstance(user_id, uuid.UUID) else user_id
-    return f"{type(user_id).__name__}:{text}"
-
-
-def read_user_id(text: str) -> t.Any:
-    kind, _, value = text.partition(":")
-    return _KINDS[kind](value)
-
-
-_KINDS: dict[str, Callable[[str], t.Any]] = {"int": int, "str": str, "UUID": uuid.UUID}
-
 _READ: dict[str, Callable[[str], t.Any]] = {
     **dict.fromkeys(FIELDS, str),
     **dict.fromkeys((name for name in FIELDS if name.endswith(("_at", "_until"))), _moment),
     "revocation": uuid.UUID,
     "generation": int,
-    "user_id": read_user_id,
+    "user_id": user_keys.from_text,
 }
 del _READ["id"]
 

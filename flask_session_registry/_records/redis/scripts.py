@@ -24,6 +24,9 @@ class Script(t.NamedTuple):
         text = "".join(parts)
         return cls(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
+    def __repr__(self) -> str:
+        return "Script()"
+
 
 _READ = """
 local base = KEYS[1]

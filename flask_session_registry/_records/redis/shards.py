@@ -7,8 +7,8 @@ import typing as t
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 
+from .. import user_keys
 from ..base import batches_of
-from .encoding import user_text
 from .scripts import Script
 
 _SHARDS = [f"{number:02x}" for number in range(256)]
@@ -53,7 +53,7 @@ def _is_unknown(error: Exception) -> bool:
 
 
 def shard_of(user_id: t.Any) -> str:
-    return hashlib.sha256(user_text(user_id).encode()).hexdigest()[:2]
+    return hashlib.sha256(user_keys.as_text(user_id).encode()).hexdigest()[:2]
 
 
 def by_shard(ids: Iterable[uuid.UUID | str]) -> Iterator[list[str]]:

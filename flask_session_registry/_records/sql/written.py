@@ -38,15 +38,14 @@ class WrittenRows:
     def _before_statement(self, _: object, __: object, statement: str, *___: object) -> None:
         text = statement.lstrip().lower()
         writes = self._table in text and not text.startswith("select")
-        if writes or text.startswith("rollback"):
+        if writes or "rollback" in text:
             self._change()
 
     def _commit(self, _: sa.Connection) -> None:
         self._is_committed = True
 
     def _change(self, _: object = None) -> None:
-        if not self._is_committed:
-            self._is_changed = True
+        self._is_changed = self._is_changed or not self._is_committed
 
 
 def follow(result: sa.CursorResult[t.Any], table: sa.Table) -> WrittenRows:
