@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from conftest import SiteFactory
 from flask import request, session
 from flask_login import current_user, login_required, login_user, logout_user
-from site_under_test import Browser, Site
+from site_under_test import Browser, Site, days_ago
 from test_statements import statements_of
 
 from flask_session_registry._request import persistence, store_keys
@@ -284,9 +284,7 @@ def test_session_that_ends_right_after_its_change(make_site: SiteFactory) -> Non
     def change() -> str:
         current_user.password_hash = "new"
         site.db.session.commit()
-        with site.context():
-            site.sessions.revoke_all(site.user("ann"))
-            site.db.session.commit()
+        site.change(revoked_at=days_ago(0), revoked_reason="revoked")
         return "changed"
 
     firefox = site.browser()
