@@ -14,6 +14,7 @@ from flask_login import confirm_login, current_user, login_user, logout_user
 from site_under_test import Site, days_ago, is_signed_cookie
 
 from flask_session_registry._request import persistence
+from flask_session_registry._request.marker import MARKER
 
 
 @pytest.fixture
@@ -72,6 +73,10 @@ def _forget_by_hand(_: Site) -> None:
     session.pop("_user_id")
 
 
+def _lose_marker(_: Site) -> None:
+    session.pop(MARKER)
+
+
 def _empty(_: Site) -> None:
     session.clear()
 
@@ -87,6 +92,7 @@ ENDINGS: dict[str, tuple[Callable[[Site], object], bool]] = {
     "revoke all": (_revoke_all, False),
     "revoke own": (_revoke_own, False),
     "without the user": (_forget_by_hand, False),
+    "without the marker": (_lose_marker, False),
     "emptied": (_empty, False),
 }
 
