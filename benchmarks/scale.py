@@ -81,8 +81,8 @@ class Rows:
             user_ids = [self.user_id() for _ in range(SAMPLE)]
             column = self.table.c
             rows = sa.select(column.id, column.user_id).where(column.user_id.in_(user_ids))
-            #: The ids of sessions and of their users.
-            self.known = [(id, user_id) for id, user_id in autocommit.execute(rows)]
+            #: The ids of sessions, in hexadecimal, and of their users.
+            self.known = [(id.hex, user_id) for id, user_id in autocommit.execute(rows)]
         self.chance.shuffle(self.known)
 
     def user_id(self) -> int:
@@ -98,7 +98,7 @@ class Rows:
         chosen = self.chance.choices(self.known, k=number)
         begin = time.perf_counter_ns()
         for id, user_id in chosen:
-            if self.records.load(id, str(user_id)) is None:
+            if self.records.load(id, user_id) is None:
                 raise AssertionError("An existing session was not found.")
             self.db.session.rollback()
         return (time.perf_counter_ns() - begin) / number
@@ -134,9 +134,9 @@ class Rows:
     def touch(self, number: int = 20) -> float:
         """Record when a session was last seen."""
         values = {"last_seen_at": clock.now(), "ip_address": "203.0.113.9", "user_agent": "Firefox"}
-        chosen = self.chance.choices(self.known, k=number)
+        chosen = [uuid.UUID(hex=id) for id, _ in self.chance.choices(self.known, k=number)]
         begin = time.perf_counter_ns()
-        for id, _ in chosen:
+        for id in chosen:
             self.records.touch(id, dict(values))
         return (time.perf_counter_ns() - begin) / number
 
