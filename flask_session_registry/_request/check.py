@@ -193,8 +193,7 @@ def _check_remembered(app: Flask, registry: Registry, browser: SessionMixin) -> 
         return result
     if binding_cookie is None:
         return UNKNOWN
-    known = Marker.of(binding_cookie.id, binding_cookie.generation)
-    return check_record(app, registry, browser, known, claimed, is_remembered=True)
+    return check_record(app, registry, browser, binding_cookie.known, claimed, is_remembered=True)
 
 
 # -- what the record says ------------------------------------------------------------------------

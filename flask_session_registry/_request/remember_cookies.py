@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime as dt
 import time
 import typing as t
-import uuid
 
 from flask import Flask, Response, request, session
 from flask_login import COOKIE_DURATION, COOKIE_HTTPONLY, COOKIE_NAME, COOKIE_SECURE
@@ -23,7 +22,7 @@ from .. import _clock as clock
 from .._compat.flask_login import USER_ID
 from . import signing
 from .current_session import CurrentSession
-from .marker import read_marker
+from .marker import Marker, parse_marker
 
 _PURPOSE = "remember"
 
@@ -31,8 +30,8 @@ _PURPOSE = "remember"
 class BindingCookie(t.NamedTuple):
     """The content of a binding cookie."""
 
-    id: uuid.UUID
-    generation: int
+    #: The session that the browser comes back to.
+    known: Marker
     #: When it expires, in seconds since the epoch.
     until: int
 
@@ -93,10 +92,10 @@ def binding_cookie(app: Flask) -> BindingCookie | None:
         carried, until = signing.unsign(app, value, purpose=_PURPOSE)
     except (TypeError, ValueError):
         return None
-    known = read_marker(carried)
+    known = parse_marker(carried)
     if known is None or not isinstance(until, int) or until <= time.time():
         return None
-    return BindingCookie(*known, until)
+    return BindingCookie(known, until)
 
 
 def hide(app: Flask) -> None:
