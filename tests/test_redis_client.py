@@ -119,7 +119,8 @@ def test_compact(client: RedisClient) -> None:
     """Redis stores a session in the form that needs the least memory."""
     session = session_of(
         client,
-        store_id=f"session:{'a' * 43}",
+        # As the registry makes Flask-Session form it.
+        store_id=f"session:{'0f' * 32}",
         ip_address="2001:db8::1",
         user_agent="Mozilla/5.0 (iPhone; CPU iPhone OS 17_5 like Mac OS X) AppleWebKit/605.1.15 "
         "(KHTML, like Gecko) Version/17.5 Mobile/15E148 Safari/604.1",
@@ -388,6 +389,20 @@ def test_index_lives_as_long_as_what_is_in_it(client: RedisClient) -> None:
         assert client.client.pttl(base + index) / 1000 / 3600 / 24 > 699
 
 
+@pytest.mark.parametrize(("days", "lives"), [(30, 400), (399, 400), (401, 801)])
+@pytest.mark.parametrize("due", [-300, 0])
+def test_marked_session_lives_until_it_is_due(
+    client: RedisClient, due: float, days: float, lives: float
+) -> None:
+    """Marking a session writes its expiry only where it would expire before it is due."""
+    one = session_of(client, due_at=moment(due))
+    client.update([one.id], {"revoked_at": NOW, "due_at": moment(0)}, where=STANDS)
+    marked = {"purged_at": moment(0), "due_at": moment(days)}
+    assert client.mark([one.id], marked, where={"purged_at": None}) == 1
+    left = client.client.pttl(client._key(one.id)) / 1000 / 3600 / 24
+    assert lives - 0.1 < left < lives + 0.1
+
+
 def test_index_cleans_itself(client: RedisClient) -> None:
     """Reading an index removes sessions that Redis has dropped."""
     gone, stays = session_of(client, due_at=moment(-1)), session_of(client)
@@ -517,6 +532,40 @@ def test_unreadable_record_is_not_changed(
     changed = client.update([broken.id, whole.id], {"revoked_at": NOW}, where={})
     assert [one.id for one in changed] == [whole.id]
     assert ids(client.of_users([17], ended=True)) == [whole.id]
+
+
+@pytest.mark.parametrize(
+    "written", [{"user_id": "17"}, {"store_id": "x"}, {"store_id": "b*"}, {"store_id": "key"}]
+)
+def test_unreadable_field_does_not_affect_others(
+    client: RedisClient, written: dict[str, str]
+) -> None:
+    """A session with an unreadable key, or user, ends with the others."""
+    broken, whole = session_of(client, store_id="a"), session_of(client, store_id="b")
+    client.client.hset(client._key(broken.id), mapping=written)
+    changed = client.update([broken.id, whole.id], {"revoked_at": NOW}, where=STANDS)
+    assert changed == [StoreEntry(whole.id, 17, "b")]
+    assert client.load(broken.id, ["generation"]) is None
+    assert ids(client.of_users([17], ended=True)) == [whole.id]
+
+
+KEYS = [
+    *("", "a", "b", "p", "=", "é\n", "x" * 300, "session:", "session:AbC_-9"),
+    *(prefix + digits for prefix in ("", "session:", "b", "é\n{}") for digits in ("0f" * 32,)),
+    *("0f" * 31 + "0", "0F" * 32, "0f" * 33, "session:" + "0f" * 32 + "\n", "0f" * 32 + "x"),
+]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_store_key_comes_back(client: RedisClient, key: str) -> None:
+    """Whatever the session store uses as a key can be read, compared and deleted."""
+    session = session_of(client, store_id=key)
+    assert client.load(session.id, ["store_id"]) == [key]
+    assert client.get([session.id]) == {session.id: session}
+    assert client.update([session.id], {"generation": 1}, where={"store_id": f"{key}-"}) == []
+    ended = {"revoked_at": NOW, "due_at": moment(0)}
+    where = {"store_id": frozenset([key])}
+    assert client.update([session.id], ended, where=where) == [StoreEntry(session.id, 17, key)]
 
 
 def test_fields_of_another_release(client: RedisClient) -> None:

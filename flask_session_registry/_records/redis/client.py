@@ -35,6 +35,7 @@ from .early import EarlyReply, send
 from .encoding import (
     as_text,
     decode,
+    decode_entry,
     decode_some,
     decode_tombstone,
     encode,
@@ -156,15 +157,12 @@ class RedisClient(Shards):
         :param leaves: the tombstone of the key that the session leaves behind, if it changes.
         :returns: the changed sessions.
         """
-        changed = [
-            StoreEntry(
-                uuid.UUID(hex=part[place - 1]),
-                user_keys.from_text(user_id),
-                None if store_id is False else store_id,
-            )
-            for part, found in self._update(ids, values, where, unless, leaves)
-            for place, user_id, store_id in zip(*[iter(found)] * 3, strict=True)
-        ]
+        changed: list[StoreEntry] = []
+        for part, found in self._update(ids, values, where, unless, leaves):
+            for place, user_id, store_id in zip(*[iter(found)] * 3, strict=True):
+                entry = decode_entry(part[place - 1], user_id, store_id)
+                if entry is not None:
+                    changed.append(entry)
         due_at = values.get("due_at")
         # The key of an ended session lives long enough by what was written while it was active.
         if due_at is not None and not {"revoked_at", "purged_at"} & values.keys():

@@ -5,24 +5,39 @@ A session is a hash of its attributes, a tombstone is JSON.
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import json
+import re
 import typing as t
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 
 from ... import _clock as clock
 from .. import user_keys
+from ..base import StoreEntry
 from .session import FIELDS, RedisUserSession, Tombstone
 
 #: Raised where something unreadable is decoded.
 _UNREADABLE = (AttributeError, KeyError, OverflowError, TypeError, ValueError)
 
 
-#: The fields that hold a user agent, in pieces. Redis stores a hash compactly, in less than half of
-#: the memory, if none of its values is longer than 64 bytes, and user agents are.
+# Redis stores a hash compactly, in less than half of the memory, if none of its values is longer
+# than 64 bytes.
+
+#: The fields that hold a user agent, in pieces.
 _USER_AGENT = ("user_agent", *(f"user_agent {number}" for number in range(2, 9)))
 _PIECE = 64
+
+#: A store key that ends with a hash in hexadecimal digits, as those of Flask-Session do by default.
+#: As Base64 the hash is a third shorter.
+_HASHED = re.compile(r"(.*)([0-9a-f]{64})", re.DOTALL)
+
+#: What a store key begins with, as it is written: a hash in Base64, or the key itself.
+_BASE64, _PLAIN = "b", "p"
+
+#: The length of a hash in Base64, without its padding.
+_LENGTH, _PADDING = 43, "="
 
 
 def encode(values: Mapping[str, t.Any]) -> dict[str, str | None]:
@@ -49,9 +64,35 @@ def _write(name: str, value: t.Any) -> str | None:
         return None
     if name == "user_id":
         return user_keys.as_text(value)
+    if name == "store_id":
+        return _write_key(value)
     if isinstance(value, dt.datetime):
         return str(clock.microseconds(value))
     return value.hex if isinstance(value, uuid.UUID) else str(value)
+
+
+def _write_key(store_id: str) -> str:
+    """Return a store key as it is written."""
+    found = _HASHED.fullmatch(store_id)
+    if found is None:
+        return f"{_PLAIN}{store_id}"
+    prefix, digits = found.groups()
+    hash = base64.b64encode(bytes.fromhex(digits)).decode().rstrip(_PADDING)
+    return f"{_BASE64}{hash}{prefix}"
+
+
+def _read_key(text: str) -> str:
+    """Return the store key that was written.
+
+    :raises ValueError: it is unreadable.
+    """
+    kind, rest = text[:1], text[1:]
+    if kind == _PLAIN:
+        return rest
+    if kind != _BASE64:
+        raise ValueError("The kind of the store key is unknown.")
+    hash = base64.b64decode(rest[:_LENGTH] + _PADDING, validate=True)
+    return f"{rest[_LENGTH:]}{hash.hex()}"
 
 
 def decode(id: uuid.UUID, written: Iterable[str]) -> RedisUserSession | None:
@@ -85,6 +126,18 @@ def decode_some(names: Iterable[str], written: Iterable[t.Any]) -> list[t.Any] |
         return None
 
 
+def decode_entry(id: str, user_id: str, store_id: str | t.Literal[False]) -> StoreEntry | None:
+    """Return the entry of a session; ``None`` if it is unreadable.
+
+    :param store_id: ``False`` stands for a missing one.
+    """
+    try:
+        key = None if store_id is False else _read_key(store_id)
+        return StoreEntry(uuid.UUID(hex=id), user_keys.from_text(user_id), key)
+    except _UNREADABLE:
+        return None
+
+
 def decode_tombstone(text: str | bytes) -> Tombstone | None:
     """Return a tombstone; ``None`` if it is unreadable."""
     try:
@@ -92,7 +145,7 @@ def decode_tombstone(text: str | bytes) -> Tombstone | None:
         return Tombstone(
             id=uuid.UUID(hex=written["id"]),
             user_session_id=uuid.UUID(hex=written["user_session_id"]),
-            store_id=written["store_id"],
+            store_id=_read_key(written["store_id"]),
             left_at=_moment(written["left_at"]),
             is_linked=written["is_linked"] == str(True),
         )
@@ -110,6 +163,7 @@ _READ: dict[str, Callable[[str], t.Any]] = {
     "revocation": uuid.UUID,
     "generation": int,
     "user_id": user_keys.from_text,
+    "store_id": _read_key,
 }
 del _READ["id"]
 

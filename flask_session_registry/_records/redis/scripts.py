@@ -35,11 +35,12 @@ for id in string.gmatch(ARGV[1], string.rep('.', 32)) do
     ids[#ids + 1] = id
 end
 
--- Return fields of a session, the first two of which must be these. An unreadable session counts
--- as lost.
+-- Return fields of a session, the first two of which must be these, and its key. An unreadable
+-- session counts as lost.
 local function read(id, names)
-    local found = redis.pcall('HMGET', base .. 's:' .. id, unpack(names))
-    return not found.err and found[1] and tonumber(found[2] or nil) and found or nil
+    local key = base .. 's:' .. id
+    local found = redis.pcall('HMGET', key, unpack(names))
+    return not found.err and found[1] and tonumber(found[2] or nil) and found or nil, key
 end
 local function with_required(...)
     return {'user_id', 'due_at', ...}
@@ -53,7 +54,7 @@ _WRITE = (
 local grace = tonumber(ARGV[2])
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local additions, removals, expirations, last = {}, {}, {}, {}
+local additions, removals, latest, last = {}, {}, {}, {}
 
 local function add(index, score, id)
     local members = additions[index] or {}
@@ -63,16 +64,17 @@ local function add(index, score, id)
 end
 
 -- Note that an index must not expire before something in it.
-local function keep(index, expires)
-    if expires > (expirations[index] or 0) then
-        expirations[index] = expires
+local function keep(index, moment)
+    if moment > (latest[index] or 0) then
+        latest[index] = moment
     end
 end
 
 -- Append a session to one index and remove it from another.
 local function move(id, to, from)
-    removals[from] = removals[from] or {}
-    table.insert(removals[from], id)
+    local members = removals[from] or {}
+    removals[from] = members
+    members[#members + 1] = id
     local found = last[to] or redis.call('ZREVRANGE', to, 0, 0, 'WITHSCORES')[2] or 0
     last[to] = math.max(now, tonumber(found) + 1)
     add(to, last[to], id)
@@ -80,12 +82,17 @@ end
 
 local indexes, due = {}, base .. 'due'
 
+local function expiry_of(moment)
+    return math.floor(moment / 1000) + grace
+end
+
 -- Let the expiry and the indexes of a session follow what has been written to it.
-local function follow(id, user_id, due_at, due_before, had_ended, ended)
-    local moment, before = math.max(tonumber(due_at), now), tonumber(due_before)
-    -- A session that ends lives long enough by what was written while it was active.
-    if moment > before then
-        redis.call('PEXPIREAT', base .. 's:' .. id, math.floor(moment / 1000) + grace)
+local function follow(key, id, user_id, due_at, due_before, had_ended, ended)
+    local moment, before = math.max(due_at, now), tonumber(due_before)
+    -- A session that ends lives long enough by what was written while it was active. One that has
+    -- ended is given a later moment once, when it is marked as purged: it need not live longer.
+    if moment > before + (had_ended and ended and grace * 1000 or 0) then
+        redis.call('PEXPIREAT', key, expiry_of(moment))
     end
     add(due, due_at, id)
     local of_user = indexes[user_id]
@@ -93,9 +100,9 @@ local function follow(id, user_id, due_at, due_before, had_ended, ended)
         of_user = {[false] = base .. 'u:' .. user_id, [true] = base .. 'e:' .. user_id}
         indexes[user_id] = of_user
     end
-    local expires = math.floor(math.max(moment, before) / 1000) + grace
-    keep(due, expires)
-    keep(of_user[ended], expires)
+    local last_moment = math.max(moment, before)
+    keep(due, last_moment)
+    keep(of_user[ended], last_moment)
     if ended ~= had_ended then
         move(id, of_user[ended], of_user[not ended])
     end
@@ -103,11 +110,11 @@ end
 
 local function bury(tombstone, due_at)
     local key = base .. 't:' .. tombstone.id
-    local expires = math.floor(math.max(tonumber(due_at), now) / 1000) + grace
+    local moment = math.max(tonumber(due_at), now)
     redis.call('SET', key, cjson.encode(tombstone))
-    redis.call('PEXPIREAT', key, expires)
+    redis.call('PEXPIREAT', key, expiry_of(moment))
     add(base .. 'stale', due_at, tombstone.id)
-    keep(base .. 'stale', expires)
+    keep(base .. 'stale', moment)
 end
 
 -- Write the indexes. Each lives as long as what is in it.
@@ -118,7 +125,8 @@ local function finish()
     for key, members in pairs(additions) do
         redis.call('ZADD', key, unpack(members))
     end
-    for key, expires in pairs(expirations) do
+    for key, moment in pairs(latest) do
+        local expires = expiry_of(moment)
         if redis.call('PTTL', key) < expires - now / 1000 then
             redis.call('PEXPIREAT', key, expires)
         end
@@ -140,7 +148,7 @@ local key = base .. 's:' .. ids[1]
 redis.call('DEL', key)
 redis.call('HSET', key, unpack(fields))
 local ended = session.revoked_at ~= nil
-follow(ids[1], session.user_id, session.due_at, 0, not ended, ended)
+follow(key, ids[1], session.user_id, session.due_at, 0, not ended, ended)
 finish()
 """,
 )
@@ -153,7 +161,10 @@ UPDATE = Script.of(
     _WRITE,
     """
 local values, token = cjson.decode(ARGV[3]), ARGV[6]
-local names = with_required('revoked_at', 'store_id', 'token')
+local names, places = with_required('revoked_at', 'store_id', 'token'), {}
+for place, name in ipairs(names) do
+    places[name] = place
+end
 local conditions = {}
 for place, is_allowed in ipairs({true, false}) do
     for name, expected in pairs(cjson.decode(ARGV[3 + place])) do
@@ -161,8 +172,11 @@ for place, is_allowed in ipairs({true, false}) do
         for _, value in ipairs(expected) do
             set[value ~= cjson.null and value] = true
         end
-        names[#names + 1] = name
-        conditions[#conditions + 1] = {#names, set, is_allowed}
+        if not places[name] then
+            names[#names + 1] = name
+            places[name] = #names
+        end
+        conditions[#conditions + 1] = {places[name], set, is_allowed}
     end
 end
 
@@ -196,21 +210,20 @@ end
 
 local changed = {}
 for place, id in ipairs(ids) do
-    local found = read(id, names)
+    local found, key = read(id, names)
     -- The client repeats a call whose reply was lost: this was done before.
     local is_done = found and found[5] == token
     if found and (is_done or is_meant(found)) then
         local user_id, had_ended = found[1], found[3]
         local store_id, ended = after('store_id', found[4]), after('revoked_at', had_ended)
         if not is_done then
-            local key = base .. 's:' .. id
             redis.call('HSET', key, unpack(set))
             if cleared[1] then
                 redis.call('HDEL', key, unpack(cleared))
             end
             local due_before = found[2]
             local due_at = after('due_at', due_before)
-            follow(id, user_id, due_at, due_before, had_ended and true, ended and true)
+            follow(key, id, user_id, due_at, due_before, had_ended and true, ended and true)
             if ARGV[7] ~= '' then
                 local tombstone = cjson.decode(ARGV[7])
                 bury(tombstone, tombstone.left_at)
@@ -242,10 +255,10 @@ GET = Script.of(
     """
 local found, required = {}, with_required('revoked_at')
 for place, id in ipairs(ids) do
-    local session = read(id, required)
+    local session, key = read(id, required)
     if session and (ids[2] or session[3] or is_named(id, session[1])) then
         found[#found + 1] = place
-        found[#found + 1] = redis.call('HGETALL', base .. 's:' .. id)
+        found[#found + 1] = redis.call('HGETALL', key)
     end
 end
 return cjson.encode(found)
@@ -280,9 +293,9 @@ REMOVE = Script.of(
     """
 local removed, required = 0, with_required('revoked_at')
 for _, id in ipairs(ids) do
-    local session = read(id, required)
+    local session, key = read(id, required)
     if session and session[3] then
-        redis.call('DEL', base .. 's:' .. id)
+        redis.call('DEL', key)
         redis.call('ZREM', base .. 'due', id)
         redis.call('ZREM', base .. 'e:' .. session[1], id)
         removed = removed + 1
