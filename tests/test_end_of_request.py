@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 from conftest import SiteFactory
-from flask import make_response, request, session
+from flask import current_app, make_response, request, session
 from flask_login import confirm_login, current_user, login_user, logout_user
 from site_under_test import Site, days_ago, is_signed_cookie
 
@@ -151,6 +151,39 @@ def test_touch_is_looked_at(store_site: Site, recorded: list[str], age: dt.timed
     assert row.last_seen_at != seen_at
     assert firefox.is_signed_in
     assert recorded == ["/me"]
+
+
+def test_new_session_id_is_looked_at(make_site: SiteFactory, recorded: list[str]) -> None:
+    """An id that a view has given its session is recorded in the same request."""
+    site = make_site("redis")
+
+    @site.app.post("/regenerate")
+    def regenerate() -> str:
+        assert current_user.is_authenticated
+        current_app.session_interface.regenerate(session)
+        return ""
+
+    firefox = site.browser()
+    firefox.login()
+    recorded.clear()
+    firefox.post("/regenerate")
+    assert recorded == ["/regenerate"]
+    (row,) = site.rows()
+    assert [row.store_id] == site.signed_in_entries()
+    assert (row.generation, firefox.is_signed_in) == (1, True)
+
+
+def test_other_store_key_is_looked_at(make_site: SiteFactory, recorded: list[str]) -> None:
+    """A session whose row names another entry than the browser's gets the browser's."""
+    site = make_site("redis")
+    firefox = site.browser()
+    firefox.login()
+    (key,) = site.signed_in_entries()
+    site.change(store_id="another")
+    recorded.clear()
+    assert firefox.is_signed_in
+    assert recorded == ["/me"]
+    assert [row.store_id for row in site.rows()] == [key]
 
 
 def test_prune_is_looked_at(make_site: SiteFactory, recorded: list[str]) -> None:
