@@ -24,13 +24,20 @@ from flask_session_registry import (
 )
 
 
+@pytest.fixture
+def synchronous() -> str:
+    """Return how SQLite waits for the disk: what these processes write must only survive them."""
+    return "OFF"
+
+
 @pytest.fixture(autouse=True)
-def no_connection_is_left() -> Iterator[None]:
+def no_connection_is_left(synchronous: str) -> Iterator[None]:
     """Close the SQLite connections that a test opened: each test creates its own engines."""
     opened: list[sqlite3.Connection] = []
 
     def note(connection: t.Any, _: t.Any) -> None:
         if isinstance(connection, sqlite3.Connection):
+            connection.execute(f"PRAGMA synchronous = {synchronous}")
             opened.append(connection)
 
     sa.event.listen(sa.Pool, "connect", note)

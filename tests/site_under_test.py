@@ -30,7 +30,7 @@ from stores import KINDS, STORES
 
 from flask_session_registry import SessionRegistry
 from flask_session_registry._records.redis import RedisRecords, RedisUserSession
-from flask_session_registry._records.redis.encoding import encode
+from flask_session_registry._records.redis.encoding import as_text, encode
 from flask_session_registry._records.redis.session import Tombstone
 
 COOKIES = ("session", "remember_token", "remember_token_session")
@@ -176,7 +176,7 @@ class Site:
         with self.context():
             records = self.registry.records
             if isinstance(records, RedisRecords):
-                kept = [one for batch in records.redis.all() for one in batch]
+                kept = _sessions(records)
                 return sorted(
                     (one for one in kept if _has(one, by)), key=lambda one: one.created_at
                 )
@@ -201,8 +201,7 @@ class Site:
                 if left_at is not None:
                     for tombstone in _tombstones(records):
                         _bury(records, dataclasses.replace(tombstone, left_at=left_at))
-                kept = [one for batch in records.redis.all() for one in batch]
-                for one in kept:
+                for one in _sessions(records):
                     if not _has(one, by or {}) or (ended and one.revoked_at is None):
                         continue
                     changed = dataclasses.replace(one, **values)
@@ -257,11 +256,10 @@ class Site:
         with self.context():
             records = self.registry.records
             if isinstance(records, RedisRecords):
-                for batch in records.redis.all():
-                    ids = [one.id for one in batch]
-                    ended = {"revoked_at": days_ago(0), "due_at": days_ago(0)}
-                    records.redis.update(ids, ended, where={})
-                    records.redis.remove(ids)
+                ids = [one.id for one in _sessions(records)]
+                ended = {"revoked_at": days_ago(0), "due_at": days_ago(0)}
+                records.redis.update(ids, ended, where={})
+                records.redis.remove(ids)
                 ids = [tombstone.id for tombstone in _tombstones(records)]
                 records.redis.remove_tombstones(ids, left_by=days_ago(-1))
                 return
@@ -398,8 +396,18 @@ class Browser:
         return Browser(self.site, "Copy", {n: cookies[n] for n in names or cookies})
 
 
+def _sessions(records: RedisRecords) -> list[RedisUserSession]:
+    return [*records.redis.get(_ids(records, "s")).values()]
+
+
 def _tombstones(records: RedisRecords) -> list[Tombstone]:
-    return [one for batch in records.redis.tombstones(days_ago(-1000)) for one in batch]
+    return [*records.redis.get_tombstones(_ids(records, "t")).values()]
+
+
+def _ids(records: RedisRecords, kind: str) -> list[uuid.UUID]:
+    """Return the ids of all sessions, or tombstones. This is faster than to ask all shards."""
+    keys = records.redis.client.scan_iter(f"{records.redis._prefix}*:{kind}:*", count=10_000)
+    return [uuid.UUID(hex=as_text(key)[-32:]) for key in keys]
 
 
 def _bury(records: RedisRecords, tombstone: Tombstone) -> None:

@@ -31,7 +31,7 @@ from site_under_test import Browser, Site
 from flask_session_registry._request.marker import read_marker
 from flask_session_registry._revocation.fingerprint import fingerprint
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.no_cover]
 
 #: The number of kills at random moments on each database.
 RANDOM = 30

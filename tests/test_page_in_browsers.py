@@ -18,7 +18,7 @@ from flask import Flask
 from playwright.sync_api import Browser
 from test_readme import blocks
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.no_cover]
 
 NEW = "staple battery horse"
 HOSTILE = [

@@ -26,7 +26,15 @@ from site_under_test import Browser, Site
 ROUNDS = 8
 PAIR = ("remember_token", "remember_token_session")
 
+pytestmark = pytest.mark.no_cover
+
 Prepare = Callable[..., Site]
+
+
+@pytest.fixture
+def synchronous() -> str:
+    """Hold the locks for as long as a disk takes."""
+    return "FULL"
 
 
 @pytest.fixture(autouse=True)

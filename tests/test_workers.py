@@ -23,7 +23,7 @@ from service import PASSWORD, HttpBrowser, Service, running, sign_up
 
 from flask_session_registry._records.redis import RedisClient
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.no_cover]
 
 NEW = "a new password, quite long"
 REMEMBERED = ("remember_token", "remember_token_session")
