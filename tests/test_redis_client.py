@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 import traceback
@@ -50,14 +51,21 @@ KINDS: dict[str, Callable[[str], RedisClient]] = {
 }
 
 
-@pytest.fixture(params=KINDS)
-def client(request: pytest.FixtureRequest) -> Iterator[RedisClient]:
+@contextlib.contextmanager
+def client_of(kind: str) -> Iterator[RedisClient]:
+    """Yield a client of one of the kinds, and delete what it has written."""
     prefix = f"house{uuid.uuid4().hex}:"
-    made = KINDS[request.param](prefix)
+    made = KINDS[kind](prefix)
     yield made
     for key in made.client.scan_iter(f"{prefix}*", count=10_000):
         made.client.delete(key)
     made.client.close()
+
+
+@pytest.fixture(params=KINDS)
+def client(request: pytest.FixtureRequest) -> Iterator[RedisClient]:
+    with client_of(request.param) as made:
+        yield made
 
 
 def moment(days: float) -> dt.datetime:

@@ -18,7 +18,7 @@ from own_servers import OwnServer, own_redis, redis_client
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from site_under_test import Site, days_ago
-from test_redis_client import KINDS, session_of
+from test_redis_client import KINDS, client_of, session_of
 
 from flask_session_registry import RecordsError
 from flask_session_registry._records.redis import RedisClient, RedisRecords, early, scripts
@@ -175,29 +175,21 @@ def test_no_reply_is_left_unread(
 # -- each kind of client ---------------------------------------------------------------------------
 
 
-@pytest.fixture(params=KINDS)
-def client(request: pytest.FixtureRequest) -> Iterator[RedisClient]:
-    prefix = f"house{uuid.uuid4().hex}:"
-    made = KINDS[request.param](prefix)
-    yield made
-    for key in made.client.scan_iter(f"{prefix}*", count=10_000):
-        made.client.delete(key)
-    made.client.close()
-
-
-def test_every_client(client: RedisClient, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_client(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every kind of client loads the same, also where the script is unknown."""
-    session = session_of(client, generation=3)
-    for _ in range(2):
-        with client.loading(session.id, NAMES) as loaded:
-            assert loaded() == [17, 3]
-        with client.loading(uuid.uuid4(), NAMES) as loaded:
-            assert loaded() is None
-        script = Script.of(scripts.LOAD.text, f"-- {uuid.uuid4().hex}")
-        monkeypatch.setattr(scripts, "LOAD", script)
-    with client.loading(session.id, NAMES):
-        """Without asking for the result."""
-    assert client.load(session.id, NAMES) == [17, 3]
+    with client_of(kind) as client:
+        session = session_of(client, generation=3)
+        for _ in range(2):
+            with client.loading(session.id, NAMES) as loaded:
+                assert loaded() == [17, 3]
+            with client.loading(uuid.uuid4(), NAMES) as loaded:
+                assert loaded() is None
+            script = Script.of(scripts.LOAD.text, f"-- {uuid.uuid4().hex}")
+            monkeypatch.setattr(scripts, "LOAD", script)
+        with client.loading(session.id, NAMES):
+            """Without asking for the result."""
+        assert client.load(session.id, NAMES) == [17, 3]
 
 
 class Traced(redis.Redis):
