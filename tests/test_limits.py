@@ -562,6 +562,21 @@ def test_login_while_the_clock_was_ahead(
     assert not firefox.is_signed_in
 
 
+def test_touch_of_a_session_that_has_just_ended(database_site: Site) -> None:
+    """Nothing is written to a session that has ended since its check."""
+    database_site.browser().login()
+    with database_site.context():
+        database_site.sessions.revoke_all(database_site.user("ann"))
+        database_site.db.session.commit()
+    (row,) = database_site.rows()
+    seen = {"last_seen_at": clock.now(), "ip_address": "203.0.113.9", "user_agent": "Another"}
+    with database_site.context():
+        database_site.registry.records.touch(row.id, seen)
+    (after,) = database_site.rows()
+    names = (*seen, "revoked_at")
+    assert [getattr(after, name) for name in names] == [getattr(row, name) for name in names]
+
+
 def test_touch_leaves_what_is_not_ahead(site: Site, firefox: Browser) -> None:
     """19: the beginning of a session, and the time of its password, stay as they are."""
     firefox.login()
