@@ -397,12 +397,12 @@ def test_index_lives_as_long_as_what_is_in_it(client: RedisClient) -> None:
         assert client.client.pttl(base + index) / 1000 / 3600 / 24 > 699
 
 
-@pytest.mark.parametrize(("days", "lives"), [(30, 400), (399, 400), (401, 801)])
+@pytest.mark.parametrize(("days", "lives"), [(30, 400), (199, 400), (201, 601)])
 @pytest.mark.parametrize("due", [-300, 0])
 def test_marked_session_lives_until_it_is_due(
     client: RedisClient, due: float, days: float, lives: float
 ) -> None:
-    """Marking a session writes its expiry only where it would expire before it is due."""
+    """Marking a session writes its expiry only if it would expire within 200 days of being due."""
     one = session_of(client, due_at=moment(due))
     client.update([one.id], {"revoked_at": NOW, "due_at": moment(0)}, where=STANDS)
     marked = {"purged_at": moment(0), "due_at": moment(days)}

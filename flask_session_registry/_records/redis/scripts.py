@@ -88,10 +88,12 @@ end
 
 -- Let the expiry and the indexes of a session follow what has been written to it.
 local function follow(key, id, user_id, due_at, due_before, had_ended, ended)
-    local moment, before = math.max(due_at, now), tonumber(due_before)
+    local moment, before = math.max(tonumber(due_at), now), tonumber(due_before)
     -- A session that ends lives long enough by what was written while it was active. One that has
-    -- ended is given a later moment once, when it is marked as purged: it need not live longer.
-    if moment > before + (had_ended and ended and grace * 1000 or 0) then
+    -- ended is given a later moment once, when it is marked as purged: half of the grace period is
+    -- enough after that.
+    local spared = had_ended and ended and grace * 1000 / 2 or 0
+    if moment > before + spared then
         redis.call('PEXPIREAT', key, expiry_of(moment))
     end
     add(due, due_at, id)
