@@ -543,7 +543,15 @@ def test_unreadable_record_is_not_changed(
 
 
 @pytest.mark.parametrize(
-    "written", [{"user_id": "17"}, {"store_id": "x"}, {"store_id": "b*"}, {"store_id": "key"}]
+    "written",
+    [
+        {"user_id": "17"},
+        {"store_id": "x"},
+        {"store_id": "\x01*"},
+        # As development versions wrote it.
+        {"store_id": f"prod:{'0f' * 32}"},
+        {"store_id": f"blog{'0f' * 32}"},
+    ],
 )
 def test_unreadable_field_does_not_affect_others(
     client: RedisClient, written: dict[str, str]
@@ -551,6 +559,7 @@ def test_unreadable_field_does_not_affect_others(
     """A session with an unreadable key, or user, ends with the others."""
     broken, whole = session_of(client, store_id="a"), session_of(client, store_id="b")
     client.client.hset(client._key(broken.id), mapping=written)
+    assert client.load(broken.id, ["user_id", "store_id"]) is None
     changed = client.update([broken.id, whole.id], {"revoked_at": NOW}, where=STANDS)
     assert changed == [StoreEntry(whole.id, 17, "b")]
     assert client.load(broken.id, ["generation"]) is None
@@ -558,8 +567,8 @@ def test_unreadable_field_does_not_affect_others(
 
 
 KEYS = [
-    *("", "a", "b", "p", "=", "é\n", "x" * 300, "session:", "session:AbC_-9"),
-    *(prefix + digits for prefix in ("", "session:", "b", "é\n{}") for digits in ("0f" * 32,)),
+    *("", "a", "\x01", "\x02", "=", "é\n", "x" * 300, "session:", "session:AbC_-9"),
+    *(prefix + "0f" * 32 for prefix in ("", "session:", "\x01", "é\n{}")),
     *("0f" * 31 + "0", "0F" * 32, "0f" * 33, "session:" + "0f" * 32 + "\n", "0f" * 32 + "x"),
 ]
 

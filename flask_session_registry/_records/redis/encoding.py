@@ -33,8 +33,9 @@ _PIECE = 64
 #: As Base64 the hash is a third shorter.
 _HASHED = re.compile(r"(.*)([0-9a-f]{64})", re.DOTALL)
 
-#: What a store key begins with, as it is written: a hash in Base64, or the key itself.
-_BASE64, _PLAIN = "b", "p"
+#: What a store key begins with, as it is written: a hash in Base64, or the key itself. A key that
+#: was written without that is unreadable.
+_BASE64, _PLAIN = "\x01", "\x02"
 
 #: The length of a hash in Base64, without its padding.
 _LENGTH, _PADDING = 43, "="
@@ -77,8 +78,8 @@ def _write_key(store_id: str) -> str:
     if found is None:
         return f"{_PLAIN}{store_id}"
     prefix, digits = found.groups()
-    hash = base64.b64encode(bytes.fromhex(digits)).decode().rstrip(_PADDING)
-    return f"{_BASE64}{hash}{prefix}"
+    written = base64.b64encode(bytes.fromhex(digits)).decode().rstrip(_PADDING)
+    return f"{_BASE64}{written}{prefix}"
 
 
 def _read_key(text: str) -> str:
@@ -91,8 +92,8 @@ def _read_key(text: str) -> str:
         return rest
     if kind != _BASE64:
         raise ValueError("The kind of the store key is unknown.")
-    hash = base64.b64decode(rest[:_LENGTH] + _PADDING, validate=True)
-    return f"{rest[_LENGTH:]}{hash.hex()}"
+    digest = base64.b64decode(rest[:_LENGTH] + _PADDING, validate=True)
+    return f"{rest[_LENGTH:]}{digest.hex()}"
 
 
 def decode(id: uuid.UUID, written: Iterable[str]) -> RedisUserSession | None:
