@@ -251,26 +251,6 @@ MALFORMED = {
 }
 
 
-def test_id_is_hashed_once(make_site: SiteFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often a request needs the key of its entry, and whoever else came in between."""
-    site = make_site("redis")
-    firefox, chrome = site.browser("Firefox"), site.browser("Chrome")
-    firefox.login("ann")
-    chrome.login("bob")
-    hashed: list[bytes] = []
-    sha256 = store_keys.hashlib.sha256
-
-    class Counting:
-        @staticmethod
-        def sha256(data: bytes) -> t.Any:
-            hashed.append(data)
-            return sha256(data)
-
-    monkeypatch.setattr(store_keys, "hashlib", Counting)
-    assert [browser.name_shown for browser in (firefox, chrome, firefox)] == ["ann", "bob", "ann"]
-    assert hashed == [browser.cookies["session"].encode() for browser in (firefox, chrome, firefox)]
-
-
 @pytest.mark.parametrize("hashed", [True, False])
 @pytest.mark.parametrize("value", MALFORMED.values(), ids=list(MALFORMED))
 @pytest.mark.parametrize("name", ["session", "remember_token", "remember_token_session"])

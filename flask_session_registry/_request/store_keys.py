@@ -47,22 +47,12 @@ def configure_store_keys(interface: SessionInterface, *, hashed: bool) -> None:
     if not flask_session.owns(interface):
         return
     prefix = flask_session.key_prefix(interface)
-    # Each request asks several times for the key of the same object. Ids are never compared: how
-    # long that takes tells how much of another browser's has been guessed.
-    last: tuple[str | None, str] = (None, "")
 
     def store_key_of(session_id: str) -> str:
-        nonlocal last
-        known, key = last
-        if session_id is known:
-            return key
         if hashed or not ISSUED.fullmatch(session_id):
             raw = session_id.encode("utf-8", "surrogatepass")
-            key = prefix + hashlib.sha256(raw).hexdigest()
-        else:
-            key = prefix + session_id
-        last = session_id, key
-        return key
+            return prefix + hashlib.sha256(raw).hexdigest()
+        return prefix + session_id
 
     flask_session.set_store_key_function(interface, store_key_of)
 
