@@ -26,7 +26,7 @@ from flask_session_registry import (
 
 @pytest.fixture
 def synchronous() -> str:
-    """Return how SQLite waits for the disk: what these processes write must only survive them."""
+    """Return how SQLite waits for the disk: not, as what tests write need not survive a crash."""
     return "OFF"
 
 
